@@ -1,0 +1,52 @@
+"""The front door: one file per command, imported only when it is called, and no logic here.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found a problem, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import cyclopts
+
+import tandem
+from tandem.errors import TandemError, UsageError
+
+COMMANDS = {
+    "quickstart": ("tandem.cli.quickstart:quickstart", "Train a small model on this machine and serve it apart."),
+    "serve": ("tandem.cli.serve:serve", "Serve a model folder on this host: prefill, decode and gateway processes."),
+    "instance": ("tandem.cli.instance:instance", "Run one inference instance in the foreground."),
+    "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
+    "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
+    "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
+    "ranktable": ("tandem.cli.ranktable:app", "Generate, check and show rank tables."),
+}
+"""Command name -> (where it lives, its one-line help). The help stands here so that listing imports nothing."""
+
+
+def build_app() -> cyclopts.App:
+    """The command tree, with every command still unimported."""
+    app = cyclopts.App(name="tandem", help=tandem.__doc__, version=tandem.__version__, help_on_error=False)
+    for name, (target, summary) in COMMANDS.items():
+        app.command(target, name=name, help=summary)
+    return app
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; our own errors become one line on stderr."""
+    try:
+        result = build_app()(arguments, result_action="return_value")
+    except TandemError as error:
+        print(f"tandem: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("tandem: stopped", file=sys.stderr)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `tandem` command."""
+    if sys.platform == "win32":
+        sys.exit("tandem: Windows is not supported; use Linux, or WSL 2 on Windows")
+    sys.exit(run(sys.argv[1:]))

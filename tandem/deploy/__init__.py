@@ -1,0 +1,1 @@
+"""Turns a Topology into running processes, watches them and stops them. No torch."""

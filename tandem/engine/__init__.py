@@ -1,0 +1,1 @@
+"""One native inference instance: admit, schedule, run, sample, stream; role prefill, decode or both."""

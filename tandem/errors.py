@@ -1,0 +1,68 @@
+"""The exception tree: everything tandem raises on purpose.
+
+    TandemError
+    ├── UsageError (ValueError)        the user asked for something wrong: exit code 2
+    │   ├── ModelFolderError           a model folder is missing, half-written or contradicts itself
+    │   ├── TopologyError              a topology or rank table breaks a rule
+    │   ├── RecipeError                a training recipe cannot run as written
+    │   └── RequestError               one HTTP request is refused: carries status, code and parameter
+    ├── DataError                      a data file is broken or does not fit what it is used for
+    ├── CheckpointError                a checkpoint is damaged or belongs to another run
+    ├── TransferError                  a KV hand-off was refused or broke off
+    └── ProcessError                   a process of ours did not start, died or stopped answering
+
+Every message names the thing, the place and the fix. Foreign errors are mapped to these once, where they enter.
+"""
+
+
+class TandemError(Exception):
+    """Base of everything tandem raises on purpose."""
+
+
+class UsageError(TandemError, ValueError):
+    """The user asked for something wrong; the message says what to change."""
+
+
+class ModelFolderError(UsageError):
+    """A model folder is missing, half-written or contradicts itself."""
+
+
+class TopologyError(UsageError):
+    """A topology or a rank table breaks a rule."""
+
+
+class RecipeError(UsageError):
+    """A training recipe cannot run as written."""
+
+
+class RequestError(UsageError):
+    """One HTTP request is refused, in OpenAI's error shape.
+
+    Args:
+        message: What is wrong and how to mend it; sent to the client.
+        status: HTTP status code.
+        code: OpenAI's machine-readable error code, such as ``model_not_found``.
+        param: The body field at fault, if one is.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class DataError(TandemError):
+    """A data file is broken or does not fit what it is used for."""
+
+
+class CheckpointError(TandemError):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+class TransferError(TandemError):
+    """A KV hand-off was refused or broke off."""
+
+
+class ProcessError(TandemError):
+    """A process of ours did not start, died or stopped answering."""

@@ -1,0 +1,1 @@
+"""The OpenAI front door and the prefill/decode router. No torch."""

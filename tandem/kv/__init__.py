@@ -1,0 +1,1 @@
+"""Paged blocks of keys and values, leases on them, and their transfer between instances."""

@@ -1,0 +1,1 @@
+"""The decoder, the families that translate to it, and weights on disk."""

@@ -1,0 +1,1 @@
+"""Devices, and later meshes, collectives and sharded layers."""

@@ -1,0 +1,1 @@
+"""What processes say to each other: OpenAI bodies, KV tickets, server-sent events, identities. No torch."""

@@ -1,0 +1,1 @@
+"""Tokenizers, chat formats, incremental detokenizer, stop matcher. No torch."""

@@ -1,0 +1,1 @@
+"""Data to batches to steps to checkpoints to exports."""
