@@ -1,0 +1,187 @@
+"""The OpenAI requests an instance understands, as types; whatever they do not name is refused with status 400.
+
+A field of OpenAI's API that is not supported yet is still accepted when it says what leaving it out would say
+(`"n": 1`), because common clients send such fields; any other value is refused by name.
+
+Source: OpenAI API reference, `/v1/completions` and `/v1/chat/completions`; the fields `top_k`, `min_p`, `min_tokens`,
+`ignore_eos`, `stop_token_ids` and `kv_transfer_params` are vLLM's extensions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tandem.errors import RequestError
+from tandem.protocol.kv import KVTransferParams
+
+MAX_STOPS: Final = 16
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+    """End with a chunk that has no choices and the token counts."""
+
+
+class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The fields that completions and chat completions share."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    stop: str | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOPS)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    kv_transfer_params: KVTransferParams | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, however they were spelled."""
+        if isinstance(self.stop, str):
+            return (self.stop,) if self.stop else ()
+        return tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a streamed answer ends with the token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """Body of `POST /v1/completions`."""
+
+    prompt: str | list[Any]
+
+    def single_prompt(self) -> str | list[int]:
+        """The one prompt, as text or as token ids.
+
+        Raises:
+            RequestError: The list is empty, mixed, or holds several prompts.
+        """
+        prompt = self.prompt
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+            if len(prompt) > 1:
+                raise RequestError(
+                    f"prompt: {len(prompt)} prompts in one request; send one request each", param="prompt"
+                )
+            prompt = prompt[0]
+        if isinstance(prompt, list) and not all(type(token) is int for token in prompt):
+            raise RequestError("prompt: expected text or a list of token ids", param="prompt")
+        if not prompt:
+            raise RequestError("prompt: is empty; send at least one token", param="prompt")
+        return prompt
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """The limit under its new name or its old one."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "prompt_logprobs": (None,),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "response_format": (None, {"type": "text"}),
+    "user": (None,),
+}
+"""OpenAI fields that are not supported yet, with the values that ask for nothing."""
+
+R = TypeVar("R", bound=GenerationRequest)
+
+
+def parse(body: bytes, kind: type[R]) -> R:
+    """Decode and validate one request body.
+
+    Raises:
+        RequestError: The body is not JSON, misses a field, has one of the wrong type or range, or has one that is not
+            supported; the message names it.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError:
+        fields = _without_neutral(_json_object(body))
+    except msgspec.DecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.ValidationError:
+        raise RequestError("the body must be a JSON object", code="invalid_json") from None
+
+
+def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
+    for name, neutral in NEUTRAL.items():
+        if name in fields and fields[name] not in neutral:
+            raise RequestError(
+                f"{name}: {str(fields[name])[:80]} is not supported by this instance; leave the field out",
+                param=name,
+                code="unsupported_parameter",
+            )
+    return {name: value for name, value in fields.items() if name not in NEUTRAL}
+
+
+def _refusal(reason: str) -> RequestError:
+    """The library's "Expected `int` >= 1 - at `$.max_tokens`", turned round so that the field stands first."""
+    what, _, where = reason.partition(" - at `$.")
+    field = where.rstrip("`")
+    if "unknown field" in what:
+        field = what.split("`")[1]
+        return RequestError(f"{field}: unknown field; check the spelling or leave it out", param=field)
+    if "missing required field" in what:
+        field = what.split("`")[1]
+        return RequestError(f"{field}: is missing; the request needs it", param=field)
+    return RequestError(f"{field or 'body'}: {what[:1].lower()}{what[1:]}", param=field or None)

@@ -1,0 +1,43 @@
+"""Server-sent events, as far as OpenAI streams use them: `data: <json>` lines and a final `data: [DONE]`.
+
+Source: WHATWG HTML standard, section 9.2 (event streams).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import msgspec
+
+DONE: Final = b"data: [DONE]\n\n"
+HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+
+
+def event(payload: Any) -> bytes:
+    """One event carrying `payload` as JSON."""
+    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
+
+
+class EventParser:
+    """Cuts a byte stream into the data of its events, wherever the network cut it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """The data of every event that `piece` completes."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
+    """The JSON events of an OpenAI stream, up to `[DONE]`."""
+    parser = EventParser()
+    async for piece in pieces:
+        for data in parser.feed(piece):
+            if data == b"[DONE]":
+                return
+            yield msgspec.json.decode(data)
