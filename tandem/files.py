@@ -1,0 +1,82 @@
+"""Files that are either whole or not there, and JSON objects read with one clear error.
+
+Everything is written beside its final name and renamed, so a kill at any moment leaves the old state or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tandem.errors import TandemError
+
+
+def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        TandemError: Of the class `error`: the file cannot be read or holds something else.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except (ValueError, OSError) as reason:
+        raise error(f"{path}: cannot be read as JSON ({reason}); copy or write the file again") from None
+    if not isinstance(fields, dict):
+        raise error(f"{path}: holds no JSON object; copy or write the file again")
+    return fields
+
+
+def json_bytes(fields: dict[str, Any]) -> bytes:
+    """A JSON object as people like to read it."""
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step, on disk before it bears the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that gets its final name when the block ends well, and vanishes when it does not.
+
+    `path` must not exist; an empty folder there is replaced.
+    """
+    part = _part(path)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        part.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,57 @@
+"""The one decoder: what the trainer trains and what the engine serves.
+
+Shapes: T tokens (any leading dimensions), E hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tandem.catalogue.config import ModelConfig
+from tandem.model.context import AttentionContext
+from tandem.model.layers import Block, RMSNorm, rotation
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer.
+
+    Parameters are left as `torch.nn` makes them; call `initialise` to train from scratch, or build on the meta device
+    and load a folder (`model/folder.py`).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        # A tied head has no parameter of its own, so it can neither be saved twice nor drift apart.
+        self.head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def hidden(self, tokens: Tensor, context: AttentionContext) -> Tensor:
+        """Token ids [T] -> final hidden states [T, E], after the last norm."""
+        x = self.embedding(tokens)
+        by = rotation(self.config.position, self.config.attention.head_dim, context.positions, x.dtype)
+        for block in self.layers:
+            x = block(x, by, context)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states [T, E] -> logits [T, V]."""
+        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+
+    def forward(self, tokens: Tensor, context: AttentionContext) -> Tensor:
+        """Token ids [T] -> logits [T, V]."""
+        return self.logits(self.hidden(tokens, context))
+
+    @torch.no_grad()
+    def initialise(self, seed: int, std: float = 0.02) -> None:
+        """Draw all matrices from a normal distribution; those that feed the residual stream get less (GPT-2)."""
+        generator = torch.Generator().manual_seed(seed)
+        residual = std / (2 * self.config.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                scale = residual if name.endswith(("attention.o.weight", "feed_forward.down.weight")) else std
+                parameter.normal_(0, scale, generator=generator)

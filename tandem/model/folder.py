@@ -1,0 +1,155 @@
+"""Hugging Face model folders: reading one into a `Decoder`, writing one from it.
+
+Weights stream tensor by tensor between the files and the decoder's own parameters, so there is never a second copy of
+the model in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.generation import GenerationDefaults
+from tandem.errors import ModelFolderError
+from tandem.files import json_bytes, read_json_object, whole_folder
+from tandem.model.decoder import Decoder
+from tandem.model.families import FAMILIES, family_of
+from tandem.model.families.family import Family
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAMPLE_BYTES = 64 * 1024
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder, without its weights.
+
+    Raises:
+        ModelFolderError: The folder or its `config.json` is missing, broken or of an unsupported architecture.
+    """
+    return _translate(folder)[1]
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
+    """Load a model folder.
+
+    Args:
+        folder: Holds `config.json` and safetensors files.
+        device: Where the parameters go.
+        dtype: What they become; None keeps the folder's own.
+
+    Raises:
+        ModelFolderError: A file is missing or broken, or tensors are missing, surplus or misshapen; all are named.
+    """
+    family, config, fields = _translate(folder)
+    dtype = dtype or DTYPES.get(fields.get("dtype") or fields.get("torch_dtype") or "float32", torch.float32)
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    wanted = {family.their_name(name): name for name, _ in decoder.named_parameters()}
+    faults = []
+    for theirs, tensor in _tensors(folder):
+        ours = wanted.pop(theirs, None)
+        if ours is None:
+            faults += [] if family.ignored(theirs, config) else [f"{theirs} is not part of the model"]
+        elif tensor.shape != (expected := decoder.get_parameter(ours).shape):
+            faults.append(f"{theirs} has shape {list(tensor.shape)}, config.json asks for {list(expected)}")
+        else:
+            _assign(decoder, ours, tensor.to(device=device, dtype=dtype))
+    faults += [f"{theirs} is missing" for theirs in wanted]
+    if faults:
+        raise ModelFolderError(f"{folder}: weights do not fit config.json: {_first(faults)}; copy the folder again")
+    return decoder.eval()
+
+
+def save(decoder: Decoder, folder: Path, generation: GenerationDefaults, tokenizer_files: dict[str, bytes]) -> None:
+    """Write a complete model folder: configuration, weights, generation defaults, tokenizer.
+
+    Args:
+        decoder: Its parameters are written as they are, in their own dtype.
+        folder: Must not exist.
+        generation: Content of `generation_config.json`.
+        tokenizer_files: File name -> content.
+
+    Raises:
+        ModelFolderError: Something of that name exists.
+    """
+    family = FAMILIES[decoder.config.family]
+    tensors = {family.their_name(name): p.detach().contiguous() for name, p in decoder.named_parameters()}
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    ids = {"bos_token_id": generation.bos_token_id, "eos_token_id": generation.as_json()["eos_token_id"]}
+    config = family.write_config(decoder.config) | ids | {"torch_dtype": dtype}
+    files = {"config.json": json_bytes(config), "generation_config.json": json_bytes(generation.as_json())}
+    if folder.exists():
+        raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
+    with whole_folder(folder) as part:
+        for name, content in (files | tokenizer_files).items():
+            (part / name).write_bytes(content)
+        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+
+
+def fingerprint(folder: Path) -> str:
+    """A cheap hash of a folder's weights: sizes, beginnings and ends of its files.
+
+    It tells two checkpoints of one shape apart without reading them whole.
+    """
+    digest = blake2b(digest_size=16)
+    for path in _weight_files(folder):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest.update(size.to_bytes(8, "little") + file.read(SAMPLE_BYTES))
+            file.seek(max(size - SAMPLE_BYTES, 0))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _translate(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such model folder; give a folder with config.json and *.safetensors")
+    if not path.exists():
+        raise ModelFolderError(f"{folder}: has no config.json; is it a Hugging Face model folder?")
+    fields = read_json_object(path, ModelFolderError)
+    family = family_of(fields, str(path))
+    return family, family.read_config(fields, str(path)), fields
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json_object(index, ModelFolderError).get("weight_map", {}).values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelFolderError(f"{folder}: has no *.safetensors file; copy the weights too")
+    for path in files:
+        if path.parent != folder or not path.exists():
+            raise ModelFolderError(f"{index}: names {path.name}, which is not there; copy that file too")
+    return files
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelFolderError(f"{path}: is damaged or half-written ({error}); copy it again") from None
+
+
+def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:
+    module, _, attribute = name.rpartition(".")
+    setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def _first(faults: list[str], most: int = 4) -> str:
+    more = f" and {len(faults) - most} more" if len(faults) > most else ""
+    return "; ".join(faults[:most]) + more

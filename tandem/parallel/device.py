@@ -1,0 +1,38 @@
+"""Which device this process computes on, feature-detected: cpu, cuda (NVIDIA) or npu (Ascend, through torch_npu).
+
+Run here on CPU only so far; the other two are the same calls with another device name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from tandem.errors import UsageError
+
+DeviceName = Literal["auto", "cpu", "cuda", "npu"]
+
+
+def has_npu() -> bool:
+    """Whether an Ascend device and its torch plug-in are there."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return False
+    importlib.import_module("torch_npu")
+    return bool(torch.get_device_module("npu").is_available())
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """The device asked for, or for `auto` the best one there is.
+
+    Raises:
+        UsageError: The device asked for is not there.
+    """
+    there: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "npu": has_npu, "cpu": lambda: True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in there.items() if is_there()))
+    if not there[name]():
+        raise UsageError(f"--device {name}: this machine has none that torch can use; use --device cpu")
+    return torch.device(name)
