@@ -1,0 +1,75 @@
+"""`tandem serve`: a model folder served on this host by prefill, decode and gateway processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tandem.deploy.local import Progress
+    from tandem.topology.topology import Topology
+
+
+def serve(
+    model: Path,
+    /,
+    *,
+    prefill: int = 1,
+    decode: int = 1,
+    port: int = 9000,
+    host: str = "127.0.0.1",
+    served_model_name: str | None = None,
+    log_dir: Path | None = None,
+) -> int:
+    """Serve a model folder on this host until Ctrl-C.
+
+    Args:
+        model: Model folder in Hugging Face format.
+        prefill: Number of prefill instances; 0 makes each of the others do both.
+        decode: Number of decode instances.
+        port: Public port; 0 chooses a free one.
+        host: Address to listen on; only the gateway is reachable there.
+        served_model_name: Name clients use; the folder's name by default.
+        log_dir: Folder for topology.yaml and logs/; a new one under ./runs by default.
+    """
+    from tandem.deploy.service import local_topology, new_run_directory, require_model_folder, running
+    from tandem.topology.file import write_topology
+
+    require_model_folder(model)
+    topology = local_topology(
+        model, prefill=prefill, decode=decode, port=port, host=host, served_model_name=served_model_name
+    )
+    folder = log_dir or new_run_directory(Path("runs"), "serve")
+    write_topology(topology, folder / "topology.yaml")
+    say(f"starting {', '.join(instance.name for instance in topology.instances)}; logs in {folder / 'logs'}")
+    try:
+        with running(topology, folder / "logs", on_progress=tell) as deployment:
+            greet(topology)
+            deployment.watch()
+    except KeyboardInterrupt:
+        say("stopped")
+    return 0
+
+
+def tell(progress: Progress) -> None:
+    """One line about who is waited for."""
+    if progress.waiting:
+        say(f"  {progress.seconds:4.0f} s  waiting for {', '.join(progress.waiting)}")
+
+
+def greet(topology: Topology) -> None:
+    """The address, and a command to try it with."""
+    import json
+    import shlex
+
+    from tandem.topology.topology import Role
+
+    url = topology.of(Role.GATEWAY)[0].url
+    body = json.dumps({"model": topology.served_model_name, "prompt": "Once upon a time", "max_tokens": 32})
+    say(f"ready: {url}/v1  (Ctrl-C stops it)")
+    say(f"try:   curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
+
+
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)

@@ -1,0 +1,54 @@
+"""The command line and environment that run one instance of a Topology."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from itertools import chain
+
+from tandem.errors import UsageError
+from tandem.topology.topology import Instance, Role, Topology
+
+DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
+"""What CUDA and CANN read to see only some devices; each ignores the other's."""
+
+
+def instance_command(topology: Topology, instance: Instance) -> list[str]:
+    """`tandem instance` or `tandem gateway` with the options that the topology gives it.
+
+    Raises:
+        UsageError: When the instance has no port.
+    """
+    if instance.port is None:
+        raise UsageError(f"instance {instance.name} has no port; give it one in the topology")
+    return [
+        *(sys.executable, "-m", "tandem"),
+        *(gateway_part(topology) if instance.role is Role.GATEWAY else model_part(topology, instance)),
+        *("--host", instance.host, "--port", str(instance.port)),
+        *chain.from_iterable((f"--{name}", value) for name, value in instance.arguments.items()),
+    ]
+
+
+def model_part(topology: Topology, instance: Instance) -> list[str]:
+    """The subcommand of an instance that runs the model."""
+    name = topology.served_model_name
+    part = ["instance", topology.model, "--role", str(instance.role)]
+    return [*part, "--served-model-name", name] if name else part
+
+
+def gateway_part(topology: Topology) -> list[str]:
+    """The subcommand of the gateway; instances with role both are decode instances that need no prefill."""
+    decode = topology.of(Role.DECODE) or topology.of(Role.BOTH)
+    return ["gateway", *urls("--prefill", topology.of(Role.PREFILL)), *urls("--decode", decode)]
+
+
+def urls(option: str, instances: Iterable[Instance]) -> list[str]:
+    """The option with each instance's URL."""
+    return list(chain.from_iterable((option, instance.url) for instance in instances))
+
+
+def instance_environment(instance: Instance) -> dict[str, str]:
+    """The devices it may see, in rank order, and a log that is written line by line."""
+    devices = ",".join(str(device.id) for device in instance.devices)
+    visible = dict.fromkeys(DEVICE_VARIABLES, devices) if devices else {}
+    return {"PYTHONUNBUFFERED": "1", **visible}

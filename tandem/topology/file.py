@@ -1,0 +1,54 @@
+"""A Topology as a YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tandem.errors import TopologyError
+from tandem.topology.text_file import read_text, write_text
+from tandem.topology.topology import Topology
+
+
+def read_topology(path: Path) -> Topology:
+    """The Topology of a YAML file.
+
+    Raises:
+        TopologyError: Naming the file, and the line of a syntax error or the field that breaks a rule.
+    """
+    fields = mapping(path, read_text(path))
+    try:
+        return Topology(**fields)
+    except TopologyError as error:
+        raise TopologyError(f"{path}: {error}") from error
+
+
+def mapping(path: Path, text: str) -> dict[str, Any]:
+    """The mapping at the top of a YAML text; `path` is for the error messages only."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TopologyError(f"{path}: {place_of(error)}; mend the YAML syntax") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise TopologyError(f"{path}: is not a mapping; write `model:` and `instances:` at its top")
+    return data
+
+
+def place_of(error: yaml.YAMLError) -> str:
+    """Line, column and problem of a YAML syntax error, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+def write_topology(topology: Topology, path: Path) -> None:
+    """Write a Topology as YAML, whole or not at all.
+
+    Raises:
+        TopologyError: When the file cannot be written.
+    """
+    fields = topology.model_dump(mode="json")
+    write_text(path, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))

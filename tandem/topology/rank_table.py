@@ -1,0 +1,188 @@
+"""Global and local rank tables: the JSON files that tell Ascend services which instance uses which devices.
+
+    global table                                 local table, one for each instance
+    server_group_list[0]  group 0: scheduler     group_id "0", server_list[0] = the same entry
+                     [1]  group 1: prefill           that the instance has in the global table
+                     [2]  group 2: decode
+
+An entry of `server_list` is one instance, so a host may stand in it several times. All numbers are strings; a table
+with plain integers is read too. Keys that are not known here are kept when a table is written back. Only the shape is
+checked here; the rules that need the whole table are in rank_table_rules.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, StringConstraints
+
+from tandem.errors import TopologyError
+from tandem.topology.record import Record
+from tandem.topology.text_file import read_text, write_text
+from tandem.topology.topology import Role
+
+VERSION = "1.0"
+STATUS = "completed"
+
+GROUP_IDS = {Role.GATEWAY: "0", Role.PREFILL: "1", Role.DECODE: "2"}
+"""Role -> its group in a global table, in the order of the table."""
+
+ROLES = {group_id: role for role, group_id in GROUP_IDS.items()}
+
+Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+"""A whole number written as a string."""
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Entry(Record):
+    """Base of the tables' structures: integers become strings, unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
+
+
+class TableDevice(Entry):
+    """One device of an instance."""
+
+    device_id: Number
+    """Physical number on its host."""
+    device_ip: Text
+    rank_id: Number
+    """Logical number within its instance, from 0."""
+
+
+class Server(Entry):
+    """One instance; the scheduler's has no `device` key."""
+
+    server_id: Text
+    server_ip: Text
+    device: tuple[TableDevice, ...] | None = None
+
+    @property
+    def device_ids(self) -> tuple[int, ...]:
+        """Physical numbers in order of the table; empty for the scheduler."""
+        return tuple(int(device.device_id) for device in self.device or ())
+
+
+class ServerGroup(Entry):
+    """All instances of one role."""
+
+    group_id: Number
+    server_count: Number
+    server_list: tuple[Server, ...]
+
+
+class GlobalTable(Entry):
+    """All instances of a service, or of one host before merging."""
+
+    version: Text
+    status: Text
+    server_group_list: tuple[ServerGroup, ...]
+
+    def servers(self, role: Role) -> tuple[Server, ...]:
+        """The instances of one role, in order; empty where the table has no such group."""
+        return tuple(server for _, found, server in self.entries() if found is role)
+
+    def entries(self) -> Iterator[tuple[str, Role, Server]]:
+        """Every instance in a group of known id: its JSON path, its role and itself."""
+        for i, group in enumerate(self.server_group_list):
+            if role := ROLES.get(group.group_id):
+                for j, server in enumerate(group.server_list):
+                    yield f"$.server_group_list[{i}].server_list[{j}]", role, server
+
+
+class LocalTable(Entry):
+    """What one instance is told about itself."""
+
+    version: Text
+    status: Text
+    group_id: Number
+    server_count: Number
+    server_list: tuple[Server, ...]
+
+
+AnyTable = TypeVar("AnyTable", GlobalTable, LocalTable)
+
+
+def new_global_table(servers: Mapping[Role, Sequence[Server]]) -> GlobalTable:
+    """A global table of the three groups, a role without servers as an empty group."""
+    groups = tuple(
+        ServerGroup(group_id=group_id, server_count=str(len(members)), server_list=members)
+        for group_id, members in ((group_id, tuple(servers.get(role, ()))) for role, group_id in GROUP_IDS.items())
+    )
+    return GlobalTable(version=VERSION, status=STATUS, server_group_list=groups)
+
+
+def new_local_table(server: Server) -> LocalTable:
+    """The local table of one instance; its group is always 0, whatever the role."""
+    return LocalTable(version=VERSION, status=STATUS, group_id="0", server_count="1", server_list=(server,))
+
+
+def read_global_table(path: Path) -> GlobalTable:
+    """Read a global table.
+
+    Raises:
+        TopologyError: Naming the file and the line or field at fault.
+    """
+    return parse_table(GlobalTable, read_text(path), str(path))
+
+
+def read_local_table(path: Path) -> LocalTable:
+    """Read a local table.
+
+    Raises:
+        TopologyError: Naming the file and the line or field at fault.
+    """
+    return parse_table(LocalTable, read_text(path), str(path))
+
+
+def read_table(path: Path) -> GlobalTable | LocalTable:
+    """Read a table of either kind; one with a `group_id` at its top is local.
+
+    Raises:
+        TopologyError: Naming the file and the line or field at fault.
+    """
+    text = read_text(path)
+    if "group_id" in json_object(text, str(path)):
+        return parse_table(LocalTable, text, str(path))
+    return parse_table(GlobalTable, text, str(path))
+
+
+def parse_table(kind: type[AnyTable], text: str, source: str) -> AnyTable:
+    """A table from JSON text; `source` names it in error messages."""
+    fields = json_object(text, source)
+    try:
+        return kind(**fields)
+    except TopologyError as error:
+        raise TopologyError(f"{source}: {error}") from error
+
+
+def json_object(text: str, source: str) -> dict[str, Any]:
+    """The object at the top of a JSON text."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise TopologyError(f"{source}: {place}: {error.msg}; mend the JSON syntax") from None
+    except RecursionError:
+        raise TopologyError(f"{source}: is nested too deeply to be a rank table; check the file") from None
+    if not isinstance(data, dict):
+        raise TopologyError(f"{source}: is not a JSON object; a rank table starts with {{")
+    return data
+
+
+def render(table: GlobalTable | LocalTable) -> str:
+    """The table's JSON text, keys in the documented order, with exactly the keys the table was given."""
+    return json.dumps(table.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_table(table: GlobalTable | LocalTable, path: Path) -> None:
+    """Write a table, whole or not at all.
+
+    Raises:
+        TopologyError: When the file cannot be written.
+    """
+    write_text(path, render(table))

@@ -1,0 +1,161 @@
+"""The rank tables of one host: its part of the global table and a local table for each of its instances.
+
+Names follow the documents:
+
+    global_ranktable_<ip>.json         local_ranktable_<ip>_host.json     the service entry
+    local_ranktable_<ip>_45.json       an instance on devices 4 and 5
+    local_ranktable_<ip>_8_15.json     an instance with a device of two digits
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem.errors import TopologyError
+from tandem.topology.device_address import addresses_of, local_address
+from tandem.topology.rank_table import (
+    GlobalTable,
+    LocalTable,
+    Server,
+    TableDevice,
+    new_global_table,
+    new_local_table,
+    write_table,
+)
+from tandem.topology.topology import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTableSet:
+    """A host's tables, with the file names they go by."""
+
+    global_name: str
+    global_table: GlobalTable
+    local_tables: Mapping[str, LocalTable]
+    """File name -> table: prefill instances, decode instances, service entry."""
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write every table into a folder, which is created where missing; returns the paths written."""
+        tables: dict[str, GlobalTable | LocalTable] = {self.global_name: self.global_table, **self.local_tables}
+        for name, table in tables.items():
+            write_table(table, directory / name)
+        return [directory / name for name in tables]
+
+
+def generate(
+    *,
+    prefill: Sequence[Sequence[int]] = (),
+    decode: Sequence[Sequence[int]] = (),
+    api_server: bool = False,
+    local_ip: str | None = None,
+    device_addresses: Mapping[int, str] | None = None,
+) -> RankTableSet:
+    """The tables of this host.
+
+    Args:
+        prefill: Device numbers of each prefill instance.
+        decode: Device numbers of each decode instance.
+        api_server: Whether the service entry runs on this host.
+        local_ip: Address of this host; found out where None.
+        device_addresses: Device number -> its address, for devices that need not be asked.
+
+    Raises:
+        TopologyError: When nothing is asked for, a device is used twice, or an address cannot be found.
+    """
+    if not (prefill or decode or api_server):
+        raise TopologyError("no instance to write; give --prefill-server-list, --decode-server-list or --api-server")
+    require_each_device_once(prefill, decode)
+    ip = checked_host(local_ip or local_address())
+    addresses = addresses_of((number for ids in (*prefill, *decode) for number in ids), ip, device_addresses)
+    servers = {
+        Role.GATEWAY: [Server(server_id=ip, server_ip=ip)] if api_server else [],
+        Role.PREFILL: [instance_server(ip, ids, addresses) for ids in prefill],
+        Role.DECODE: [instance_server(ip, ids, addresses) for ids in decode],
+    }
+    return RankTableSet(
+        global_name=f"global_ranktable_{ip}.json",
+        global_table=new_global_table(servers),
+        local_tables=named_local_tables([*servers[Role.PREFILL], *servers[Role.DECODE], *servers[Role.GATEWAY]]),
+    )
+
+
+def instance_server(ip: str, device_ids: Sequence[int], addresses: Mapping[int, str]) -> Server:
+    """A table's entry for an instance on some devices of one host."""
+    devices = tuple(
+        TableDevice(device_id=str(number), device_ip=addresses[number], rank_id=str(rank))
+        for rank, number in enumerate(device_ids)
+    )
+    return Server(server_id=ip, server_ip=ip, device=devices)
+
+
+def named_local_tables(servers: Sequence[Server]) -> dict[str, LocalTable]:
+    """File name -> local table, refusing two instances whose names would be the same (devices 1,5 and device 15)."""
+    tables: dict[str, LocalTable] = {}
+    for server in servers:
+        name = local_table_name(server)
+        if name in tables:
+            raise TopologyError(
+                f"{name} would be written for two instances, the devices of one read like those of the other; "
+                "generate one of the two in a run of its own with another --save-dir, then merge"
+            )
+        tables[name] = new_local_table(server)
+    return tables
+
+
+def local_table_name(server: Server) -> str:
+    """File name of an instance's local table."""
+    return f"local_ranktable_{server.server_ip}_{device_suffix(server.device_ids) or 'host'}.json"
+
+
+def device_suffix(device_ids: Sequence[int]) -> str:
+    """Device numbers as a file name carries them: `45`, or `8_15` as soon as one has two digits."""
+    separator = "_" if any(number >= 10 for number in device_ids) else ""
+    return separator.join(map(str, device_ids))
+
+
+def require_each_device_once(prefill: Sequence[Sequence[int]], decode: Sequence[Sequence[int]]) -> None:
+    """Refuse an instance without devices, and a device in two places."""
+    owners: dict[int, str] = {}
+    for kind, instances in (("prefill", prefill), ("decode", decode)):
+        for position, device_ids in enumerate(instances):
+            owner = f"{kind} instance {position}"
+            if not device_ids:
+                raise TopologyError(f"{owner} has no devices; list at least one device number")
+            for number in device_ids:
+                if number in owners:
+                    raise TopologyError(
+                        f"device {number} is in {owners[number]} and in {owner}; give each device to one instance, once"
+                    )
+                owners[number] = owner
+
+
+def checked_host(host: str) -> str:
+    """The host as it may stand in a table and in a file name."""
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", host):
+        raise TopologyError(f"local ip {host!r} is not an address; give it as --local-ip 10.0.0.18")
+    return host
+
+
+def parse_device_list(text: str) -> list[int]:
+    """`"4,5"` as `[4, 5]`.
+
+    Raises:
+        TopologyError: When it is not device numbers between commas.
+    """
+    if not re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", text):
+        raise TopologyError(f"device list {text!r} is not device numbers between commas; write it like 4,5")
+    return [int(number) for number in text.split(",")]
+
+
+def parse_device_address(text: str) -> tuple[int, str]:
+    """`"4=10.0.0.22"` as `(4, "10.0.0.22")`.
+
+    Raises:
+        TopologyError: When it is not a device number, an equals sign and an address.
+    """
+    if not (match := re.fullmatch(r"([0-9]{1,5})=([A-Za-z0-9.:_-]+)", text)):
+        raise TopologyError(f"device address {text!r} is not NUMBER=ADDRESS; write it like 4=10.0.0.22")
+    return int(match[1]), match[2]

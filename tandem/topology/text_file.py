@@ -1,0 +1,56 @@
+"""Text files that are read with helpful errors and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tandem.errors import TopologyError
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        TopologyError: When it is missing (naming the other spelling of a rank table's name where that file exists),
+            is a folder, may not be read or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TopologyError(f"{path}: no such file; {suggestion(path)}") from None
+    except UnicodeDecodeError as error:
+        raise TopologyError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise TopologyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+
+
+def suggestion(path: Path) -> str:
+    """What to try instead of a missing file: `ranktable` and `rank_table` are both in use for the same files."""
+    swaps = (("rank_table", "ranktable"), ("ranktable", "rank_table"))
+    for old, new in swaps:
+        other = path.with_name(path.name.replace(old, new))
+        if other != path and other.exists():
+            return f"did you mean {other}, which exists?"
+    return "check the path"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, through a temporary file beside it; creates the folder where missing.
+
+    Raises:
+        TopologyError: When the folder or the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TopologyError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from None
