@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tandem.errors import ProcessError
+
 DONE: Final = b"data: [DONE]\n\n"
 HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
@@ -34,10 +36,15 @@ class EventParser:
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON events of an OpenAI stream, up to `[DONE]`."""
+    """The JSON events of an OpenAI stream, up to `[DONE]`.
+
+    Raises:
+        ProcessError: The stream ended without `[DONE]`, so the answer is not whole.
+    """
     parser = EventParser()
     async for piece in pieces:
         for data in parser.feed(piece):
             if data == b"[DONE]":
                 return
             yield msgspec.json.decode(data)
+    raise ProcessError("the stream ended before [DONE], so the answer is not whole; look at the service's log")

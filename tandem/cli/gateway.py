@@ -1,0 +1,33 @@
+"""`tandem gateway`: the gateway in front of running instances."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Urls = Annotated[list[str] | None, Parameter(negative=())]
+
+
+def gateway(*, prefill: Urls = None, decode: Urls = None, port: int = 9000, host: str = "127.0.0.1") -> None:
+    """Run the gateway in front of running instances.
+
+    Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:9101; the options
+    repeat. Without --prefill, the --decode instances do both.
+
+    Args:
+        prefill: URL of a prefill instance.
+        decode: URL of a decode instance.
+        port: Port to listen on.
+        host: Address to listen on; 0.0.0.0 for every interface.
+    """
+    from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
+    from tandem.protocol.lifeline import hold_lifeline
+
+    def announce(started: Gateway) -> None:
+        names = ", ".join(worker.name for worker in started.pool.workers)
+        print(f"gateway: {started.url}/v1 in front of {names}", flush=True)
+
+    config = GatewayConfig(prefill=tuple(prefill or ()), decode=tuple(decode or ()), port=port, host=host)
+    hold_lifeline()
+    run_gateway(config, announce)

@@ -1,0 +1,59 @@
+"""One try at one request, on one choice of workers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tandem.gateway.legs import Legs
+from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.trip import Trip
+from tandem.gateway.worker_client import Response
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Who prefills and who decodes; the same worker where one does both."""
+
+    prefill: Worker
+    decode: Worker
+
+    @classmethod
+    def plan(cls, pool: Pool) -> Attempt:
+        """Choose workers.
+
+        Raises:
+            RequestError: 503, when a needed role has nobody up.
+        """
+        if pool.apart:
+            return cls(pool.pick("prefill"), pool.pick("decode"))
+        worker = pool.pick("both")
+        return cls(worker, worker)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the request changes hands."""
+        return self.prefill != self.decode
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the client learns about who served it."""
+        return {"X-Tandem-Prefill": self.prefill.name, "X-Tandem-Decode": self.decode.name}
+
+    @asynccontextmanager
+    async def answer(self, legs: Legs, trip: Trip) -> AsyncIterator[Response]:
+        """The answer, begun with status 200, its body unread.
+
+        Raises:
+            WorkerRefusalError: A worker answered 4xx.
+            RequestError: The request cannot be served apart, or a worker did not do its part.
+        """
+        if not self.apart:
+            async with legs.both(self.decode, trip) as response:
+                yield response
+            return
+        trip.body.refuse_many()
+        ticket = await legs.prefill(self.prefill, trip)
+        async with legs.decode(self.decode, trip, ticket) as response:
+            yield response

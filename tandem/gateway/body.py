@@ -1,0 +1,104 @@
+"""The client's body, decoded one level deep: values stay raw JSON, so a long prompt is spliced and never re-encoded.
+
+Fields the gateway does not know are forwarded untouched; whether they are supported is the instance's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from tandem.errors import RequestError
+from tandem.protocol.kv import REMOTE_DECODE
+
+Fields = dict[str, msgspec.Raw]
+
+ONE: Final = msgspec.Raw(b"1")
+FALSE: Final = msgspec.Raw(b"false")
+KV_FIELD: Final = "kv_transfer_params"
+
+
+@dataclass(frozen=True)
+class ClientBody:
+    """What a client asked for, and what each leg sends for it."""
+
+    fields: Fields
+
+    @classmethod
+    def decode(cls, raw: bytes) -> ClientBody:
+        """Read a request body; a client's own `kv_transfer_params` are dropped, they are between us and the instances.
+
+        Raises:
+            RequestError: 400, when the body is not a JSON object.
+        """
+        try:
+            fields = msgspec.json.decode(raw, type=Fields)
+        except msgspec.ValidationError:
+            raise RequestError("the body must be a JSON object", code="invalid_json") from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        fields.pop(KV_FIELD, None)
+        return cls(fields)
+
+    def refuse_many(self) -> None:
+        """Refuse what one ticket cannot carry: it holds the keys and values of exactly one sequence.
+
+        Raises:
+            RequestError: 400, naming `n`, `best_of` or `prompt`.
+        """
+        for name in ("n", "best_of"):
+            if self._value(name) not in (None, 1):
+                raise _one_only(name, f"only {name}=1 is served with prefill and decode apart; send one request each")
+        if (count := self._prompts()) > 1:
+            raise _one_only("prompt", f"{count} prompts in one request; send one request each")
+
+    def whole(self) -> bytes:
+        """The body for an instance that does both."""
+        return msgspec.json.encode(self.fields)
+
+    def prefill(self) -> bytes:
+        """The body for a prefill instance: one token, not streamed, keys and values kept for a decode instance."""
+        fields = self.fields | {
+            "stream": FALSE,
+            "max_tokens": ONE,
+            KV_FIELD: msgspec.Raw(msgspec.json.encode(REMOTE_DECODE)),
+        }
+        fields.pop("stream_options", None)
+        if "max_completion_tokens" in fields:
+            fields["max_completion_tokens"] = ONE
+        # Not dropped: with min_tokens >= 1 the first token may not end the answer, and prefill samples the first token.
+        least = self._value("min_tokens")
+        if type(least) is int and least > 1:
+            fields["min_tokens"] = ONE
+        return msgspec.json.encode(fields)
+
+    def decode_leg(self, ticket: msgspec.Raw | None) -> bytes:
+        """The body for a decode instance: the client's, with the prefill instance's ticket as it came."""
+        return msgspec.json.encode(self.fields if ticket is None else self.fields | {KV_FIELD: ticket})
+
+    def _value(self, name: str) -> Any:
+        raw = self.fields.get(name)
+        return None if raw is None else msgspec.json.decode(raw)
+
+    def _prompts(self) -> int:
+        raw = bytes(self.fields.get("prompt", b"")).lstrip()
+        # A prompt of token ids is one prompt; only a list of texts or of lists needs to be counted.
+        if raw[:1] != b"[" or raw[1:].lstrip()[:1] not in (b'"', b"["):
+            return 1
+        return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
+
+
+def without_kv_params(answer: bytes) -> bytes:
+    """A whole answer as the client may see it: without the ticket an instance may have put at its top level.
+
+    Raises:
+        msgspec.DecodeError: The answer is not a JSON object.
+    """
+    fields = msgspec.json.decode(answer, type=Fields)
+    return answer if fields.pop(KV_FIELD, None) is None else msgspec.json.encode(fields)
+
+
+def _one_only(name: str, reason: str) -> RequestError:
+    return RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")

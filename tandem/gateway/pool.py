@@ -1,0 +1,90 @@
+"""The workers the gateway knows and whose turn it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tandem.errors import RequestError
+from tandem.protocol.identity import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One instance behind the gateway."""
+
+    name: str
+    """`prefill-0`, `decode-1`, …: all that a client ever learns about it."""
+    url: str
+    """Its base address, without a trailing slash."""
+    role: Role
+    """What it is asked to do; `both` when the gateway knows no prefill instances."""
+
+
+class Pool:
+    """Round robin over the workers of each role that are up; a worker counts as down until `mark` says otherwise."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = tuple(workers)
+        self._rings: dict[Role, deque[Worker]] = {}
+        for worker in self.workers:
+            self._rings.setdefault(worker.role, deque()).append(worker)
+        self._up: set[str] = set()
+
+    @classmethod
+    def of(cls, prefill: Sequence[str], decode: Sequence[str]) -> Pool:
+        """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
+        role: Role = "decode" if prefill else "both"
+        prefills = [Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)]
+        decodes = [Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)]
+        return cls(prefills + decodes)
+
+    @property
+    def apart(self) -> bool:
+        """Whether prefill and decode are served by different workers."""
+        return "prefill" in self._rings
+
+    @property
+    def missing(self) -> tuple[Role, ...]:
+        """The roles of which no worker is up."""
+        return tuple(role for role, ring in self._rings.items() if not any(self.is_up(worker) for worker in ring))
+
+    def is_up(self, worker: Worker) -> bool:
+        """Whether `worker` answered its last health checks."""
+        return worker.name in self._up
+
+    def mark(self, worker: Worker, *, up: bool) -> None:
+        """Record what a health check found."""
+        if up:
+            self._up.add(worker.name)
+        else:
+            self._up.discard(worker.name)
+
+    def pick(self, role: Role) -> Worker:
+        """The next worker of `role` that is up.
+
+        Raises:
+            RequestError: 503, when a needed role has nobody up; the message names every such role.
+        """
+        self.require_ready()
+        ring = self._rings[role]
+        while True:
+            worker = ring[0]
+            ring.rotate(-1)
+            if self.is_up(worker):
+                return worker
+
+    def require_ready(self) -> None:
+        """Refuse with 503 while any needed role has nobody up.
+
+        Raises:
+            RequestError: The message names every missing role and its workers.
+        """
+        if missing := self.missing:
+            gaps = "; ".join(f"{role} ({', '.join(w.name for w in self._rings[role])})" for role in missing)
+            raise RequestError(
+                f"no instance answers its health check for: {gaps}; start it or try again shortly",
+                status=503,
+                code="not_ready",
+            )

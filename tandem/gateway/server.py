@@ -1,0 +1,168 @@
+"""The gateway as a process: its configuration, and start, run and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import uvloop
+from aiohttp import web
+
+from tandem.errors import UsageError
+from tandem.gateway.health import HealthWatch
+from tandem.gateway.legs import Legs
+from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.pool import Pool
+from tandem.gateway.service import Service
+from tandem.gateway.ticket import Releases
+from tandem.gateway.worker_client import WorkerClient, open_session
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig:
+    """Everything a gateway is told at its start.
+
+    Raises:
+        UsageError: No decode URL, a URL that is none, one URL given twice, or a port that is none.
+    """
+
+    decode: tuple[str, ...]
+    """Base URLs of the decode instances; without `prefill`, of instances that do both."""
+    prefill: tuple[str, ...] = ()
+    """Base URLs of the prefill instances."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 only where asked for."""
+    port: int = 9000
+    """Port to listen on; 0 for any free one."""
+    body_limit: int = 32 * 2**20
+    """Largest request body, in bytes."""
+    grace_s: float = 3.0
+    """How long open requests may still take after a stop was asked for."""
+    health_period_s: float = 1.0
+    """Seconds between two health checks of one worker."""
+
+    def __post_init__(self) -> None:
+        if not self.decode:
+            raise UsageError("decode: no instance given; pass at least one with --decode http://HOST:PORT")
+        if not 0 <= self.port < 2**16:
+            raise UsageError(f"port: {self.port} is not a port; choose one from 1 to 65535, or 0 for any free one")
+        for role in ("prefill", "decode"):
+            object.__setattr__(self, role, tuple(_base_url(role, url) for url in getattr(self, role)))
+        urls = self.prefill + self.decode
+        for url in urls:
+            if urls.count(url) > 1:
+                raise UsageError(f"{url}: given {urls.count(url)} times; give each instance once, in one role")
+
+
+class Gateway:
+    """A gateway: `start`, then `run` or whatever the caller does meanwhile, then `stop`."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.pool = Pool.of(config.prefill, config.decode)
+        self.metrics = GatewayMetrics()
+
+    async def start(self) -> None:
+        """Listen, and find out who is up.
+
+        Raises:
+            UsageError: The address cannot be listened on.
+        """
+        self._session = open_session()
+        self._releases = Releases(self._session)
+        client = WorkerClient(self._session, self.metrics)
+        legs = Legs(client, self._releases, self.metrics)
+        service = Service(pool=self.pool, client=client, legs=legs, metrics=self.metrics)
+        # Without handler_cancellation aiohttp would let a handler finish an answer that nobody waits for.
+        self._runner = web.AppRunner(
+            service.application(self.config.body_limit),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=self.config.grace_s,
+        )
+        await self._runner.setup()
+        try:
+            await self._listen()
+        except UsageError:
+            await self._close()
+            raise
+        watch = HealthWatch(self.pool, self._session, self.config.health_period_s)
+        await watch.check()
+        self._watching = asyncio.create_task(watch.run())
+
+    @property
+    def url(self) -> str:
+        """Where a started gateway listens."""
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        await asked.wait()
+
+    async def stop(self) -> None:
+        """Take no more requests, give the open ones `grace_s`, abort the rest and close everything."""
+        self._watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._watching
+        await self._close()
+
+    async def _listen(self) -> None:
+        host, port = self.config.host, self.config.port
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(
+                    f"gateway: port {port} on {host} is in use; stop what listens there or choose another with --port"
+                ) from error
+            raise UsageError(
+                f"gateway: cannot listen on {host}:{port} ({error}); choose another --host or --port"
+            ) from error
+
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        await self._releases.finish()
+        await self._session.close()
+
+
+def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> None:
+    """Run a gateway in the foreground until it is told to stop.
+
+    Args:
+        config: What to run.
+        announce: Called once the gateway listens.
+
+    Raises:
+        UsageError: The address cannot be listened on.
+    """
+    uvloop.run(_serve(Gateway(config), announce))
+
+
+async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
+    await gateway.start()
+    try:
+        announce(gateway)
+        await gateway.run()
+    finally:
+        await gateway.stop()
+
+
+def _base_url(role: str, url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number, or out of range
+        sound = False
+    if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise UsageError(f"{role}: {url!r} is not an instance's base URL; write http://HOST:PORT")
+    return url.rstrip("/")

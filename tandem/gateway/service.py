@@ -1,0 +1,88 @@
+"""What the gateway does at each of its endpoints."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from tandem.errors import RequestError
+from tandem.gateway.attempt import Attempt
+from tandem.gateway.legs import Legs
+from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.pool import Pool
+from tandem.gateway.refusal import json_response, openai_errors, refusal_response
+from tandem.gateway.relay import Relay
+from tandem.gateway.trip import Trip, request_id
+from tandem.gateway.worker_client import WorkerClient
+
+GENERATING: Final = ("/v1/completions", "/v1/chat/completions")
+
+
+class Service:
+    """The endpoints, over the parts they are made of."""
+
+    def __init__(self, *, pool: Pool, client: WorkerClient, legs: Legs, metrics: GatewayMetrics) -> None:
+        self._pool = pool
+        self._client = client
+        self._legs = legs
+        self._metrics = metrics
+        self._relay = Relay(client, metrics)
+
+    def application(self, body_limit: int) -> web.Application:
+        """The aiohttp application; bodies over `body_limit` bytes are refused with 413."""
+        app = web.Application(middlewares=[openai_errors], client_max_size=body_limit)
+        for path in GENERATING:
+            app.router.add_post(path, self.generate)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/metrics", self.metrics)
+        return app
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """Answer a completion or a chat completion."""
+        headers = {"X-Request-Id": request_id(request.headers)}
+        try:
+            with self._metrics.request(request.path) as count:
+                return await self._generate(request, headers, count)
+        except RequestError as error:
+            response = refusal_response(error)
+            response.headers.update(headers)
+            return response
+
+    async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
+        """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
+        trip = Trip.begin(headers["X-Request-Id"], request.path, await _body(request), request.headers)
+        attempt = Attempt.plan(self._pool)
+        headers |= attempt.headers
+        async with attempt.answer(self._legs, trip) as answer:
+            return await self._relay.hand_on(request, trip, attempt.decode, answer, headers, count)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """What a decode worker says it serves."""
+        worker = self._pool.pick("decode" if self._pool.apart else "both")
+        passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
+        async with self._client.get(worker, "/v1/models", passed_on) as answer:
+            return web.Response(body=await self._client.read(worker, answer), content_type="application/json")
+
+    async def health(self, _: web.Request) -> web.Response:
+        """200 when every needed role has somebody up, else 503 and what is missing."""
+        missing = self._pool.missing
+        workers = {worker.name: "up" if self._pool.is_up(worker) else "down" for worker in self._pool.workers}
+        report = {"status": "unavailable" if missing else "ok", "missing": missing, "workers": workers}
+        return json_response(report, 503 if missing else 200)
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The page for Prometheus."""
+        return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.client_max_size / 2**20
+        raise RequestError(
+            f"the body is larger than {limit:g} MiB; send a shorter prompt", status=413, code="body_too_large"
+        ) from None

@@ -1,0 +1,106 @@
+"""HTTP to the workers: where aiohttp's errors and a worker's bad answers become ours, once, and are counted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
+
+import aiohttp
+
+from tandem.errors import RequestError
+from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.pool import Worker
+from tandem.gateway.refusal import WorkerRefusalError, worker_failed
+
+Response = aiohttp.ClientResponse
+
+SHOWN: Final = ("Content-Type", "Retry-After", "WWW-Authenticate")
+"""Headers of a worker's refusal that reach the client."""
+
+CONNECT_TIMEOUT_S: Final = 5.0
+KEEPALIVE_S: Final = 4.0
+"""Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: a POST must not meet that close."""
+
+
+def open_session() -> aiohttp.ClientSession:
+    """The one long-lived session of a gateway; call it inside the running loop."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+        headers={"Accept-Encoding": "identity"},  # the relay never looks inside, so it cannot unpack
+    )
+
+
+PIECEMEAL_BYTES: Final = 2**20
+"""Bodies from this size on are written piece by piece, so that one long prompt does not hold up every other stream."""
+
+
+class WorkerClient:
+    """Requests to workers. Leaving a `with` block early closes the connection, so that the worker aborts."""
+
+    def __init__(self, session: aiohttp.ClientSession, metrics: GatewayMetrics) -> None:
+        self._session = session
+        self._metrics = metrics
+
+    def post(
+        self, worker: Worker, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[Response]:
+        """POST; yields an answer with status 200, its body unread.
+
+        Raises:
+            WorkerRefusalError: The worker answered 4xx.
+            RequestError: 502 or 503, when it cannot be reached, resets or answers anything else.
+        """
+        return self._exchange(worker, "POST", path, body, headers)
+
+    def get(self, worker: Worker, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
+        """GET; yields and raises like `post`."""
+        return self._exchange(worker, "GET", path, None, headers)
+
+    async def read(self, worker: Worker, response: Response) -> bytes:
+        """The rest of a body.
+
+        Raises:
+            RequestError: 502, when it breaks off.
+        """
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.failed(worker, "broke off its answer") from error
+
+    def failed(self, worker: Worker, how: str, *, status: int = 502) -> RequestError:
+        """Count a failure of `worker` and return the refusal to raise."""
+        self._metrics.failed(worker)
+        return worker_failed(worker, how, status=status)
+
+    @asynccontextmanager
+    async def _exchange(
+        self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> AsyncIterator[Response]:
+        try:
+            response = await self._session.request(
+                method, f"{worker.url}{path}", data=_payload(body), headers=headers, allow_redirects=False
+            )
+        except (aiohttp.ClientConnectorError, TimeoutError) as error:
+            raise self.failed(worker, "cannot be reached") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.failed(worker, "closed the connection before it answered") from error
+        async with response:
+            await self._check(worker, response)
+            yield response
+
+    async def _check(self, worker: Worker, response: Response) -> None:
+        status = response.status
+        if status == 200:
+            return
+        if not 400 <= status < 500:
+            raise self.failed(worker, f"answered with status {status}", status=503 if status == 503 else 502)
+        body = await self.read(worker, response)
+        shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
+        raise WorkerRefusalError(worker, status, body, shown)
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    return io.BytesIO(body) if body and len(body) >= PIECEMEAL_BYTES else body

@@ -1,0 +1,154 @@
+"""An inference instance as far as the gateway can tell: real HTTP, scripted answers, a memory of what it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+Script = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+TICKET = {
+    "do_remote_prefill": True,
+    "do_remote_decode": False,
+    "remote_block_ids": [[1, 2, 3]],
+    "remote_engine_id": "engine-a",
+    "remote_request_id": "cmpl-77-abc",
+    "remote_host": "10.0.0.9",
+    "remote_port": 5600,
+    "tp_size": 2,
+    "remote_registration_generation": 4,
+    "a_key_of_tomorrow": {"x": [1.5, None]},
+    "transfer_mode": "pull",
+}
+
+WORDS = ("Hel", "lo ", "wörld", "!")
+
+
+@dataclass
+class FakeWorker:
+    """One worker; tests replace `script` and read the rest."""
+
+    script: Script
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[Mapping[str, str]] = field(default_factory=list)
+    released: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        self.headers.append(request.headers)
+        self.arrived.set()
+        try:
+            return await self.script(request, body)
+        except (asyncio.CancelledError, ConnectionError):
+            self.aborted.set()
+            raise
+
+    async def release(self, request: web.Request) -> web.Response:
+        await self.released.put((await request.json())["ticket"])
+        return web.json_response({})
+
+
+async def whole_with_ticket(_: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """What a prefill instance answers."""
+    choice = {"index": 0, "text": "Hel", "finish_reason": "length"}
+    return web.json_response({"id": "x", "choices": [choice], "kv_transfer_params": TICKET})
+
+
+async def words(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """What a decode instance answers: WORDS, streamed or whole, as a chat or not."""
+    chat = "messages" in body
+    if body.get("stream"):
+        return await _stream(request, [chunk(word, chat=chat) for word in WORDS] + [b"data: [DONE]\n\n"])
+    text = "".join(WORDS)
+    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    choice = {"index": 0, **said, "finish_reason": "stop"}
+    head = {"id": "cmpl-1", "object": "chat.completion" if chat else "text_completion", "created": 1, "model": "m"}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    return web.json_response({**head, "choices": [choice], "usage": usage, "kv_transfer_params": {"left": "over"}})
+
+
+def answers(status: int, payload: Any) -> Script:
+    """A script that always gives one answer."""
+
+    async def script(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        return web.json_response(payload, status=status)
+
+    return script
+
+
+async def never(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+    """Takes the request and does not answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def words_then_never(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Begins a stream and does not end it."""
+    await _stream(request, [chunk("Hel", chat=False)])
+    return await never(request, body)
+
+
+async def cut_short(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Begins a stream and resets the connection in the middle of an event."""
+    response = await _stream(request, [chunk("Hel", chat=False), b'data: {"choices": [{"te'])
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def without_done(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Ends a stream cleanly, but early."""
+    return await _stream(request, [chunk("Hel", chat=False)])
+
+
+def chunk(text: str, *, chat: bool) -> bytes:
+    choice = {"index": 0, **({"delta": {"content": text}} if chat else {"text": text}), "finish_reason": None}
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    event = {"id": "cmpl-1", "object": kind, "created": 1, "model": "m", "choices": [choice]}
+    return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def _stream(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for piece in pieces:
+        await response.write(piece)
+        await asyncio.sleep(0)
+    return response
+
+
+@asynccontextmanager
+async def running(script: Script) -> AsyncIterator[FakeWorker]:
+    """A worker on a free port of the loopback interface."""
+    worker = FakeWorker(script)
+    app = web.Application(client_max_size=64 * 2**20)
+    app.router.add_post("/v1/completions", worker.generate)
+    app.router.add_post("/v1/chat/completions", worker.generate)
+    app.router.add_post("/tandem/release", worker.release)
+    app.router.add_get("/health", answers_get({}))
+    app.router.add_get("/v1/models", answers_get({"object": "list", "data": [{"id": "m", "object": "model"}]}))
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    worker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield worker
+    finally:
+        await runner.cleanup()
+
+
+def answers_get(payload: Any) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(payload)
+
+    return handler

@@ -1,0 +1,419 @@
+"""The gateway, in front of fake workers that speak real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+import uvloop
+from fake_worker import (
+    TICKET,
+    WORDS,
+    FakeWorker,
+    Script,
+    answers,
+    cut_short,
+    never,
+    running,
+    whole_with_ticket,
+    without_done,
+    words,
+    words_then_never,
+)
+
+from tandem.errors import UsageError
+from tandem.gateway.server import Gateway, GatewayConfig
+
+BODY: dict[str, Any] = {"model": "m", "prompt": "hi", "max_tokens": 8}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+SOON_S = 1.0
+"""How long anybody may take to notice that somebody else is gone."""
+
+
+@dataclass
+class Rig:
+    """A gateway, its workers, and a client."""
+
+    gateway: Gateway
+    prefill: FakeWorker
+    decode: FakeWorker
+    http: aiohttp.ClientSession = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    def post(self, body: Any, path: str = "/v1/completions", **options: Any) -> Any:
+        return self.http.post(self.url + path, json=body, **options)
+
+    async def metric(self, line: str) -> float:
+        """The value of one line of /metrics; 0 when it is not there."""
+        async with self.http.get(self.url + "/metrics") as response:
+            page = await response.text()
+        found = re.search(rf"^{re.escape(line)} (\S+)$", page, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+@asynccontextmanager
+async def rigged(prefill: Script = whole_with_ticket, decode: Script = words, **options: Any) -> AsyncIterator[Rig]:
+    async with running(prefill) as p, running(decode) as d, aiohttp.ClientSession() as http:
+        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, **options))
+        await gateway.start()
+        try:
+            yield Rig(gateway, p, d, http)
+        finally:
+            await gateway.stop()
+
+
+def trial(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A coroutine function as a test, on the event loop that the gateway runs on."""
+
+    def test() -> None:
+        uvloop.run(asyncio.wait_for(scenario(), 15))
+
+    test.__name__ = scenario.__name__
+    return test
+
+
+@trial
+async def test_both_legs_get_what_they_need() -> None:
+    asked = BODY | {"stream": True, "stream_options": {"include_usage": True}, "min_tokens": 5, "odd": {"é": 1e-3}}
+    async with rigged() as rig:
+        async with rig.post(
+            asked | {"kv_transfer_params": {"remote_host": "evil"}},
+            headers={"X-Request-Id": "my.id-1", "Authorization": "Bearer k", "traceparent": "00-1-2-03"},
+        ) as response:
+            text = await response.text()
+        assert response.status == 200
+        assert text.endswith("data: [DONE]\n\n")
+        assert [response.headers[f"X-{n}"] for n in ("Tandem-Prefill", "Tandem-Decode", "Request-Id")] == [
+            "prefill-0",
+            "decode-0",
+            "my.id-1",
+        ]
+        [sent] = rig.prefill.bodies
+        kv = sent.pop("kv_transfer_params")
+        nulls = ("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")
+        assert (kv["do_remote_decode"], kv["do_remote_prefill"]) == (True, False)
+        assert all(kv[name] is None for name in nulls)
+        assert sent == BODY | {"stream": False, "max_tokens": 1, "min_tokens": 1, "odd": {"é": 1e-3}}
+        assert rig.decode.bodies == [asked | {"kv_transfer_params": TICKET}]
+        for headers in (*rig.prefill.headers, *rig.decode.headers):
+            assert headers["X-Request-Id"] == "my.id-1"
+            assert headers["Authorization"] == "Bearer k"
+            assert headers["traceparent"] == "00-1-2-03"
+        assert rig.prefill.released.empty()
+        assert await rig.metric('tandem_gateway_requests_total{endpoint="/v1/completions",outcome="ok"}') == 1
+        assert await rig.metric("tandem_gateway_prefill_seconds_count") == 1
+        assert await rig.metric("tandem_gateway_ttft_seconds_count") == 1
+        assert await rig.metric("tandem_gateway_in_flight") == 0
+
+
+@trial
+async def test_a_whole_answer_loses_its_ticket_and_an_insane_request_id_is_replaced() -> None:
+    async with rigged() as rig:
+        async with rig.post(BODY, headers={"X-Request-Id": "a b"}) as response:
+            answer = await response.json()
+        assert answer["choices"][0]["text"] == "".join(WORDS)
+        assert "kv_transfer_params" not in answer
+        assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"])
+        assert rig.prefill.headers[0]["X-Request-Id"] == rig.decode.headers[0]["X-Request-Id"]
+
+
+@trial
+async def test_workers_take_turns() -> None:
+    async with running(whole_with_ticket) as p, running(words) as a, running(words) as b:
+        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(a.url, b.url), port=0, grace_s=0.1))
+        await gateway.start()
+        async with aiohttp.ClientSession() as http:
+            served = []
+            for _ in range(4):
+                async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
+                    served.append(response.headers["X-Tandem-Decode"])
+        await gateway.stop()
+    assert served == ["decode-0", "decode-1", "decode-0", "decode-1"]
+
+
+@trial
+async def test_one_instance_that_does_both() -> None:
+    async with running(words) as worker, aiohttp.ClientSession() as http:
+        gateway = Gateway(GatewayConfig(decode=(worker.url,), port=0, grace_s=0.1))
+        await gateway.start()
+        body = CHAT | {"n": 2, "kv_transfer_params": {}}
+        async with http.post(gateway.url + "/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+        assert response.headers["X-Tandem-Prefill"] == response.headers["X-Tandem-Decode"] == "decode-0"
+        assert worker.bodies == [CHAT | {"n": 2}]
+        async with http.get(gateway.url + "/v1/models") as response:
+            assert (await response.json())["data"][0]["id"] == "m"
+        await gateway.stop()
+
+
+@trial
+async def test_an_answer_that_ended_with_its_first_token_needs_no_ticket() -> None:
+    ended = {"choices": [{"finish_reason": "stop"}], "kv_transfer_params": None}
+    async with rigged(prefill=answers(200, ended)) as rig:
+        async with rig.post(BODY) as response:
+            assert response.status == 200
+        assert rig.decode.bodies == [BODY]
+
+
+@trial
+async def test_a_prefill_instance_that_gives_no_ticket_is_named() -> None:
+    async with (
+        rigged(prefill=answers(200, {"choices": [{"finish_reason": "length"}]})) as rig,
+        rig.post(BODY) as response,
+    ):
+        await assert_error(response, 502, "prefill-0 prefilled but gave no ticket")
+
+
+@trial
+async def test_client_gone_during_prefill() -> None:
+    async with rigged(prefill=never) as rig:
+        await go_away(rig, rig.prefill.arrived)
+        await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
+        assert rig.decode.bodies == []
+        assert await rig.metric('tandem_gateway_requests_total{endpoint="/v1/completions",outcome="aborted"}') == 1
+
+
+@trial
+async def test_client_gone_before_decode_took_the_ticket() -> None:
+    async with rigged(decode=never) as rig:
+        await go_away(rig, rig.decode.arrived)
+        await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_client_gone_in_the_middle_of_a_stream() -> None:
+    async with rigged(decode=words_then_never) as rig:
+        async with rig.post(BODY | {"stream": True}) as response:
+            assert b"Hel" in await response.content.readany()
+            response.close()
+        await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
+        assert rig.prefill.released.empty()
+
+
+@trial
+async def test_a_refusal_of_either_leg_reaches_the_client_as_it_is() -> None:
+    said = {"error": {"message": "max_tokens: too large", "type": "invalid_request_error", "param": "p", "code": "c"}}
+    async with rigged(prefill=answers(400, said)) as rig, rig.post(BODY) as response:
+        assert (response.status, await response.json()) == (400, said)
+        assert response.headers["X-Tandem-Prefill"] == "prefill-0"
+    async with rigged(decode=answers(422, said)) as rig:
+        async with rig.post(BODY) as response:
+            assert (response.status, await response.json()) == (422, said)
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_a_worker_that_fails_is_named_and_its_address_is_not() -> None:
+    async with rigged(prefill=answers(500, {})) as rig, rig.post(BODY) as response:
+        await assert_error(response, 502, "prefill-0 answered with status 500")
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 1
+    async with rigged(decode=answers(503, {})) as rig:
+        async with rig.post(BODY) as response:
+            await assert_error(response, 503, "decode-0 answered with status 503")
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_a_dead_worker_is_named_and_then_missed() -> None:
+    async with running(whole_with_ticket) as p, aiohttp.ClientSession() as http:
+        async with running(words) as d:
+            gateway = Gateway(
+                GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, health_period_s=0.1)
+            )
+            await gateway.start()
+        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
+            text = await assert_error(response, 502, "decode-0 ")
+        assert "127.0.0.1" not in text
+        assert await asyncio.wait_for(p.released.get(), SOON_S) == TICKET["remote_request_id"]
+        while True:
+            async with http.get(gateway.url + "/health") as response:
+                report = await response.json()
+            if response.status == 503:
+                break
+        assert report["missing"] == ["decode"]
+        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
+            await assert_error(response, 503, "decode (decode-0)")
+        await gateway.stop()
+
+
+@pytest.mark.parametrize("script", [cut_short, without_done])
+def test_a_broken_stream_ends_with_an_error_event(script: Script) -> None:
+    async def scenario() -> None:
+        async with rigged(decode=script) as rig:
+            async with rig.post(BODY | {"stream": True}) as response:
+                events = [line for line in (await response.read()).split(b"\n") if line]
+            assert [json.loads(event.removeprefix(b"data: ")).keys() for event in events][-1] == {"error"}
+            assert len(events) == 2
+            assert b"decode-0" in events[-1]
+            broken = 'tandem_gateway_requests_total{endpoint="/v1/completions",outcome="broken"}'
+            assert await rig.metric(broken) == 1
+
+    uvloop.run(scenario())
+
+
+@trial
+async def test_refusals_of_the_gateway_itself() -> None:
+    async with rigged(body_limit=2000) as rig:
+        async with rig.http.get(rig.url + "/v1/nope") as response:
+            await assert_error(response, 404, "/v1/nope: no such endpoint")
+        async with rig.http.get(rig.url + "/v1/completions") as response:
+            await assert_error(response, 405, "use POST")
+            assert response.headers["Allow"] == "POST"
+        async with rig.post(BODY | {"prompt": "x" * 3000}) as response:
+            await assert_error(response, 413, "MiB")
+        for raw, reason in ((b"[1]", "must be a JSON object"), (b"{", "not valid JSON"), (b"", "not valid JSON")):
+            async with rig.http.post(rig.url + "/v1/completions", data=raw) as response:
+                await assert_error(response, 400, reason)
+        for wrong in ({"n": 2}, {"best_of": 3}, {"prompt": ["a", "b"]}):
+            async with rig.post(BODY | wrong) as response:
+                await assert_error(response, 400, next(iter(wrong)))
+        assert rig.prefill.bodies == []
+
+
+@trial
+async def test_a_large_prompt_passes() -> None:
+    prompt = "x" * (8 * 2**20)
+    async with rigged() as rig:
+        raw = io.BytesIO(json.dumps(BODY | {"prompt": prompt}).encode())
+        async with rig.http.post(rig.url + "/v1/completions", data=raw) as response:
+            assert response.status == 200
+        assert rig.decode.bodies[0]["prompt"] == prompt
+
+
+@trial
+async def test_nothing_waits_for_a_fuller_packet() -> None:
+    async with rigged() as rig:
+        async with rig.post(BODY | {"stream": True}) as response:
+            await response.read()
+        [connection] = rig.gateway._runner.server.connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@trial
+async def test_the_official_client() -> None:
+    async with rigged() as rig, openai.AsyncOpenAI(base_url=rig.url + "/v1", api_key="k", max_retries=0) as client:
+        text = "".join(WORDS)
+        assert (await client.completions.create(**BODY)).choices[0].text == text
+        assert (await client.chat.completions.create(**CHAT)).choices[0].message.content == text
+        pieces = [piece.choices[0].text async for piece in await client.completions.create(**BODY, stream=True)]
+        assert pieces == list(WORDS)
+        chat = await client.chat.completions.create(**CHAT, stream=True)
+        assert [piece.choices[0].delta.content async for piece in chat] == list(WORDS)
+        assert [model.id async for model in client.models.list()] == ["m"]
+        with pytest.raises(openai.BadRequestError, match="n: only n=1"):
+            await client.completions.create(**BODY, n=2)
+        rig.decode.script = cut_short
+        with pytest.raises(openai.APIError, match="decode-0 broke off"):
+            [piece async for piece in await client.completions.create(**BODY, stream=True)]
+        rig.decode.script = answers(500, {})
+        with pytest.raises(openai.InternalServerError, match="decode-0"):
+            await client.completions.create(**BODY)
+
+
+@trial
+async def test_a_used_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} on 127\.0\.0\.1 is in use.*--port"):
+            await Gateway(GatewayConfig(decode=("http://127.0.0.1:1",), port=port)).start()
+
+
+@trial
+async def test_stop_aborts_what_outlasts_the_grace() -> None:
+    async with rigged(prefill=never) as rig:
+        asked = asyncio.create_task(ask(rig))
+        await rig.prefill.arrived.wait()
+        await rig.gateway.stop()
+        await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
+        with pytest.raises(aiohttp.ClientError):
+            await asked
+        await rig.gateway.start()  # for the rig to stop
+
+
+def test_the_command_runs_chats_and_stops() -> None:
+    async def scenario() -> None:
+        async with running(whole_with_ticket) as p, running(words) as d:
+            command = [sys.executable, "-m", "tandem", "gateway", "--prefill", p.url, "--decode", d.url, "--port", "0"]
+            process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            line = (await process.stdout.readline()).decode()
+            assert "prefill-0, decode-0" in line
+            url = line.split()[1].removesuffix("/v1")
+            assert await said("chat", url, "--message", "hi", "--message", "more") == ("".join(WORDS) + "\n") * 2
+            assert [len(body["messages"]) for body in d.bodies] == [1, 3]
+            assert d.bodies[0]["max_tokens"] == 256
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+            assert time.monotonic() - started < 2
+            assert f"{url}: no service answers there" in await said("chat", url, "--message", "hi", code=1)
+
+    uvloop.run(asyncio.wait_for(scenario(), 30))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"decode": ()}, "--decode"),
+        ({"decode": ("localhost:1",)}, "decode: 'localhost:1' is not"),
+        ({"decode": ("http://h:99999",)}, "decode: 'http://h:99999' is not"),
+        ({"decode": ("http://h:1/v1",)}, "write http://HOST:PORT"),
+        ({"decode": ("http://h:1",), "prefill": ("http://h:1/",)}, "given 2 times"),
+        ({"decode": ("http://h:1",), "port": 70000}, "port: 70000"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(reason)):
+        GatewayConfig(**options)
+
+
+async def ask(rig: Rig) -> None:
+    async with rig.post(BODY) as response:
+        await response.read()
+
+
+async def go_away(rig: Rig, when: asyncio.Event) -> None:
+    """Ask, and hang up when the event is set."""
+    asked = asyncio.create_task(ask(rig))
+    await asyncio.wait_for(when.wait(), 5)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
+async def assert_error(response: aiohttp.ClientResponse, status: int, reason: str) -> str:
+    """The answer is an error in OpenAI's shape that says `reason`; returns its text."""
+    text = await response.text()
+    assert response.status == status, text
+    error = json.loads(text)["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert reason in error["message"]
+    return text
+
+
+async def said(*arguments: str, code: int = 0) -> str:
+    """What a tandem command printed."""
+    command = [sys.executable, "-m", "tandem", *arguments]
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    out, _ = await process.communicate()
+    assert process.returncode == code, out
+    return out.decode()

@@ -1,0 +1,106 @@
+"""What each leg sends for a client's body."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem.errors import RequestError
+from tandem.gateway.body import ClientBody, without_kv_params
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def body(**fields: Any) -> ClientBody:
+    return ClientBody.decode(json.dumps(fields).encode())
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_unknown_fields_are_forwarded_untouched(fields: dict[str, Any]) -> None:
+    fields.pop("kv_transfer_params", None)
+    assert json.loads(body(**fields, kv_transfer_params={"remote_host": "evil"}).whole()) == fields
+
+
+def test_numbers_keep_their_spelling() -> None:
+    assert ClientBody.decode(b'{"temperature": 1.0e-0, "prompt": "\\u00e9"}').whole() == (
+        b'{"temperature":1.0e-0,"prompt":"\\u00e9"}'
+    )
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"null", b'"x"', b"{", b'{"a":}', b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"]
+)
+def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        ClientBody.decode(raw)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+
+
+def test_the_prefill_leg_asks_for_one_token() -> None:
+    asked = body(prompt="x", stream=True, stream_options={"include_usage": True}, max_tokens=90, temperature=0.5)
+    sent = json.loads(asked.prefill())
+    assert sent.pop("kv_transfer_params")["do_remote_decode"] is True
+    assert sent == {"prompt": "x", "stream": False, "max_tokens": 1, "temperature": 0.5}
+
+
+def test_max_completion_tokens_is_set_only_where_it_was() -> None:
+    assert json.loads(body(max_completion_tokens=9).prefill())["max_completion_tokens"] == 1
+    assert "max_completion_tokens" not in json.loads(body(max_tokens=9).prefill())
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(0, 0), (1, 1), (2, 1), (90, 1), (None, None), ("x", "x"), (True, True)])
+def test_min_tokens_is_lowered_for_prefill_only(asked: Any, sent: Any) -> None:
+    assert json.loads(body(min_tokens=asked).prefill())["min_tokens"] == sent
+    assert json.loads(body(min_tokens=asked).decode_leg(None))["min_tokens"] == asked
+
+
+def test_the_decode_leg_carries_the_ticket_byte_for_byte() -> None:
+    ticket = msgspec.Raw(b'{"b" : [[1]], "new": 1.50}')
+    assert body(prompt="x").decode_leg(ticket) == b'{"prompt":"x","kv_transfer_params":{"b" : [[1]], "new": 1.50}}'
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"n": 1},
+        {"n": None},
+        {"best_of": 1},
+        {"prompt": "a"},
+        {"prompt": [1, 2]},
+        {"prompt": ["a"]},
+        {"prompt": [[1, 2]]},
+    ],
+)
+def test_one_sequence_is_served_apart(one: dict[str, Any]) -> None:
+    body(**one).refuse_many()
+
+
+@pytest.mark.parametrize(
+    "many", [{"n": 2}, {"n": 0}, {"n": "1"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"prompt": [[1], [2]]}]
+)
+def test_several_sequences_are_refused_by_name(many: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        body(**many).refuse_many()
+    [name] = many
+    assert (caught.value.status, caught.value.param) == (400, name)
+    assert str(caught.value).startswith(f"{name}: ")
+
+
+def test_an_answer_loses_its_ticket_and_nothing_else() -> None:
+    assert without_kv_params(b'{"id": "x", "kv_transfer_params": {"a": 1}, "n": 1.0}') == b'{"id":"x","n":1.0}'
+    assert without_kv_params(b'{"id": "x"}') == b'{"id": "x"}'
+    with pytest.raises(msgspec.DecodeError):
+        without_kv_params(b"oops")
