@@ -1,0 +1,70 @@
+"""`tandem instance`: one inference instance in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def instance(
+    model: Path,
+    *,
+    role: Literal["prefill", "decode", "both"] = "both",
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    served_model_name: list[str] | None = None,
+    device: Literal["auto", "cpu", "cuda", "npu"] = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    max_num_seqs: int = 64,
+    max_num_batched_tokens: int = 2048,
+    block_size: int = 16,
+    kv_cache_gib: float = 1.0,
+    kv_host: str | None = None,
+    kv_port: int = 0,
+    kv_lease_seconds: float = 30.0,
+) -> None:
+    """Run one inference instance in the foreground.
+
+    Args:
+        model: Hugging Face model folder.
+        role: Prefill only, decode only, or both.
+        port: HTTP port.
+        host: Address the ports bind to.
+        served_model_name: Name clients may ask for; repeatable. Default: the folder's name.
+        device: Where to compute; auto takes the best there is.
+        dtype: Type of weights and cache; auto takes the folder's own.
+        max_model_len: Most tokens of prompt plus answer. Default: the model's own limit.
+        max_num_seqs: Most requests computed at a time.
+        max_num_batched_tokens: Most tokens in one step; longer prompts are prefilled in pieces.
+        block_size: Tokens in a KV block.
+        kv_cache_gib: Memory for keys and values, in GiB.
+        kv_host: Address at which other instances reach this one's KV port. Default: --host.
+        kv_port: KV transfer port; 0 takes a free one.
+        kv_lease_seconds: How long prefilled blocks wait for a decode instance.
+    """
+    import logging
+
+    from tandem.engine.instance import InstanceConfig, run_instance
+    from tandem.protocol.lifeline import hold_lifeline
+
+    hold_lifeline()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = InstanceConfig(
+        model=model,
+        role=role,
+        host=host,
+        port=port,
+        served_model_names=tuple(served_model_name or ()),
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_size=block_size,
+        kv_cache_gib=kv_cache_gib,
+        kv_host=kv_host,
+        kv_port=kv_port,
+        kv_lease_seconds=kv_lease_seconds,
+    )
+    run_instance(config, lambda line: print(line, flush=True))

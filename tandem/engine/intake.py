@@ -1,0 +1,110 @@
+"""An HTTP body becomes an engine request: prompt to tokens, limits checked, the hand-off's fields understood."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from tandem.catalogue.generation import GenerationDefaults
+from tandem.engine.sampling import SamplingParams
+from tandem.engine.sequence import Request
+from tandem.errors import RequestError
+from tandem.protocol.identity import Role
+from tandem.protocol.kv import KVTransferParams
+from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
+from tandem.text.tokenizer import Tokenizer
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's `max_tokens` for completions; a chat answer may fill the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """What requests are checked against."""
+
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    names: tuple[str, ...]
+    """Served model names."""
+    role: Role
+    vocab_size: int
+    max_model_len: int
+
+    def completion(self, body: CompletionRequest, request_id: str) -> Request:
+        """Admit a completion.
+
+        Raises:
+            RequestError: Naming the field at fault.
+        """
+        prompt = body.single_prompt()
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        limit = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._left(tokens))
+        return self._request(body, request_id, tokens, limit, "prompt")
+
+    def chat(self, body: ChatRequest, request_id: str) -> Request:
+        """Admit a chat completion.
+
+        Raises:
+            RequestError: Naming the field at fault.
+        """
+        if self.tokenizer.chat is None:
+            raise RequestError("this model has no chat template; use /v1/completions", param="messages")
+        messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        # The template writes the special tokens itself.
+        tokens = self.tokenizer.encode(self.tokenizer.chat.render(messages), special=False)
+        return self._request(body, request_id, tokens, body.token_limit or self._left(tokens), "messages")
+
+    def _left(self, tokens: list[int]) -> int:
+        return max(self.max_model_len - len(tokens), 1)
+
+    def _request(self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str) -> Request:
+        self._check_name(body.model)
+        self._check_tokens(tokens, limit, param)
+        hand_off = body.kv_transfer_params or KVTransferParams()
+        self._check_role(hand_off)
+        keep = hand_off.do_remote_decode
+        if body.min_tokens > limit and not keep:
+            raise RequestError(f"min_tokens: {body.min_tokens} is over max_tokens {limit}", param="min_tokens")
+        return Request(
+            # A client may send the same id twice; the engine's own must differ.
+            id=f"{request_id}-{uuid.uuid4().hex[:8]}",
+            prompt=tokens,
+            sampling=SamplingParams.from_request(body, self.defaults, 1 if keep else limit),
+            keep_for_remote=keep,
+            fetch_from=hand_off if hand_off.do_remote_prefill else None,
+        )
+
+    def _check_name(self, name: str | None) -> None:
+        if name is not None and name not in self.names:
+            served = ", ".join(self.names)
+            message = f"model: {name} is not served here; served: {served}"
+            raise RequestError(message, status=404, code="model_not_found", param="model")
+
+    def _check_tokens(self, tokens: list[int], limit: int, param: str) -> None:
+        if not tokens:
+            raise RequestError(f"{param}: comes to no tokens at all; send at least one", param=param)
+        for token in (min(tokens), max(tokens)):
+            if not 0 <= token < self.vocab_size:
+                raise RequestError(f"{param}: token id {token} is outside 0..{self.vocab_size - 1}", param=param)
+        if len(tokens) + limit > self.max_model_len:
+            message = (
+                f"{param}: {len(tokens)} tokens and max_tokens {limit} are together over this model's "
+                f"{self.max_model_len}; shorten one of them"
+            )
+            raise RequestError(message, code="context_length_exceeded", param=param)
+
+    def _check_role(self, hand_off: KVTransferParams) -> None:
+        where = "kv_transfer_params"
+        if hand_off.do_remote_decode and hand_off.do_remote_prefill:
+            raise RequestError(f"{where}: do_remote_decode and do_remote_prefill exclude each other", param=where)
+        if hand_off.do_remote_decode and self.role == "decode":
+            raise RequestError(f"{where}: this is a decode instance; send prefills to a prefill instance", param=where)
+        if not hand_off.do_remote_prefill:
+            return
+        if self.role == "prefill":
+            raise RequestError(f"{where}: this is a prefill instance; send tickets to a decode instance", param=where)
+        for name in ("remote_engine_id", "remote_request_id", "remote_host", "remote_port"):
+            if not getattr(hand_off, name):
+                raise RequestError(f"{where}.{name}: is missing; pass the prefill answer's field whole", param=where)
+        if not 0 < (hand_off.remote_port or 0) < 65536:
+            raise RequestError(f"{where}.remote_port: {hand_off.remote_port} is no port", param=where)

@@ -1,0 +1,186 @@
+"""An instance's HTTP side: the OpenAI routes, who it is, and how it does."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from tandem.engine.driver import Driver
+from tandem.engine.intake import Intake
+from tandem.engine.metrics import InstanceMetrics
+from tandem.engine.sequence import Request, Update
+from tandem.errors import RequestError
+from tandem.protocol import sse
+from tandem.protocol.answers import Answer, AnswerHead, Endpoint, Usage, error_answer, error_body, model_list
+from tandem.protocol.identity import Identity
+from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT = 32 * 1024 * 1024
+"""Longest request body, in bytes."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class InstanceServer:
+    """Routes of one instance.
+
+    Args:
+        driver: Runs the engine.
+        intake: Checks requests.
+        identity: Who this instance is.
+    """
+
+    def __init__(self, driver: Driver, intake: Intake, identity: Identity) -> None:
+        self._driver = driver
+        self._intake = intake
+        self._identity = identity
+        self._metrics = InstanceMetrics(driver.engine)
+        self._created = int(time.time())
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_in_openai_shape])
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/identity", self._who)
+        app.router.add_get("/metrics", self._scrape)
+        app.router.add_post("/tandem/release", self._release)
+        return app
+
+    async def _completions(self, http: web.Request) -> web.StreamResponse:
+        body = parse(await http.read(), CompletionRequest)
+        return await self._answer(http, body, "completion", self._intake.completion(body, _request_id(http)))
+
+    async def _chat(self, http: web.Request) -> web.StreamResponse:
+        body = parse(await http.read(), ChatRequest)
+        return await self._answer(http, body, "chat", self._intake.chat(body, _request_id(http)))
+
+    async def _answer(
+        self, http: web.Request, body: GenerationRequest, endpoint: Endpoint, request: Request
+    ) -> web.StreamResponse:
+        head = AnswerHead.begin(endpoint, request.id, body.model or self._identity.model)
+        updates = self._timed(self._driver.generate(request))
+        try:
+            if body.stream:
+                return await _stream(http, head, updates, len(request.prompt), include_usage=body.include_usage)
+            return _json(await _whole(head, updates, len(request.prompt)))
+        finally:
+            # Not left to the garbage collector: a client that is gone must free its blocks now.
+            await updates.aclose()
+
+    async def _timed(self, updates: AsyncGenerator[Update, None]) -> AsyncGenerator[Update, None]:
+        last, metric = time.perf_counter(), self._metrics.first_token
+        try:
+            async for update in updates:
+                now = time.perf_counter()
+                metric.observe(now - last)
+                last, metric = now, self._metrics.between_tokens
+                yield update
+        finally:
+            await updates.aclose()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return _json(model_list(self._intake.names, self._created, self._intake.max_model_len))
+
+    async def _health(self, _: web.Request) -> web.Response:
+        if self._driver.alive:
+            return _json({"status": "ok"})
+        return _json(error_body("the engine has stopped; restart the instance", status=503), status=503)
+
+    async def _who(self, _: web.Request) -> web.Response:
+        return _json(self._identity)
+
+    async def _scrape(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _release(self, http: web.Request) -> web.Response:
+        try:
+            ticket = msgspec.json.decode(await http.read(), type=dict[str, str]).get("ticket", "")
+        except msgspec.DecodeError as error:
+            raise RequestError(f"the body must be {{'ticket': '...'}}: {error}", param="ticket") from None
+        return _json({"released": self._driver.release(ticket)})
+
+
+async def _whole(head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens: int) -> Answer:
+    pieces, tokens = [], 0
+    async for update in updates:
+        _raise_failure(update)
+        pieces.append(update.text)
+        tokens += update.tokens
+        if update.reason is not None:
+            ticket = None if update.ticket is None else msgspec.to_builtins(update.ticket)
+            return head.whole("".join(pieces), update.reason, Usage(prompt_tokens, tokens), ticket)
+    raise AssertionError("an answer ended without a reason")
+
+
+async def _stream(
+    http: web.Request, head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens: int, *, include_usage: bool
+) -> web.StreamResponse:
+    first = await anext(updates)
+    # Only now is it certain that there is an answer, so only now may the status be 200.
+    _raise_failure(first)
+    response = web.StreamResponse(headers=sse.HEADERS)
+    await response.prepare(http)
+    if head.endpoint == "chat":
+        await response.write(sse.event(head.role_chunk()))
+    tokens, update = 0, first
+    while True:
+        if update.error is not None:
+            await response.write(sse.event(error_body(update.error, status=500)))
+            return response
+        tokens += update.tokens
+        if update.text or update.reason is not None:
+            await response.write(sse.event(head.chunk(update.text, update.reason)))
+        if update.reason is not None:
+            break
+        update = await anext(updates)
+    if include_usage:
+        await response.write(sse.event(head.usage_chunk(Usage(prompt_tokens, tokens))))
+    await response.write(sse.DONE)
+    return response
+
+
+def _raise_failure(update: Update) -> None:
+    if update.error is not None:
+        raise RequestError(update.error, status=502, code="generation_failed")
+
+
+def _request_id(http: web.Request) -> str:
+    given = http.headers.get("X-Request-Id", "")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _json(answer: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
+
+
+@web.middleware
+async def _in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal and every fault becomes OpenAI's error object."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        return _json(error_answer(error), error.status)
+    except web.HTTPException as error:
+        message = {
+            404: f"{request.path}: no such route",
+            405: f"{request.path}: {request.method} is not allowed here",
+            413: f"the body is over {BODY_LIMIT // 2**20} MiB; send a shorter one",
+        }.get(error.status, error.reason)
+        return _json(error_body(message, status=error.status), error.status)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return _json(error_body("internal error; see the instance's log", status=500), 500)

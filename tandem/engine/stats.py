@@ -1,0 +1,25 @@
+"""What an instance counts; `/metrics` shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tandem.engine.sequence import Status
+
+
+@dataclass
+class Stats:
+    """Totals since the start."""
+
+    prompt_tokens_computed: int = 0
+    """Prompt tokens that went through this instance's model; stays 0 on a decode instance."""
+    tokens_generated: int = 0
+    steps: int = 0
+    ended: Counter[Status] = field(default_factory=Counter)
+    """Sequences by how they ended."""
+    kv_bytes_sent: int = 0
+    kv_bytes_received: int = 0
+    kv_transfers_sent: int = 0
+    kv_transfers_received: int = 0
+    kv_transfers_failed: int = 0

@@ -1,0 +1,182 @@
+"""How KV blocks travel between two instances: the decode side pulls over TCP.
+
+    decode ──Pull(ticket, engine, digest)──▶ prefill
+    decode ◀──Granted(tokens, seed, size) and `size` raw bytes, or Refused(reason)── prefill
+    decode ──Received──▶ prefill, which gives the blocks back
+
+Messages are length-prefixed msgpack of the types below; nothing else is ever decoded. The prefill side checks every
+pull: an unknown, used or expired ticket, a ticket of an earlier process, or a model that differs is refused by reason.
+
+Not here yet: shared memory on one host, checksums, sending finished chunks while the next is computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from tandem.errors import TransferError
+
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Longest message in bytes, so that a stray client cannot ask for memory."""
+
+
+M = TypeVar("M")
+
+
+class Pull(msgspec.Struct, frozen=True, tag=True):
+    """The decode side asks for the blocks of one ticket."""
+
+    ticket: str
+    engine_id: str
+    """The process that the ticket names; a restarted one refuses."""
+    digest: str
+    """The puller's compatibility digest."""
+
+
+class Granted(msgspec.Struct, frozen=True, tag=True):
+    """The blocks follow; `token_ids` are the prompt and the first token sampled after it."""
+
+    token_ids: list[int]
+    seed: int
+    size: int
+    """Bytes that follow."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """No blocks follow."""
+
+    reason: str
+
+
+class Received(msgspec.Struct, frozen=True, tag=True):
+    """Everything arrived; the blocks may go."""
+
+
+class Holder(Protocol):
+    """The side that has blocks, as the server needs it."""
+
+    def grant(self, pull: Pull) -> tuple[Granted, Tensor]:
+        """What the ticket stands for and a copy of its bytes (uint8, CPU).
+
+        Raises:
+            TransferError: The pull is refused; the message tells the other side why.
+        """
+
+    def settle(self, pull: Pull, granted: Granted, *, received: bool) -> None:
+        """A granted pull ended: it arrived, or it broke off and may be tried again."""
+
+
+class TransferServer:
+    """Answers pulls.
+
+    Args:
+        holder: Decides and delivers.
+        listener: Where pulls arrive; bound before the holder exists, because tickets name its port.
+        timeout: Most seconds for one pull; a frozen puller must not hold blocks for ever.
+    """
+
+    def __init__(self, holder: Holder, listener: socket.socket, timeout: float) -> None:
+        self._holder = holder
+        self._listener = listener
+        self._timeout = timeout
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Answer pulls from now on."""
+        self._server = await asyncio.start_server(self._serve, sock=self._listener)
+
+    async def stop(self) -> None:
+        """Close the port; pulls under way end."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(TimeoutError, OSError, asyncio.IncompleteReadError, msgspec.DecodeError, TransferError):
+            async with asyncio.timeout(self._timeout):
+                await self._answer(reader, writer)
+        writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pull = await _read(reader.readexactly, Pull)
+        try:
+            granted, data = self._holder.grant(pull)
+        except TransferError as error:
+            writer.write(_frame(Refused(str(error))))
+            await writer.drain()
+            return
+        received = False
+        try:
+            writer.write(_frame(granted))
+            writer.write(data.numpy().data)
+            await writer.drain()
+            await _read(reader.readexactly, Received)
+            received = True
+        finally:
+            self._holder.settle(pull, granted, received=received)
+
+
+async def pull_blocks(host: str, port: int, pull: Pull, timeout: float) -> tuple[Granted, Tensor]:  # noqa: ASYNC109
+    """Fetch the blocks of one ticket: what was granted, and the bytes (uint8 [size], CPU).
+
+    Raises:
+        TransferError: The holder refused, could not be reached, broke off or took longer than `timeout` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await _pull(host, port, pull)
+    except TimeoutError:
+        raise TransferError(f"KV pull from {host}:{port} took over {timeout:g} s; is that instance frozen?") from None
+    except (OSError, EOFError, msgspec.DecodeError) as error:
+        raise TransferError(f"KV pull from {host}:{port} broke off ({error or type(error).__name__})") from None
+
+
+async def _pull(host: str, port: int, pull: Pull) -> tuple[Granted, Tensor]:
+    loop = asyncio.get_running_loop()
+    (family, kind, proto, _, address), *_ = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    with socket.socket(family, kind, proto) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+        await loop.sock_sendall(sock, _frame(pull))
+
+        async def read(size: int) -> bytes:
+            return (await _receive(sock, size)).numpy().tobytes()
+
+        answer: Granted | Refused = await _read(read, Granted | Refused)  # type: ignore[arg-type]
+        if isinstance(answer, Refused):
+            raise TransferError(f"the prefill instance refused the KV pull: {answer.reason}")
+        data = await _receive(sock, answer.size)
+        await loop.sock_sendall(sock, _frame(Received()))
+        return answer, data
+
+
+async def _receive(sock: socket.socket, size: int) -> Tensor:
+    """Exactly `size` bytes, received straight into their tensor."""
+    loop = asyncio.get_running_loop()
+    data = torch.empty(size, dtype=torch.uint8)
+    view = data.numpy().data
+    while view:
+        count = await loop.sock_recv_into(sock, view)
+        if count == 0:
+            raise EOFError("the connection was closed")
+        view = view[count:]
+    return data
+
+
+def _frame(message: msgspec.Struct) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+async def _read(read: Callable[[int], Awaitable[bytes]], kind: type[M]) -> M:
+    size = int.from_bytes(await read(4), "big")
+    if size > MAX_MESSAGE:
+        raise TransferError(f"a transfer message of {size} bytes is over the limit of {MAX_MESSAGE}")
+    return msgspec.msgpack.decode(await read(size), type=kind)
