@@ -18,6 +18,7 @@ from tandem.topology.topology import Instance, Role, Topology
 START_ORDER = (Role.PREFILL, Role.DECODE, Role.BOTH, Role.GATEWAY)
 
 POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 5.0
 STOP_GRACE = 15.0
 
 CommandBuilder = Callable[[Topology, Instance], list[str]]
@@ -69,7 +70,7 @@ class LocalDeployment:
         for instance in self._instances:
             require_free_port(instance)
         commands = [self._command(self.topology, instance) for instance in self._instances]
-        self.log_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self.log_dir)
         try:
             for instance, command in zip(self._instances, commands, strict=True):
                 log = self.log_dir / f"{instance.name}.log"
@@ -83,7 +84,7 @@ class LocalDeployment:
 
         Args:
             timeout: Seconds.
-            on_progress: Called first, whenever an instance becomes ready, and every second.
+            on_progress: Called first, whenever an instance becomes ready, and every few seconds.
 
         Raises:
             ProcessError: When a process has ended, or not all are ready in time.
@@ -97,7 +98,7 @@ class LocalDeployment:
             for name in ready:
                 del waiting[name]
             elapsed = time.monotonic() - began
-            if on_progress and (ready or not waiting or elapsed - told >= 1):
+            if on_progress and (ready or not waiting or elapsed - told >= PROGRESS_SECONDS):
                 told = elapsed
                 on_progress(self._progress(tuple(waiting), elapsed))
             if not waiting:
@@ -156,6 +157,18 @@ class LocalDeployment:
     def _progress(self, waiting: tuple[str, ...], seconds: float) -> Progress:
         ready = tuple(instance.name for instance in self._instances if instance.name not in waiting)
         return Progress(ready, waiting, seconds)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder where it is missing.
+
+    Raises:
+        UsageError: When that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be created ({error.strerror}); choose a folder you may write to") from None
 
 
 def require_free_port(instance: Instance) -> None:

@@ -61,6 +61,9 @@ class ChildProcess:
             raise ProcessError(
                 f"start: {name} cannot run `{command[0]}` with log {log_path}: {error.strerror}; check both paths"
             ) from error
+        except BaseException:  # Ctrl-C after the fork: the child, which nobody knows yet, ends by its lifeline
+            lifeline.close()
+            raise
         lifeline.handed_over()
         return cls(name, log_path, process, lifeline)
 

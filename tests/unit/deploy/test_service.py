@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tandem.cli import run
+from tandem.deploy.command import instance_command, instance_environment
+from tandem.deploy.port import free_port
+from tandem.deploy.service import local_topology, new_run_directory, require_model_folder
+from tandem.errors import ModelFolderError, UsageError
+from tandem.topology.topology import Device, Instance, Role, Topology
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_topology_of_prefill_and_decode(model: Path) -> None:
+    port = free_port("127.0.0.1")
+    topology = local_topology(model, prefill=2, decode=1, port=port)
+    assert [i.name for i in topology.instances] == ["prefill-0", "prefill-1", "decode-0", "gateway"]
+    assert topology.of(Role.GATEWAY)[0].port == port
+    assert len({i.port for i in topology.instances}) == 4
+    assert (topology.model, topology.served_model_name) == (str(model), "tiny")
+
+
+def test_no_prefill_means_instances_that_do_both(model: Path) -> None:
+    topology = local_topology(model, prefill=0, decode=2, port=0, served_model_name="x")
+    assert [i.role for i in topology.instances] == [Role.BOTH, Role.BOTH, Role.GATEWAY]
+    assert topology.served_model_name == "x"
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(0, 0), (1, 0), (-1, 1), (1, -1)])
+def test_numbers_that_make_no_service(model: Path, prefill: int, decode: int) -> None:
+    with pytest.raises(UsageError, match=f"{prefill} prefill and {decode} decode .*--decode 1"):
+        local_topology(model, prefill=prefill, decode=decode, port=0)
+
+
+def test_port_that_does_not_exist(model: Path) -> None:
+    with pytest.raises(UsageError, match="port 70000 does not exist"):
+        local_topology(model, port=70000)
+
+
+def test_used_gateway_port_is_one_line(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", str(model), "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"port {port} on 127.0.0.1 is in use" in error
+    assert "--port" in error
+    assert not (model.parent / "runs").exists()
+
+
+def test_model_folder_at_first_sight(model: Path, tmp_path: Path) -> None:
+    require_model_folder(model)
+    with pytest.raises(ModelFolderError, match=r"none: no such folder"):
+        require_model_folder(tmp_path / "none")
+    with pytest.raises(ModelFolderError, match=r"has no config.json"):
+        require_model_folder(tmp_path)
+
+
+def test_run_directories_are_never_shared(tmp_path: Path) -> None:
+    folders = {new_run_directory(tmp_path / "runs", "serve") for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.is_dir() and folder.name.startswith("serve-") for folder in folders)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be created"):
+        new_run_directory(tmp_path / "file" / "runs", "serve")
+
+
+def topology(*instances: Instance) -> Topology:
+    return Topology(model="/m", served_model_name="name", instances=instances)
+
+
+P = Instance(name="p", role=Role.PREFILL, host="::1", port=1, arguments={"max-num-seqs": "8"}, devices=(Device(id=4),))
+D = Instance(name="d", role=Role.DECODE, host="h", port=2)
+B = Instance(name="b", role=Role.BOTH, host="h", port=3)
+G = Instance(name="g", role=Role.GATEWAY, host="0.0.0.0", port=4)
+
+
+@pytest.mark.parametrize(
+    ("one", "instance", "line"),
+    [
+        (topology(P, D, G), P,
+         "instance /m --role prefill --served-model-name name --host ::1 --port 1 --max-num-seqs 8"),
+        (topology(P, D, G), G, "gateway --prefill http://[::1]:1 --decode http://h:2 --host 0.0.0.0 --port 4"),
+        (topology(B, G), B, "instance /m --role both --served-model-name name --host h --port 3"),
+        (topology(B, G), G, "gateway --decode http://h:3 --host 0.0.0.0 --port 4"),
+    ],
+)  # fmt: skip
+def test_commands(one: Topology, instance: Instance, line: str) -> None:
+    assert instance_command(one, instance) == [sys.executable, "-m", "tandem", *line.split()]
+
+
+def test_devices_are_made_visible() -> None:
+    assert instance_environment(P)["ASCEND_RT_VISIBLE_DEVICES"] == "4"
+    assert instance_environment(P)["CUDA_VISIBLE_DEVICES"] == "4"
+    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(D)

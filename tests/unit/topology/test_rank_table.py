@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tandem.errors import TopologyError
+from tandem.topology import device_address
+from tandem.topology.rank_table import (
+    GlobalTable,
+    LocalTable,
+    parse_table,
+    read_global_table,
+    read_local_table,
+    render,
+    write_table,
+)
+from tandem.topology.rank_table_check import check, check_files
+from tandem.topology.rank_table_codec import from_topology, to_topology
+from tandem.topology.rank_table_match import locate
+from tandem.topology.rank_table_merge import merge
+from tandem.topology.rank_table_set import RankTableSet, device_suffix, generate, parse_device_list
+from tandem.topology.topology import Device, Instance, Role, Topology
+
+DOCUMENT_GLOBAL = """
+{ "version": "1.0", "status": "completed", "server_group_list": [
+  { "group_id": "0", "server_count": "1", "server_list": [ { "server_id": "localhost", "server_ip": "localhost" } ] },
+  { "group_id": "1", "server_count": "1", "server_list": [ { "server_id": "localhost", "server_ip": "localhost",
+    "device": [ { "device_id": "4", "device_ip": "10.**.**.22", "rank_id": "0" },
+                { "device_id": "5", "device_ip": "10.**.**.23", "rank_id": "1" } ] } ] },
+  { "group_id": "2", "server_count": "1", "server_list": [ { "server_id": "localhost", "server_ip": "localhost",
+    "device": [ { "device_id": "6", "device_ip": "29.**.**.56", "rank_id": "0" },
+                { "device_id": "7", "device_ip": "29.**.**.72", "rank_id": "1" } ] } ] } ]}
+"""
+DOCUMENT_LOCAL = """
+{ "version": "1.0", "status": "completed", "group_id": "0", "server_count": "1",
+  "server_list": [ { "server_id": "localhost", "server_ip": "localhost",
+    "device": [ { "device_id": "6", "device_ip": "29.**.**.56", "rank_id": "0" },
+                { "device_id": "7", "device_ip": "29.**.**.72", "rank_id": "1" } ] } ]}
+"""
+
+
+def document_set(ip: str = "10.0.0.18") -> RankTableSet:
+    addresses = {4: "10.0.0.22", 5: "10.0.0.23", 6: "29.0.0.56", 7: "29.0.0.72"}
+    return generate(prefill=[[4, 5]], decode=[[6, 7]], api_server=True, local_ip=ip, device_addresses=addresses)
+
+
+def test_document_tables_keep_all_rules_and_bytes() -> None:
+    table = parse_table(GlobalTable, DOCUMENT_GLOBAL, "g")
+    local = parse_table(LocalTable, DOCUMENT_LOCAL, "l")
+    assert check(table) == []
+    assert check(table, {"l": local}, complete=False) == []
+    assert json.loads(render(table)) == json.loads(DOCUMENT_GLOBAL)
+    assert json.loads(render(local)) == json.loads(DOCUMENT_LOCAL)
+    assert locate(table, local).role is Role.DECODE
+
+
+def test_generates_the_document_example_verbatim(tmp_path: Path) -> None:
+    tables = document_set("localhost")
+    names = [path.name for path in tables.save(tmp_path / "save_dir")]
+    assert names == [
+        "global_ranktable_localhost.json",
+        "local_ranktable_localhost_45.json",
+        "local_ranktable_localhost_67.json",
+        "local_ranktable_localhost_host.json",
+    ]
+    masked = DOCUMENT_GLOBAL.replace("10.**.**.", "10.0.0.").replace("29.**.**.", "29.0.0.")
+    written = (tmp_path / "save_dir" / names[0]).read_text()
+    assert written == json.dumps(json.loads(masked), indent=2) + "\n"  # the order of the keys too
+    local = json.loads((tmp_path / "save_dir" / names[2]).read_text())
+    assert local == json.loads(DOCUMENT_LOCAL.replace("29.**.**.", "29.0.0."))
+    host = json.loads((tmp_path / "save_dir" / names[3]).read_text())
+    assert host["server_list"] == [{"server_id": "localhost", "server_ip": "localhost"}]
+    assert host["group_id"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("ids", "suffix"), [([4, 5], "45"), ([8, 15], "8_15"), ([10, 11], "10_11"), ([12], "12"), ([0], "0")]
+)
+def test_device_suffix(ids: list[int], suffix: str) -> None:
+    assert device_suffix(ids) == suffix
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({}, ("no instance", "--api-server")),
+        ({"prefill": [[4]], "decode": [[5, 4]]}, ("device 4", "prefill instance 0", "decode instance 0", "once")),
+        ({"prefill": [[4, 4]]}, ("device 4", "once")),
+        ({"prefill": [[]]}, ("prefill instance 0", "at least one")),
+        ({"prefill": [[1, 5], [15]]}, ("local_ranktable_10.0.0.1_15.json", "--save-dir")),
+        ({"api_server": True, "local_ip": "../x"}, ("'../x'", "--local-ip")),
+    ],
+)
+def test_generate_refuses(fields: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(TopologyError) as raised:
+        generate(**{"local_ip": "10.0.0.1", **fields})
+    assert all(part in str(raised.value) for part in parts)
+
+
+@pytest.mark.parametrize("text", ["", "4,", ",4", "a", "4 5", "-1", "4;5"])
+def test_device_list_refuses(text: str) -> None:
+    with pytest.raises(TopologyError, match="write it like 4,5"):
+        parse_device_list(text)
+
+
+def fake_hccn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    tool = tmp_path / "hccn_tool"
+    tool.write_text(f"#!/bin/sh\n{body}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+
+def test_asks_hccn_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hccn(
+        tmp_path, monkeypatch, '[ "$1 $3 $4" = "-i -ip -g" ] && echo "ipaddr:29.0.0.$2"; echo "netmask:255.0.0.0"'
+    )
+    assert device_address.addresses_of([4, 5], "10.0.0.1", {5: "1.2.3.4"}) == {4: "29.0.0.4", 5: "1.2.3.4"}
+
+
+@pytest.mark.parametrize(
+    ("body", "part"), [("echo no such device >&2; exit 3", "exit code 3: no such device"), ("sleep 9", "no answer")]
+)
+def test_hccn_tool_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, part: str) -> None:
+    fake_hccn(tmp_path, monkeypatch, f"exec {body}" if body.startswith("sleep") else body)
+    monkeypatch.setattr(device_address, "HCCN_TIMEOUT", 0.3)
+    with pytest.raises(TopologyError) as raised:
+        device_address.addresses_of([4], "10.0.0.1")
+    assert part in str(raised.value)
+    assert "--device-ip 4=ADDRESS" in str(raised.value)
+
+
+def test_local_address_is_an_address() -> None:
+    assert device_address.local_address().count(".") == 3 or ":" in device_address.local_address()
+
+
+def edit(change: str, text: str | None = None) -> dict[str, Any]:
+    """The document's global table with one statement run on it, `t` the table and `g` its groups."""
+    table: dict[str, Any] = json.loads(text or DOCUMENT_GLOBAL)
+    exec(change, {"t": table, "g": table.get("server_group_list"), "s": table.get("server_list")})
+    return table
+
+
+GLOBAL_RULES = [
+    ("t['version'] = '1.2'", "version", "$.version", '"1.0"'),
+    ("t['status'] = 'initializing'", "status", "$.status", "completed"),
+    ("g.pop()", "groups", "$.server_group_list", "exactly three groups"),
+    ("g.reverse()", "groups", "$.server_group_list", "in this order"),
+    ("g[1]['server_count'] = '2'", "server-count", "$.server_group_list[1].server_count", 'write "1"'),
+    ("g[0]['server_list'] = []; g[0]['server_count'] = '0'", "one-scheduler", "$.server_group_list[0]", "--api-server"),
+    ("g[0]['server_list'] *= 2; g[0]['server_count'] = '2'", "one-scheduler", "server_list[1]", "keep one"),
+    ("g[0]['server_list'][0]['device'] = []", "scheduler-devices", "server_list[0].device", "remove"),
+    ("g[1]['server_list'] = []; g[1]['server_count'] = '0'", "prefill", "$.server_group_list[1]", "--prefill"),
+    ("g[2]['server_list'] = []; g[2]['server_count'] = '0'", "decode", "$.server_group_list[2]", "--decode"),
+    ("del g[1]['server_list'][0]['device']", "devices", "$.server_group_list[1].server_list[0].device", "list"),
+    ("g[2]['server_list'][0]['device'][0]['rank_id'] = '1'", "rank-ids", "device[0].rank_id", 'write "0"'),
+    ("g[2]['server_list'][0]['device'][1]['rank_id'] = '7'", "rank-ids", "[2].server_list[0].device[1]", 'write "1"'),
+    ("g[2]['server_list'][0]['device'][0]['device_id'] = '5'", "device-once", "[2].server_list[0].device[0]", "one"),
+    ("g[1]['server_list'][0]['server_ip'] = '10.0.0.9'", "localhost", "[0].server_list[0].server_ip", "--local-ip"),
+]
+
+
+@pytest.mark.parametrize(("change", "rule", "path", "fix"), GLOBAL_RULES)
+def test_global_rule(change: str, rule: str, path: str, fix: str) -> None:
+    findings = check(GlobalTable(**edit(change)), source="g.json")
+    found = [finding for finding in findings if finding.rule == rule]
+    assert found, findings
+    assert path in found[0].path
+    assert fix in found[0].fix
+    assert str(found[0]).startswith("g.json: $.")
+
+
+def test_partial_table_may_lack_roles() -> None:
+    partial = GlobalTable(**edit("g[0].update(server_list=[], server_count='0'); g.pop()"))
+    assert check(partial, complete=False) == []
+    assert {finding.rule for finding in check(partial)} == {"groups", "one-scheduler", "decode"}
+
+
+LOCAL_RULES = [
+    ("t['version'] = '1.2'", "version", "$.version", '"1.0"'),
+    ("t['group_id'] = '2'", "local-format", "$.group_id", 'write "0"'),
+    ("t['server_count'] = '2'", "local-format", "$.server_count", 'write "1"'),
+    ("s.append(s[0])", "local-format", "$.server_list", "keep the one"),
+    ("s.clear()", "local-format", "$.server_list", "generate"),
+    ("s[0]['device'].pop()", "local-match", "$.server_list[0]", "one run"),
+    ("s[0]['server_ip'] = 'other'", "local-match", "$.server_list[0]", "one run"),
+    ("s[0]['device'][1]['device_ip'] = '1.1.1.1'", "local-match", "$.server_list[0].device[1].device_ip", "the same"),
+    ("s[0]['device'][1]['rank_id'] = '0'", "rank-ids", "$.server_list[0].device[1].rank_id", 'write "1"'),
+]
+
+
+@pytest.mark.parametrize(("change", "rule", "path", "fix"), LOCAL_RULES)
+def test_local_rule(change: str, rule: str, path: str, fix: str) -> None:
+    table = GlobalTable(**json.loads(DOCUMENT_GLOBAL))
+    findings = check(table, {"l.json": LocalTable(**edit(change, DOCUMENT_LOCAL))}, complete=False)
+    found = [finding for finding in findings if finding.rule == rule]
+    assert found, findings
+    assert path in found[0].path
+    assert fix in found[0].fix
+    assert found[0].source == "l.json"
+
+
+def test_tables_are_one_to_one() -> None:
+    tables = document_set()
+    assert check(tables.global_table, tables.local_tables) == []
+    decode = tables.local_tables["local_ranktable_10.0.0.18_67.json"]
+    (missing,) = check(tables.global_table, {"a": decode})
+    assert (missing.rule, missing.path) == ("one-to-one", "$.server_group_list[1].server_list[0]")
+    assert "devices 4,5 of 10.0.0.18" in missing.problem
+    (twice,) = check(tables.global_table, {"a": decode, "b": decode}, complete=False)
+    assert (twice.rule, twice.source) == ("one-to-one", "b")
+    assert "local table a" in twice.problem
+
+
+def test_locate_infers_the_role() -> None:
+    tables = document_set()
+    places = [locate(tables.global_table, table) for table in tables.local_tables.values()]
+    assert [(place.role, place.position) for place in places] == [
+        (Role.PREFILL, 0), (Role.DECODE, 0), (Role.GATEWAY, 0),
+    ]  # fmt: skip
+    with pytest.raises(TopologyError, match=r"mine: \$\.server_list\[0\]: 10.0.0.18 with devices 4, 5 is not in"):
+        locate(document_set("10.0.0.9").global_table, tables.local_tables["local_ranktable_10.0.0.18_45.json"], "mine")
+
+
+def test_integers_are_read_and_unknown_keys_kept(tmp_path: Path) -> None:
+    loose = edit(
+        "g[1]['server_list'][0]['device'][0].update(device_id=4, x=[1]); t['y'] = None; g[0]['server_count']=1"
+    )
+    path = tmp_path / "g.json"
+    path.write_text(json.dumps(loose))
+    write_table(read_global_table(path), path)
+    strict = edit("g[1]['server_list'][0]['device'][0].update(x=[1]); t['y'] = None")
+    assert json.loads(path.read_text()) == strict
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("{", ("line 1, column 2", "JSON syntax")),
+        ("[]", ("not a JSON object",)),
+        ("[" * 100000, ("nested too deeply",)),
+        (json.dumps(edit("del g[1]['server_list'][0]['device'][1]['device_ip']")),
+         ("server_group_list[1].server_list[0].device[1].device_ip is missing", "add it")),
+        (json.dumps(edit("g[1]['server_list'][0]['device'][1]['rank_id'] = 'x'")),
+         ("server_group_list[1].server_list[0].device[1].rank_id is 'x'",)),
+        (json.dumps(edit("g[1]['server_list'][0]['device'][1]['device_id'] = -1")), ("device_id is -1",)),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_table_is_an_error_and_a_finding(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    path = tmp_path / "g.json"
+    path.write_text(text)
+    with pytest.raises(TopologyError) as raised:
+        read_global_table(path)
+    assert all(part in str(raised.value) for part in (str(path), *parts))
+    (finding,) = check_files(path)
+    assert finding.rule == "format"
+    assert str(finding).count(str(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ("local_rank_table_10.0.0.18_45.json", "local_ranktable_10.0.0.18_45.json"),
+        ("global_ranktable.json", "global_rank_table.json"),
+    ],
+)
+def test_missing_file_suggests_the_other_spelling(tmp_path: Path, asked: str, there: str) -> None:
+    with pytest.raises(TopologyError, match="check the path"):
+        read_local_table(tmp_path / asked)
+    (tmp_path / there).write_text("{}")
+    with pytest.raises(TopologyError, match=f"did you mean .*{there}"):
+        read_local_table(tmp_path / asked)
+
+
+def host(ip: str, **fields: Any) -> tuple[str, GlobalTable]:
+    fields.setdefault("prefill", [[0]])
+    return f"{ip}.json", generate(local_ip=ip, **fields).global_table
+
+
+def changed(entry: tuple[str, GlobalTable], change: str) -> tuple[str, GlobalTable]:
+    return entry[0], GlobalTable(**edit(change, render(entry[1])))
+
+
+A = host("10.0.0.1", decode=[[1]], api_server=True)
+MERGES = [
+    ([], ("no rank table", "--global-ranktable-list")),
+    ([host("10.0.0.1"), host("10.0.0.2")], ("no scheduler", "10.0.0.1.json", "10.0.0.2.json", "--api-server")),
+    ([A, host("10.0.0.2", api_server=True)], ("2 schedulers", "10.0.0.1.json $", "10.0.0.2.json $.server")),
+    ([A, ("b.json", host("10.0.0.1")[1])], ("device 0 of 10.0.0.1", "10.0.0.1.json $.server", "b.json $")),
+    ([A, changed(host("10.0.0.2"), "t['version'] = '1.2'")], ("version", '"1.0" and "1.2"', "10.0.0.2.json")),
+    ([A, host("localhost")], ("localhost.json", "$.server_group_list[1].server_list[0].server_ip", "--local-ip")),
+    ([A, changed(host("10.0.0.2"), "g[1]['server_count'] = '5'")], ("10.0.0.2.json", "server_count", 'write "1"')),
+    ([host("10.0.0.1", api_server=True), host("10.0.0.2")], ("merged table", "no decode instance")),
+    ([changed(A, "t['x'] = 1"), changed(host("10.0.0.2"), "t['x'] = 2")], ("$.x is 1 and 2", "make both the same")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tables", "parts"), MERGES)
+def test_merge_refuses(tables: list[tuple[str, GlobalTable]], parts: tuple[str, ...]) -> None:
+    with pytest.raises(TopologyError) as raised:
+        merge(tables)
+    assert all(part in str(raised.value) for part in parts), raised.value
+
+
+def test_merge_joins_in_order_and_keeps_unknown_keys() -> None:
+    merged = merge([changed(A, "t['x'] = 1"), changed(host("10.0.0.2"), "g[1]['y'] = 2")])
+    data = json.loads(render(merged))
+    assert data["x"] == 1
+    assert data["server_group_list"][1]["y"] == 2
+    assert [s.server_ip for s in merged.servers(Role.PREFILL)] == ["10.0.0.1", "10.0.0.2"]
+    assert check(merged) == []
+
+
+def test_128_hosts_of_16_devices(tmp_path: Path) -> None:
+    began = time.monotonic()
+    paths, local_paths = [], []
+    for i in range(128):
+        tables = generate(
+            prefill=[[0, 1, 2, 3], [4, 5, 6, 7]],
+            decode=[list(range(8, 16))],
+            api_server=i == 0,
+            local_ip=f"10.0.{i // 64}.{i % 64 + 1}",
+        )
+        first, *rest = tables.save(tmp_path)
+        paths.append(first)
+        local_paths += rest
+    write_table(merge([(str(path), read_global_table(path)) for path in paths]), tmp_path / "merged.json")
+    assert len(local_paths) == 128 * 3 + 1
+    assert check_files(tmp_path / "merged.json", local_paths) == []
+    assert len(check_files(tmp_path / "merged.json", local_paths[1:])) == 1
+    table = read_global_table(tmp_path / "merged.json")
+    assert sum(len(s.device_ids) for role in (Role.PREFILL, Role.DECODE) for s in table.servers(role)) == 128 * 16
+    assert time.monotonic() - began < 15
+
+
+def test_to_topology_takes_ports_in_table_order() -> None:
+    topology = to_topology(document_set().global_table, [8088, 8089], "m", gateway_port=9000)
+    assert [(i.name, i.port, [d.id for d in i.devices]) for i in topology.instances] == [
+        ("gateway", 9000, []), ("prefill-0", 8088, [4, 5]), ("decode-0", 8089, [6, 7]),
+    ]  # fmt: skip
+    assert topology.instances[1].devices[1].address == "10.0.0.23"
+
+
+@pytest.mark.parametrize(
+    ("ports", "part"),
+    [([8088], "1 ports for 1 prefill and 1 decode"), ([8088, 8088], "port 8088 is used by prefill and by decode")],
+)
+def test_to_topology_refuses_ports(ports: list[int], part: str) -> None:
+    with pytest.raises(TopologyError, match=part):
+        to_topology(document_set().global_table, ports, "m")
+
+
+def test_to_topology_refuses_a_broken_table() -> None:
+    with pytest.raises(TopologyError, match="server_count"):
+        to_topology(GlobalTable(**edit("g[1]['server_count'] = '2'")), [1, 2], "m")
+
+
+def test_from_topology_refuses_by_name() -> None:
+    gateway = Instance(name="g", role=Role.GATEWAY, host="h")
+    both = Instance(name="b", role=Role.BOTH, host="h", devices=(Device(id=0),))
+    with pytest.raises(TopologyError, match="instance b has role both"):
+        from_topology(Topology(model="m", instances=(gateway, both)))
+    with pytest.raises(TopologyError, match="no gateway"):
+        from_topology(Topology(model="m", instances=(both,)))
+    bare = (Instance(name="p", role=Role.PREFILL, host="h"), Instance(name="d", role=Role.DECODE, host="h"))
+    with pytest.raises(TopologyError, match="instance p has no devices"):
+        from_topology(Topology(model="m", instances=(gateway, *bare)))
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> list[tuple[str, GlobalTable]]:
+    tables = []
+    for i in range(draw(st.integers(1, 4))):
+        ids = draw(st.permutations(range(16)))
+        size = draw(st.sampled_from([1, 2, 4]))
+        groups = [list(ids[k : k + size]) for k in range(0, 8, size)]
+        assume(len({device_suffix(group) for group in groups}) == len(groups))
+        cut = draw(st.integers(1, len(groups) - 1))
+        addresses = {number: f"29.{i}.0.{number}" for number in range(16)}
+        table = generate(
+            prefill=groups[:cut], decode=groups[cut:], api_server=i == 0, local_ip=f"10.0.0.{i + 1}",
+            device_addresses=addresses,
+        ).global_table  # fmt: skip
+        tables.append((str(i), table))
+    return tables
+
+
+def generated(sample: list[tuple[str, GlobalTable]]) -> tuple[GlobalTable, list[int]]:
+    table = merge(sample)
+    count = len(table.servers(Role.PREFILL)) + len(table.servers(Role.DECODE))
+    return table, list(range(8000, 8000 + count))
+
+
+@given(sample=hosts())
+@settings(max_examples=40, deadline=None)
+def test_rank_table_and_topology_round_trip(sample: list[tuple[str, GlobalTable]]) -> None:
+    table, ports = generated(sample)
+    topology = to_topology(table, ports, "m", gateway_port=9000)
+    back = from_topology(topology)
+    assert render(back) == render(table)
+    assert to_topology(back, ports, "m", gateway_port=9000) == topology
+    assert parse_table(GlobalTable, render(table), "t") == table
