@@ -299,6 +299,29 @@ async def test_a_large_prompt_passes() -> None:
 
 
 @trial
+async def test_a_stream_arrives_while_it_is_written() -> None:
+    async with rigged(decode=words_then_never) as rig, rig.post(BODY | {"stream": True}) as response:
+        assert json.loads((await response.content.readline()).removeprefix(b"data: "))["choices"][0]["text"] == "Hel"
+
+
+@trial
+async def test_a_request_before_the_workers_are_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        late = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+    async with running(whole_with_ticket) as p, aiohttp.ClientSession() as http:
+        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(late,), port=0, grace_s=0.1))
+        await gateway.start()
+        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
+            await assert_error(response, 503, "decode (decode-0)")
+        assert response.headers["Retry-After"] == "1"
+        async with http.get(gateway.url + "/health") as response:
+            workers = {"prefill-0": "up", "decode-0": "down"}
+            assert await response.json() == {"status": "unavailable", "missing": ["decode"], "workers": workers}
+        await gateway.stop()
+    assert p.bodies == []
+
+
+@trial
 async def test_nothing_waits_for_a_fuller_packet() -> None:
     async with rigged() as rig:
         async with rig.post(BODY | {"stream": True}) as response:
@@ -361,6 +384,10 @@ def test_the_command_runs_chats_and_stops() -> None:
             assert await said("chat", url, "--message", "hi", "--message", "more") == ("".join(WORDS) + "\n") * 2
             assert [len(body["messages"]) for body in d.bodies] == [1, 3]
             assert d.bodies[0]["max_tokens"] == 256
+            typed = await said("chat", url, "--system", "Be brief.", typed="hi\n/new\nhi\n/quit\n")
+            assert typed.count("".join(WORDS)) == 2
+            assert [len(body["messages"]) for body in d.bodies[2:]] == [2, 2]
+            assert d.bodies[2]["messages"][0] == {"role": "system", "content": "Be brief."}
             started = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
@@ -410,10 +437,11 @@ async def assert_error(response: aiohttp.ClientResponse, status: int, reason: st
     return text
 
 
-async def said(*arguments: str, code: int = 0) -> str:
+async def said(*arguments: str, typed: str = "", code: int = 0) -> str:
     """What a tandem command printed."""
     command = [sys.executable, "-m", "tandem", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    out, _ = await process.communicate()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = await asyncio.create_subprocess_exec(*command, **pipes)
+    out, _ = await process.communicate(typed.encode())
     assert process.returncode == code, out
     return out.decode()
