@@ -66,7 +66,7 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         return _routing_refusal(request, error)
     except ConnectionError:
-        raise  # the client is gone: there is nobody to answer
+        return web.Response(status=499)  # the client is gone: nobody will read this, and it is no bug to log
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         bug = RequestError("the gateway failed on this request; its log says why", status=500, code="internal_error")
