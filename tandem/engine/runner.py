@@ -30,7 +30,7 @@ class Runner:
         """Compute the plan; the sampled tokens of its works that sample, in order."""
         works = plan.works
         fed = [token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]]
-        stretches = [Stretch(work.sequence.blocks, work.start, work.count) for work in works]
+        stretches = [Stretch(work.blocks, work.start, work.count) for work in works]
         tokens = torch.tensor(fed, device=self._cache.device)
         hidden = self._decoder.hidden(tokens, PagedContext(self._cache, stretches))
         ends = accumulate(work.count for work in works)

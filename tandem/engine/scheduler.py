@@ -18,6 +18,8 @@ class Work:
     """Tokens `start` to `start + count` of one sequence go through the model."""
 
     sequence: Sequence
+    blocks: list[int]
+    """The sequence's block table when the step was planned; an abort during the step takes it from the sequence."""
     start: int
     count: int
 
@@ -79,7 +81,7 @@ class Scheduler:
         plan = Plan()
         for sequence in self.running:
             if sequence.status is Status.DECODING:
-                plan.works.append(Work(sequence, sequence.cached, 1))
+                plan.works.append(Work(sequence, sequence.blocks, sequence.cached, 1))
         for sequence in self.running:
             if sequence.status is Status.PREFILLING:
                 self._prefill(plan, sequence)
@@ -109,7 +111,7 @@ class Scheduler:
     def _prefill(self, plan: Plan, sequence: Sequence) -> None:
         count = min(self._room(plan), len(sequence.token_ids) - sequence.cached)
         if count:
-            plan.works.append(Work(sequence, sequence.cached, count))
+            plan.works.append(Work(sequence, sequence.blocks, sequence.cached, count))
 
     def _room(self, plan: Plan) -> int:
         return max(self._limits.max_num_batched_tokens - plan.tokens, 0)

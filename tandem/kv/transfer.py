@@ -99,10 +99,15 @@ class TransferServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(TimeoutError, OSError, asyncio.IncompleteReadError, msgspec.DecodeError, TransferError):
-            async with asyncio.timeout(self._timeout):
-                await self._answer(reader, writer)
-        writer.close()
+        try:
+            with suppress(TimeoutError, OSError, asyncio.IncompleteReadError, msgspec.DecodeError, TransferError):
+                async with asyncio.timeout(self._timeout):
+                    await self._answer(reader, writer)
+                    writer.close()
+                    await writer.wait_closed()
+        finally:
+            # What a peer that stopped reading has not taken is thrown away, not waited for.
+            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pull = await _read(reader.readexactly, Pull)
