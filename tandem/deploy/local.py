@@ -74,7 +74,8 @@ class LocalDeployment:
         try:
             for instance, command in zip(self._instances, commands, strict=True):
                 log = self.log_dir / f"{instance.name}.log"
-                self._children.append(ChildProcess.start(instance.name, command, log, instance_environment(instance)))
+                environment = instance_environment(self.topology, instance)
+                self._children.append(ChildProcess.start(instance.name, command, log, environment))
         except BaseException:
             self.stop(grace=0)
             raise

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_commands(one: Topology, instance: Instance, line: str) -> None:
 
 
 def test_devices_are_made_visible() -> None:
-    assert instance_environment(P)["ASCEND_RT_VISIBLE_DEVICES"] == "4"
-    assert instance_environment(P)["CUDA_VISIBLE_DEVICES"] == "4"
-    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(D)
+    one = topology(P, D, G)
+    assert instance_environment(one, P)["ASCEND_RT_VISIBLE_DEVICES"] == "4"
+    assert instance_environment(one, P)["CUDA_VISIBLE_DEVICES"] == "4"
+    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(one, D)
+
+
+def test_processors_are_shared_unless_the_user_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert instance_environment(topology(P, D, G), P)["OMP_NUM_THREADS"] == str(share)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in instance_environment(topology(P, D, G), P)
