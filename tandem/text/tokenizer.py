@@ -69,6 +69,11 @@ class Tokenizer:
         """Token ids of several texts, encoded in parallel."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
 
+    def encode_with_offsets(self, text: str, *, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text`, and for each the characters [begin, end) of `text` it stands for."""
+        encoding = self._backend.encode(text, add_special_tokens=special)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; half a character at the end comes out as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)

@@ -1,0 +1,165 @@
+"""`Recipe`: everything a training run depends on, checked once, when it is read.
+
+The description of a field is its help text; built-in recipes are in `tandem/catalogue/recipes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.generation import GenerationDefaults
+from tandem.errors import ModelFolderError, RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and with no field that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class ModelShape(Section):
+    """A decoder of the Llama family; its vocabulary is the tokenizer's."""
+
+    hidden_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    feed_forward_size: int = Field(gt=0)
+    max_position: int = Field(gt=0, description="Longest sequence the exported model claims, in tokens.")
+    rope_theta: float = Field(default=10000.0, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    tied_embeddings: bool = True
+
+    def with_vocabulary(self, vocab_size: int) -> ModelConfig:
+        """The decoder's configuration.
+
+        Raises:
+            ModelFolderError: Sizes contradict each other.
+        """
+        head_dim = self.hidden_size // self.heads
+        return ModelConfig(
+            family="llama",
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            layers=self.layers,
+            attention=GQA(heads=self.heads, kv_heads=self.kv_heads, head_dim=head_dim),
+            position=Rope(theta=self.rope_theta),
+            feed_forward=SwiGLU(size=self.feed_forward_size),
+            norm_eps=self.norm_eps,
+            tied_embeddings=self.tied_embeddings,
+            max_position=self.max_position,
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads; change one")
+        try:
+            self.with_vocabulary(1)
+        except ModelFolderError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class TokenizerShape(Section):
+    """A byte-level BPE tokenizer, trained on the corpus."""
+
+    vocab_size: int = Field(ge=263, description="Number of ids, special tokens included.")
+
+
+class Data(Section):
+    """Where the texts come from."""
+
+    source: str = Field(min_length=1, description="`python-stdlib`, or a folder of Python files.")
+
+
+class StageConfig(Section):
+    """One training stage: how many steps, on how much, how fast."""
+
+    steps: int = Field(gt=0, description="Optimisation steps; a number and no time limit, so runs can be repeated.")
+    seq_length: int = Field(gt=1, description="Tokens in a sample.")
+    global_batch: int = Field(gt=0, description="Samples in a step.")
+    micro_batch: int = Field(gt=0, description="Samples in memory at once; does not change the result.")
+    lr: float = Field(gt=0, description="Learning rate after the warm-up.")
+    min_lr: float = Field(ge=0, description="Learning rate at the end.")
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, description="On matrices only.")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
+    save_every: int = Field(gt=0, description="Steps between checkpoints; one more is written at the end.")
+    keep_last: int = Field(default=2, gt=0, description="Checkpoints kept.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} are more than steps {self.steps}; lower them")
+        return self
+
+
+class Generation(Section):
+    """How the exported model samples when a request does not say."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    top_k: int = Field(default=40, ge=0)
+
+    def defaults(self, bos: int, ends: tuple[int, ...]) -> GenerationDefaults:
+        """With the ids of the beginning and of the tokens that end an answer."""
+        return GenerationDefaults(bos_token_id=bos, eos_token_ids=ends, **self.model_dump())
+
+
+class Recipe(Section):
+    """One run from texts to an exported model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, gt=0, description="CPU threads; left as they are by default.")
+    model: ModelShape
+    tokenizer: TokenizerShape
+    data: Data
+    pretrain: StageConfig
+    sft: StageConfig
+    generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, stage in {"pretrain": self.pretrain, "sft": self.sft}.items():
+            if stage.seq_length > self.model.max_position:
+                raise ValueError(
+                    f"{name}.seq_length {stage.seq_length} is above model.max_position {self.model.max_position}"
+                )
+        return self
+
+
+def build_recipe(fields: Any, where: str) -> Recipe:
+    """Check the fields of a recipe.
+
+    Args:
+        fields: What the file holds.
+        where: The file, for messages.
+
+    Raises:
+        RecipeError: A field is missing, unknown or out of range; every one is named, with its value.
+    """
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        faults = "; ".join(_fault(dict(fault)) for fault in error.errors())
+        raise RecipeError(f"{where}: {faults}") from None
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "the recipe"
+    given = "" if isinstance(fault["input"], dict) else f" = {fault['input']!r}"
+    message = {"extra_forbidden": "is not known; remove it", "missing": "is missing; add it"}.get(
+        fault["type"], fault["msg"].removeprefix("Value error, ")
+    )
+    return f"{field}{given}: {message}"

@@ -1,0 +1,332 @@
+"""Training from text to an exported model, stopped and damaged on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tandem.errors import CheckpointError, RecipeError, UsageError
+from tandem.model.context import CausalContext
+from tandem.model.folder import load
+from tandem.training.config import Recipe, build_recipe
+from tandem.training.metrics import read_metrics
+from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
+from tandem.training.progress import Recording, StepReport
+
+STAGE = {"steps": 12, "seq_length": 96, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
+         "warmup_steps": 2, "save_every": 4}  # fmt: skip
+
+
+class StoppedError(Exception):
+    """Raised in place of a kill where the point is the state on disk."""
+
+
+class StoppingAt(Recording):
+    """Breaks off after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def step(self, report: StepReport) -> None:
+        super().step(report)
+        if report.step == self._step:
+            raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(12):
+        (folder / f"module_{number}.py").write_text(
+            f'"""Module number {number} adds and subtracts."""\n'
+            + "".join(
+                f'def add_{n}(first, second):\n    """Add {n} to the sum of both."""\n    return first + second + {n}\n'
+                for n in range(20)
+            )
+        )
+    return folder
+
+
+def fields_for(source: Path) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "threads": torch.get_num_threads(),
+        "model": {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "feed_forward_size": 48,
+                  "max_position": 128},
+        "tokenizer": {"vocab_size": 300},
+        "data": {"source": str(source)},
+        "pretrain": STAGE,
+        "sft": STAGE | {"steps": 6},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(source: Path) -> Recipe:
+    return build_recipe(fields_for(source), "test")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run that nothing disturbed; not to be changed."""
+    directory = tmp_path_factory.mktemp("finished")
+    model = prepare_and_train(recipe, directory, Recording())
+    assert model == directory / "sft" / "model"
+    return directory
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same run, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(report.step, report.loss, report.grad_norm) for report in read_metrics(folder / "metrics.jsonl")]
+
+
+def unfinish(stage: Path, step: int | None = None) -> None:
+    """Take a stage back to before its export, and to one of its checkpoints."""
+    (stage / "stage.json").unlink()
+    shutil.rmtree(stage / "model")
+    if step is not None:
+        (stage / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(f"{step}\n")
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_loss_goes_down(finished: Path) -> None:
+    for stage in ("pretrain", "sft"):
+        curve = [loss for _, loss, _ in losses(finished / stage)]
+        assert sum(curve[-3:]) / 3 < sum(curve[:3]) / 3 - 0.3
+        assert (finished / stage / "loss.png").exists()
+
+
+def test_second_run_uses_everything_again(recipe: Recipe, copy: Path) -> None:
+    progress = Recording()
+    prepare_and_train(recipe, copy, progress)
+    assert progress.reused == ["corpus", "tokenizer", "tokens", "pretrain", "sft"]
+    assert progress.begun == []
+
+
+def test_two_runs_are_equal_bit_for_bit(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
+    prepare_and_pretrain(recipe, tmp_path / "again", Recording())
+    ours, theirs = (folder / "pretrain" / "model" / "model.safetensors" for folder in (tmp_path / "again", finished))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(("stage", "stop", "resumed"), [("pretrain", 6, 4), ("pretrain", 8, 4), ("sft", 5, 4)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    recipe: Recipe, finished: Path, copy: Path, stage: str, stop: int, resumed: int
+) -> None:
+    shutil.rmtree(copy / stage)
+    with pytest.raises(StoppedError):
+        prepare_and_train(recipe, copy, StoppingAt(stop))
+    progress = Recording()
+    prepare_and_train(recipe, copy, progress)
+    assert progress.reports[0].step == resumed + 1
+    assert losses(copy / stage) == losses(finished / stage)
+    for part in ("model.safetensors", "optimizer.safetensors"):
+        last = f"checkpoints/iter_{len(losses(finished / stage)):07d}/{part}"
+        ours, theirs = load_file(copy / stage / last), load_file(finished / stage / last)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_old_checkpoints_go(finished: Path) -> None:
+    names = {path.name for path in (finished / "pretrain" / "checkpoints").iterdir()}
+    assert names == {"iter_0000008", "iter_0000012", "latest_checkpointed_iteration.txt"}
+    state = json.loads((finished / "pretrain" / "checkpoints" / "iter_0000008" / "state.json").read_text())
+    assert (state["step"], state["consumed_samples"], state["tokens"]) == (8, 32, 32 * 96)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_flipped_byte_is_found_and_the_way_out_works(recipe: Recipe, copy: Path, name: str) -> None:
+    unfinish(copy / "pretrain")
+    flip_byte(copy / "pretrain" / "checkpoints" / "iter_0000012" / name)
+    with pytest.raises(CheckpointError, match=rf"iter_0000012/{name}: (is damaged|cannot be read)") as caught:
+        prepare_and_pretrain(recipe, copy, Recording())
+    if name != "state.json":
+        assert "write 8 into" in str(caught.value)
+    (copy / "pretrain" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("8\n")
+    prepare_and_pretrain(recipe, copy, Recording())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "latest_checkpointed_iteration.txt").write_text("release\n"), "holds 'release'"),
+        (lambda folder: shutil.rmtree(folder / "iter_0000012"), "is missing, though"),
+        (lambda folder: (folder / "iter_0000012" / "model.safetensors").unlink(), r"model\.safetensors: is damaged"),
+    ],
+)
+def test_incomplete_checkpoints_are_refused(
+    recipe: Recipe, copy: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    unfinish(copy / "pretrain")
+    damage(copy / "pretrain" / "checkpoints")
+    with pytest.raises(CheckpointError, match=message):
+        prepare_and_pretrain(recipe, copy, Recording())
+
+
+def test_another_recipe_is_refused_by_field_and_fresh_trains_it(source: Path, copy: Path) -> None:
+    fields = fields_for(source)
+    fields["pretrain"] = STAGE | {"lr": 0.02}
+    changed = build_recipe(fields, "test")
+    with pytest.raises(CheckpointError, match=r"stage\.lr was 0\.01, now 0\.02; .*--fresh"):
+        prepare_and_train(changed, copy, Recording())
+    unfinish(copy / "pretrain")
+    with pytest.raises(CheckpointError, match=r"stage\.lr was 0\.01, now 0\.02"):
+        prepare_and_train(changed, copy, Recording())
+    progress = Recording()
+    prepare_and_train(changed, copy, progress, fresh=True)
+    assert progress.reused == []
+
+
+def test_without_resume_a_stage_begins_anew(recipe: Recipe, finished: Path, copy: Path) -> None:
+    progress = Recording()
+    prepare_and_train(recipe, copy, progress, resume=False)
+    assert progress.reused == ["corpus", "tokenizer", "tokens", "pretrain"]
+    assert losses(copy / "sft") == losses(finished / "sft")
+
+
+def test_changed_saving_is_no_other_run(recipe: Recipe, copy: Path) -> None:
+    stage = recipe.pretrain.model_copy(update={"save_every": 3, "keep_last": 1})
+    progress = Recording()
+    prepare_and_pretrain(recipe.model_copy(update={"pretrain": stage}), copy, progress)
+    assert "pretrain" in progress.reused
+
+
+def test_divergence_is_an_error_and_harms_no_checkpoint(source: Path, copy: Path) -> None:
+    fields = fields_for(source)
+    fields["pretrain"] = STAGE | {"lr": 1e30, "min_lr": 1e29, "warmup_steps": 0}
+    with pytest.raises(RecipeError, match=r"training diverged; lower lr \(1e\+30\)"):
+        prepare_and_pretrain(build_recipe(fields, "test"), copy / "other", Recording())
+
+
+def test_one_process_at_a_time(recipe: Recipe, copy: Path) -> None:
+    class Nested(Recording):
+        def reuse(self, stage: str) -> None:
+            with pytest.raises(UsageError, match="another process trains here"):
+                prepare_and_train(recipe, copy, Recording())
+            super().reuse(stage)
+
+    progress = Nested()
+    prepare_and_train(recipe, copy, progress)
+    assert len(progress.reused) == 5
+
+
+def test_exported_model_computes_the_same_in_transformers(finished: Path) -> None:
+    folder = finished / "sft" / "model"
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What does module_1.add_3 do?"}], add_generation_prompt=True, return_dict=False
+    )])  # fmt: skip
+    with torch.no_grad():
+        ours = load(folder, torch.device("cpu"))(ids, CausalContext(1, ids.shape[1], ids.device))
+        torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=0)
+    assert theirs.generation_config.eos_token_id == [1, 6]
+    assert (theirs.generation_config.temperature, theirs.generation_config.top_k) == (0.7, 40)
+
+
+KILLED_AT_EACH_WRITE = textwrap.dedent("""
+    import json, os, signal, sys
+    from pathlib import Path
+    import numpy as np, torch
+    torch.set_num_threads(1)  # forked children must not wait for threads they do not have
+    from tandem.model.decoder import Decoder
+    from tandem.training.checkpoint import CheckpointStore
+    from tandem.training.config import ModelShape, StageConfig
+    from tandem.training.data.batches import TokenBatches
+    from tandem.training.loop import Trainer
+    from tandem.training.metrics import MetricsLog, read_metrics
+    from tandem.training.progress import Silence
+
+    WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+    def train(folder):
+        model = Decoder(ModelShape(**json.loads(sys.argv[1])).with_vocabulary(64))
+        model.initialise(0)
+        config = StageConfig(**json.loads(sys.argv[2]))
+        batches = TokenBatches(np.arange(400) * 7 % 64, config.seq_length, 0)
+        trainer = Trainer(model, batches, config, CheckpointStore(folder / "checkpoints", {}, config.keep_last))
+        trainer.resume()
+        begin = trainer.state.step
+        with MetricsLog(folder / "metrics.jsonl", begin) as log:
+            trainer.run(log, Silence())
+        return begin
+
+    def report(folder):
+        begin = train(folder)
+        reports = read_metrics(folder / "metrics.jsonl")
+        weights = (folder / "checkpoints" / "iter_0000003" / "model.safetensors").read_bytes().hex()
+        print(json.dumps({
+            "begin": begin,
+            "steps": [report.step for report in reports],
+            "result": [[report.loss for report in reports], weights],
+            "files": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        }), flush=True)
+
+    def kill_at(victim, folder):
+        seen = 0
+        def hook(event, args):
+            nonlocal seen
+            if event in WRITES and "checkpoints" in str(args[0]):
+                seen += 1
+                if seen == victim:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        train(folder)
+
+    def forked(work, *arguments):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(*arguments)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    folder = Path(sys.argv[3])
+    train(folder / "warm")  # what torch imports at the first step, it imports once
+    for victim in range(1, 1000):
+        status = forked(kill_at, victim, folder / str(victim))
+        assert status in (0, -signal.SIGKILL), status
+        assert forked(report, folder / str(victim)) == 0, victim
+        if status == 0:
+            break
+""")
+
+
+def test_a_kill_at_any_write_of_a_checkpoint_leaves_a_good_one(tmp_path: Path) -> None:
+    shape = {"hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "feed_forward_size": 8, "max_position": 16}
+    stage = STAGE | {"steps": 3, "save_every": 1, "keep_last": 1, "seq_length": 16}
+    command = [sys.executable, "-c", KILLED_AT_EACH_WRITE, json.dumps(shape), json.dumps(stage), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *killed, whole = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(killed) > 40, "every write of three checkpoints is a point"
+    assert {run["begin"] for run in killed} == {0, 1, 2, 3}
+    begins = [run["begin"] for run in killed]
+    assert begins == sorted(begins), "a later kill never loses an earlier checkpoint"
+    for run in killed:
+        assert run["steps"] == [1, 2, 3]
+        assert run["result"] == whole["result"]
+        assert run["files"][-2:] == ["iter_0000003", "latest_checkpointed_iteration.txt"]

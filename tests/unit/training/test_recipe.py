@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tandem.catalogue.arithmetic import parameters
+from tandem.errors import RecipeError
+from tandem.training.config import build_recipe
+from tandem.training.recipe import built_in_recipes, read_recipe
+
+STAGE = {"steps": 4, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
+         "warmup_steps": 1, "save_every": 2}  # fmt: skip
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "name": "tiny",
+        "model": {
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 2,
+            "kv_heads": 1,
+            "feed_forward_size": 64,
+            "max_position": 64,
+        },
+        "tokenizer": {"vocab_size": 300},
+        "data": {"source": "python-stdlib"},
+        "pretrain": dict(STAGE),
+        "sft": dict(STAGE),
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        inner = whole
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+    return whole
+
+
+def test_quickstart_is_the_model_it_says() -> None:
+    recipe = read_recipe("quickstart")
+    assert built_in_recipes() == ["quickstart"]
+    assert 1_300_000 < parameters(recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)) < 1_500_000
+
+
+def test_yaml_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(fields()))
+    assert read_recipe(str(tmp_path / "r.yaml")) == build_recipe(fields(), "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain__lr": -1}, r"pretrain\.lr = -1: .*greater than 0"),
+        ({"pretrain__lrr": 1}, r"pretrain\.lrr = 1: is not known"),
+        ({"pretrain__micro_batch": 3}, "pretrain: global_batch 4 is no multiple of micro_batch 3"),
+        ({"pretrain__min_lr": 1.0}, "min_lr 1.0 is above lr"),
+        ({"sft__warmup_steps": 9}, "warmup_steps 9 are more than steps 4"),
+        ({"sft__seq_length": 99}, r"sft\.seq_length 99 is above model\.max_position 64"),
+        ({"model__heads": 3}, "hidden_size 32 is not divisible by 3 heads"),
+        ({"model__kv_heads": 3}, "not divisible by 3 kv heads"),
+        ({"tokenizer__vocab_size": 10}, r"tokenizer\.vocab_size = 10"),
+        ({"tokenizer": {}}, r"tokenizer\.vocab_size: is missing"),
+        ({"name": "no/slash"}, "name = 'no/slash'"),
+    ],
+)
+def test_faults_name_field_value_and_fix(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe(fields(**changes), "here")
+
+
+@pytest.mark.parametrize(("name", "message"), [("nothing", "use quickstart"), ("./missing.yaml", "cannot be read")])
+def test_missing_recipes_are_refused(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(name)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+def test_files_that_are_no_recipe_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        read_recipe(str(tmp_path / "r.yaml"))
