@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 FREE = re.compile(
     r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC|MPL|Mozilla Public|HPND|Unlicense|0BSD|CC0|Zlib)", re.I
@@ -24,20 +25,21 @@ def needed(name: str, found: dict[str, str]) -> dict[str, str]:
     """The licences of everything that `name` needs, without extras, added to `found`."""
     for line in distribution(name).requires or []:
         requirement = Requirement(line)
-        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        other = canonicalize_name(requirement.name)
+        if other in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
             continue
         try:
-            found[requirement.name] = licence(distribution(requirement.name))
+            found[other] = licence(distribution(other))
         except PackageNotFoundError:
             continue  # optional on this platform
-        needed(requirement.name, found)
+        needed(other, found)
     return found
 
 
 def main() -> int:
     """Print the list; 1 if a licence is not among the free ones."""
     found = needed("tandem", {})
-    for name, text in sorted(found.items(), key=lambda item: item[0].lower()):
+    for name, text in sorted(found.items()):
         print(f"{name:24} {text}")
     refused = [name for name, text in found.items() if not FREE.search(text)]
     if refused:
