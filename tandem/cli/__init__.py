@@ -26,7 +26,7 @@ COMMANDS = {
 
 def build_app() -> cyclopts.App:
     """The command tree, with every command still unimported."""
-    app = cyclopts.App(name="tandem", help=tandem.__doc__, version=tandem.__version__, help_on_error=False)
+    app = cyclopts.App(name="tandem", help=tandem.__doc__, version=tandem.__version__, help_format="plaintext")
     for name, (target, summary) in COMMANDS.items():
         app.command(target, name=name, help=summary)
     return app
