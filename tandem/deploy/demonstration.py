@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -70,7 +71,7 @@ async def demonstrate(topology: Topology, question: Question, on_text: Callable[
                 on_text(text)
         prefill, decode = stream.headers["X-Tandem-Prefill"], stream.headers["X-Tandem-Decode"]
     after = _counts(topology)
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     return Report(
         prefill=prefill,
         decode=decode,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
 from aiohttp import web
 
 import tandem
@@ -107,7 +108,7 @@ def run_instance(config: InstanceConfig, say: Callable[[str], None]) -> None:
     say(f"loading {config.model}")
     driver, server, sizes = _assemble(config, kv)
     say(sizes)
-    asyncio.run(_serve(config, http, kv, driver, server, say))
+    uvloop.run(_serve(config, http, kv, driver, server, say))
 
 
 async def _serve(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 from aiohttp import web
@@ -17,17 +14,10 @@ from tandem.engine.metrics import InstanceMetrics
 from tandem.engine.sequence import Request, Update
 from tandem.errors import RequestError
 from tandem.protocol import sse
-from tandem.protocol.answers import Answer, AnswerHead, Endpoint, Usage, error_answer, error_body, model_list
+from tandem.protocol.answers import Answer, AnswerHead, Endpoint, Usage, error_body, model_list
+from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_body, request_id
 from tandem.protocol.identity import Identity
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
-
-log = logging.getLogger(__name__)
-
-BODY_LIMIT = 32 * 1024 * 1024
-"""Longest request body, in bytes."""
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class InstanceServer:
@@ -48,7 +38,7 @@ class InstanceServer:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_in_openai_shape])
+        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[openai_errors])
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/v1/models", self._models)
@@ -59,12 +49,12 @@ class InstanceServer:
         return app
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
-        body = parse(await http.read(), CompletionRequest)
-        return await self._answer(http, body, "completion", self._intake.completion(body, _request_id(http)))
+        body = parse(await read_body(http), CompletionRequest)
+        return await self._answer(http, body, "completion", self._intake.completion(body, request_id(http.headers)))
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
-        body = parse(await http.read(), ChatRequest)
-        return await self._answer(http, body, "chat", self._intake.chat(body, _request_id(http)))
+        body = parse(await read_body(http), ChatRequest)
+        return await self._answer(http, body, "chat", self._intake.chat(body, request_id(http.headers)))
 
     async def _answer(
         self, http: web.Request, body: GenerationRequest, endpoint: Endpoint, request: Request
@@ -74,7 +64,7 @@ class InstanceServer:
         try:
             if body.stream:
                 return await _stream(http, head, updates, len(request.prompt), include_usage=body.include_usage)
-            return _json(await _whole(head, updates, len(request.prompt)))
+            return json_response(await _whole(head, updates, len(request.prompt)))
         finally:
             # Not left to the garbage collector: a client that is gone must free its blocks now.
             await updates.aclose()
@@ -91,25 +81,25 @@ class InstanceServer:
             await updates.aclose()
 
     async def _models(self, _: web.Request) -> web.Response:
-        return _json(model_list(self._intake.names, self._created, self._intake.max_model_len))
+        return json_response(model_list(self._intake.names, self._created, self._intake.max_model_len))
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._driver.alive:
-            return _json({"status": "ok"})
-        return _json(error_body("the engine has stopped; restart the instance", status=503), status=503)
+            return json_response({"status": "ok"})
+        return json_response(error_body("the engine has stopped; restart the instance", status=503), status=503)
 
     async def _who(self, _: web.Request) -> web.Response:
-        return _json(self._identity)
+        return json_response(self._identity)
 
     async def _scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _release(self, http: web.Request) -> web.Response:
         try:
-            ticket = msgspec.json.decode(await http.read(), type=dict[str, str]).get("ticket", "")
+            ticket = msgspec.json.decode(await read_body(http), type=dict[str, str]).get("ticket", "")
         except msgspec.DecodeError as error:
             raise RequestError(f"the body must be {{'ticket': '...'}}: {error}", param="ticket") from None
-        return _json({"released": self._driver.release(ticket)})
+        return json_response({"released": self._driver.release(ticket)})
 
 
 async def _whole(head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens: int) -> Answer:
@@ -154,33 +144,3 @@ async def _stream(
 def _raise_failure(update: Update) -> None:
     if update.error is not None:
         raise RequestError(update.error, status=502, code="generation_failed")
-
-
-def _request_id(http: web.Request) -> str:
-    given = http.headers.get("X-Request-Id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _json(answer: object, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
-
-
-@web.middleware
-async def _in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal and every fault becomes OpenAI's error object."""
-    try:
-        return await handler(request)
-    except RequestError as error:
-        return _json(error_answer(error), error.status)
-    except web.HTTPException as error:
-        message = {
-            404: f"{request.path}: no such route",
-            405: f"{request.path}: {request.method} is not allowed here",
-            413: f"the body is over {BODY_LIMIT // 2**20} MiB; send a shorter one",
-        }.get(error.status, error.reason)
-        return _json(error_body(message, status=error.status), error.status)
-    except ConnectionError:
-        raise
-    except Exception:
-        log.exception("%s %s failed", request.method, request.path)
-        return _json(error_body("internal error; see the instance's log", status=500), 500)

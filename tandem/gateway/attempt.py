@@ -46,7 +46,7 @@ class Attempt:
         """The answer, begun with status 200, its body unread.
 
         Raises:
-            WorkerRefusalError: A worker answered 4xx.
+            VerbatimError: A worker answered 4xx; the client gets that answer.
             RequestError: The request cannot be served apart, or a worker did not do its part.
         """
         if not self.apart:

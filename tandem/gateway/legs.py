@@ -51,7 +51,7 @@ class Legs:
             computes the prompt by itself.
 
         Raises:
-            WorkerRefusalError: The worker answered 4xx.
+            VerbatimError: The worker answered 4xx; the client gets that answer.
             RequestError: 502 or 503, when the worker did not do its part.
         """
         with self._metrics.prefill_seconds.time():
@@ -74,7 +74,7 @@ class Legs:
         A ticket that the worker did not get to take, because it failed, refused or the client went, is released.
 
         Raises:
-            WorkerRefusalError: The worker answered 4xx.
+            VerbatimError: The worker answered 4xx; the client gets that answer.
             RequestError: 502 or 503, when the worker did not do its part.
         """
         body = trip.body.decode_leg(ticket.raw if ticket else None)

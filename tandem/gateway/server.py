@@ -21,6 +21,7 @@ from tandem.gateway.pool import Pool
 from tandem.gateway.service import Service
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient, open_session
+from tandem.protocol.http import BODY_LIMIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class GatewayConfig:
     """Address to listen on; 0.0.0.0 only where asked for."""
     port: int = 9000
     """Port to listen on; 0 for any free one."""
-    body_limit: int = 32 * 2**20
+    body_limit: int = BODY_LIMIT
     """Largest request body, in bytes."""
     grace_s: float = 3.0
     """How long open requests may still take after a stop was asked for."""

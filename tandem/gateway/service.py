@@ -12,10 +12,10 @@ from tandem.gateway.attempt import Attempt
 from tandem.gateway.legs import Legs
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
-from tandem.gateway.refusal import json_response, openai_errors, refusal_response
 from tandem.gateway.relay import Relay
-from tandem.gateway.trip import Trip, request_id
+from tandem.gateway.trip import Trip
 from tandem.gateway.worker_client import WorkerClient
+from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 
 GENERATING: Final = ("/v1/completions", "/v1/chat/completions")
 
@@ -53,7 +53,7 @@ class Service:
 
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        trip = Trip.begin(headers["X-Request-Id"], request.path, await _body(request), request.headers)
+        trip = Trip.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
         attempt = Attempt.plan(self._pool)
         headers |= attempt.headers
         async with attempt.answer(self._legs, trip) as answer:
@@ -76,13 +76,3 @@ class Service:
     async def metrics(self, _: web.Request) -> web.Response:
         """The page for Prometheus."""
         return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-async def _body(request: web.Request) -> bytes:
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        limit = request.client_max_size / 2**20
-        raise RequestError(
-            f"the body is larger than {limit:g} MiB; send a shorter prompt", status=413, code="body_too_large"
-        ) from None

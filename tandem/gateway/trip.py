@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from tandem.gateway.body import ClientBody
 
-SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """The client's `X-Request-Id` if it is sane, else a new one: it ends up in log lines and engine ids."""
-    wanted = headers.get("X-Request-Id", "")
-    return wanted if SANE_ID.fullmatch(wanted) else uuid.uuid4().hex
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
@@ -12,12 +14,17 @@ import aiohttp
 from tandem.errors import RequestError
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Worker
-from tandem.gateway.refusal import WorkerRefusalError, worker_failed
+from tandem.protocol.http import VerbatimError
 
 Response = aiohttp.ClientResponse
 
+log = logging.getLogger(__name__)
+
 SHOWN: Final = ("Content-Type", "Retry-After", "WWW-Authenticate")
 """Headers of a worker's refusal that reach the client."""
+
+LOGGED_BYTES: Final = 1000
+"""Of a worker's failure, in our log."""
 
 CONNECT_TIMEOUT_S: Final = 5.0
 KEEPALIVE_S: Final = 4.0
@@ -50,7 +57,7 @@ class WorkerClient:
         """POST; yields an answer with status 200, its body unread.
 
         Raises:
-            WorkerRefusalError: The worker answered 4xx.
+            VerbatimError: The worker answered 4xx; the client gets that answer.
             RequestError: 502 or 503, when it cannot be reached, resets or answers anything else.
         """
         return self._exchange(worker, "POST", path, body, headers)
@@ -71,9 +78,10 @@ class WorkerClient:
             raise self.failed(worker, "broke off its answer") from error
 
     def failed(self, worker: Worker, how: str, *, status: int = 502) -> RequestError:
-        """Count a failure of `worker` and return the refusal to raise."""
+        """Count a failure of `worker` and return the refusal to raise; it names the worker and never its address."""
         self._metrics.failed(worker)
-        return worker_failed(worker, how, status=status)
+        message = f"{worker.name} {how}; try again, and look at its log if this stays"
+        return RequestError(message, status=status, code="worker_failed")
 
     @asynccontextmanager
     async def _exchange(
@@ -95,11 +103,17 @@ class WorkerClient:
         status = response.status
         if status == 200:
             return
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            body = await self.read(worker, response)
         if not 400 <= status < 500:
+            # Its words may hold addresses: they are for our log, not for the client.
+            log.warning(
+                "%s answered with status %d: %s", worker.name, status, body[:LOGGED_BYTES].decode(errors="replace")
+            )
             raise self.failed(worker, f"answered with status {status}", status=503 if status == 503 else 502)
-        body = await self.read(worker, response)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
-        raise WorkerRefusalError(worker, status, body, shown)
+        message = f"{worker.name} refused the request with status {status}"
+        raise VerbatimError(message, status=status, body=body, headers=shown)
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

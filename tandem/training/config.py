@@ -104,6 +104,14 @@ class StageConfig(Section):
         return self
 
 
+class FineTuning(StageConfig):
+    """Fine-tuning on conversations."""
+
+    replay_every: int | None = Field(
+        default=None, gt=1, description="Every so many-th sample is text of the corpus, so that it is not forgotten."
+    )
+
+
 class Generation(Section):
     """How the exported model samples when a request does not say."""
 
@@ -126,7 +134,7 @@ class Recipe(Section):
     tokenizer: TokenizerShape
     data: Data
     pretrain: StageConfig
-    sft: StageConfig
+    sft: FineTuning
     generation: Generation = Generation()
 
     @model_validator(mode="after")

@@ -144,7 +144,8 @@ class _Run:
 
             job = Job(recipe=self._recipe, folder=self._sft, tokenizer=self._tokenizer, inputs=inputs,
                       device=self._device)  # fmt: skip
-            sft(job, self._pretrain / "model", self._corpus / "instructions.jsonl", self._progress)
+            conversations, tokens = self._corpus / "instructions.jsonl", self._tokens / TOKENS
+            sft(job, self._pretrain / "model", conversations, tokens, self._progress)
 
         return self._train(self._sft, inputs, train)
 

@@ -28,6 +28,7 @@ from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.conversations import Example, encode_rows, read_conversations, write_skipped
 from tandem.training.data.indexed import IndexedTokens
+from tandem.training.data.replay import ReplayBatches
 from tandem.training.inputs import Inputs
 from tandem.training.loop import Trainer
 from tandem.training.metrics import MetricsLog, read_metrics
@@ -67,8 +68,10 @@ def pretrain(job: Job, tokens: Path, progress: Progress) -> Path:
     return _train_and_export(job, "pretrain", recipe.pretrain, decoder, batches, progress)
 
 
-def sft(job: Job, base: Path, conversations: Path, progress: Progress) -> Path:
+def sft(job: Job, base: Path, conversations: Path, tokens: Path, progress: Progress) -> Path:
     """Fine-tune the model folder `base` on the rows of a JSON Lines file; returns the exported folder.
+
+    Where the recipe asks for replay, documents under the prefix `tokens` are mixed in.
 
     Goes on from the latest checkpoint in the job's folder, if there is one. Rows that cannot be trained on are counted
     in a note and written to `skipped.jsonl`.
@@ -83,7 +86,11 @@ def sft(job: Job, base: Path, conversations: Path, progress: Progress) -> Path:
     decoder = load(base, torch.device("cpu"), torch.float32).requires_grad_(True)
     tokenizer = Tokenizer.from_folder(job.tokenizer)
     examples = _examples(job, tokenizer, conversations, progress)
-    batches = ConversationBatches(examples, recipe.sft.seq_length, _ids(tokenizer, PAD)[0], recipe.seed)
+    length, seed = recipe.sft.seq_length, recipe.seed
+    batches: Batches = ConversationBatches(examples, length, _ids(tokenizer, PAD)[0], seed)
+    if recipe.sft.replay_every is not None:
+        texts = TokenBatches(IndexedTokens(tokens).tokens, length, seed)
+        batches = ReplayBatches(batches, texts, recipe.sft.replay_every)
     return _train_and_export(job, "sft", recipe.sft, decoder, batches, progress)
 
 

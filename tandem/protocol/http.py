@@ -1,44 +1,64 @@
-"""Everything but success, as the client sees it: OpenAI's error shape, whoever refused."""
+"""What every HTTP server of ours does alike: request ids, and everything but success in OpenAI's error shape."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from tandem.errors import RequestError
-from tandem.gateway.pool import Worker
 from tandem.protocol.answers import error_answer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+BODY_LIMIT: Final = 32 * 2**20
+"""Longest request body, in bytes."""
+
+SANE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
 log = logging.getLogger(__name__)
 
 
-class WorkerRefusalError(RequestError):
-    """A worker answered 4xx: the client gets that answer as it is.
+class VerbatimError(RequestError):
+    """A refusal that another process made: the client gets that answer as it is.
 
     Args:
-        worker: Who refused.
+        message: For our own log.
         status: Its HTTP status.
         body: Its answer, byte for byte.
         headers: The headers of its answer that the client should see.
     """
 
-    def __init__(self, worker: Worker, status: int, body: bytes, headers: dict[str, str]) -> None:
-        super().__init__(f"{worker.name} refused the request with status {status}", status=status)
+    def __init__(self, message: str, *, status: int, body: bytes, headers: dict[str, str]) -> None:
+        super().__init__(message, status=status)
         self.body = body
         self.headers = headers
 
 
-def worker_failed(worker: Worker, how: str, *, status: int = 502) -> RequestError:
-    """The refusal for a worker that did not do its part; it names the worker and never its address."""
-    return RequestError(
-        f"{worker.name} {how}; try again, and look at its log if this stays", status=status, code="worker_failed"
-    )
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's `X-Request-Id` if it is sane, else a new one: it ends up in log lines and engine ids."""
+    wanted = headers.get("X-Request-Id", "")
+    return wanted if SANE_ID.fullmatch(wanted) else uuid.uuid4().hex
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The request's body.
+
+    Raises:
+        RequestError: 413, when it is longer than the application allows.
+    """
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.client_max_size / 2**20
+        raise RequestError(
+            f"the body is larger than {limit:g} MiB; send a shorter prompt", status=413, code="body_too_large"
+        ) from None
 
 
 def json_response(payload: Any, status: int = 200) -> web.Response:
@@ -48,7 +68,7 @@ def json_response(payload: Any, status: int = 200) -> web.Response:
 
 def refusal_response(error: RequestError) -> web.Response:
     """The HTTP answer for a refusal."""
-    if isinstance(error, WorkerRefusalError):
+    if isinstance(error, VerbatimError):
         return web.Response(status=error.status, body=error.body, headers=error.headers)
     response = json_response(error_answer(error), error.status)
     if error.status == 503:
@@ -69,7 +89,7 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return web.Response(status=499)  # the client is gone: nobody will read this, and it is no bug to log
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        bug = RequestError("the gateway failed on this request; its log says why", status=500, code="internal_error")
+        bug = RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
         return refusal_response(bug)
 
 
