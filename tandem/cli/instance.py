@@ -45,7 +45,8 @@ def instance(
     """
     import logging
 
-    from tandem.engine.instance import InstanceConfig, run_instance
+    from tandem.engine.config import InstanceConfig
+    from tandem.engine.instance import run_instance
     from tandem.protocol.lifeline import hold_lifeline
 
     hold_lifeline()

@@ -19,7 +19,7 @@ def serve(
     port: int = 9000,
     host: str = "127.0.0.1",
     served_model_name: str | None = None,
-    log_dir: Path | None = None,
+    run_dir: Path | None = None,
 ) -> int:
     """Serve a model folder on this host until Ctrl-C.
 
@@ -30,7 +30,7 @@ def serve(
         port: Public port; 0 chooses a free one.
         host: Address to listen on; only the gateway is reachable there.
         served_model_name: Name clients use; the folder's name by default.
-        log_dir: Folder for topology.yaml and logs/; a new one under ./runs by default.
+        run_dir: Folder for topology.yaml and logs/; a new one under ./runs by default.
     """
     from tandem.deploy.service import local_topology, new_run_directory, require_model_folder, running
     from tandem.topology.file import write_topology
@@ -39,7 +39,7 @@ def serve(
     topology = local_topology(
         model, prefill=prefill, decode=decode, port=port, host=host, served_model_name=served_model_name
     )
-    folder = log_dir or new_run_directory(Path("runs"), "serve")
+    folder = run_dir or new_run_directory(Path("runs"), "serve")
     write_topology(topology, folder / "topology.yaml")
     say(f"starting {', '.join(instance.name for instance in topology.instances)}; logs in {folder / 'logs'}")
     try:

@@ -1,0 +1,111 @@
+"""Puts one instance together: model, cache, engine, driver and HTTP side, sized by its configuration."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import tandem
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.generation import read_generation_defaults
+from tandem.engine.config import InstanceConfig
+from tandem.engine.driver import Driver
+from tandem.engine.engine import Engine, EngineIdentity
+from tandem.engine.intake import Intake
+from tandem.engine.runner import Runner
+from tandem.engine.scheduler import SchedulerLimits
+from tandem.engine.server import InstanceServer
+from tandem.errors import ModelFolderError, UsageError
+from tandem.kv.blocks import BlockPool
+from tandem.kv.cache import CacheLayout, KVCache, compatibility_digest
+from tandem.model.decoder import Decoder
+from tandem.model.folder import DTYPES, fingerprint, load
+from tandem.parallel.device import choose_device
+from tandem.protocol.identity import Identity
+from tandem.text.tokenizer import Tokenizer
+
+GIB = 2**30
+
+
+def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServer, str]:
+    """Load the model and build everything around it.
+
+    Args:
+        config: What to serve and how.
+        kv_port: Where other instances fetch blocks; tickets name it.
+
+    Returns:
+        The driver, the HTTP side, and the sizes that came out, as one line for people.
+
+    Raises:
+        ModelFolderError: The model cannot be loaded, or its tokenizer is another model's.
+        UsageError: The device is not there, or the KV memory holds not even one request.
+    """
+    device = choose_device(config.device)
+    decoder = load(config.model, device, DTYPES.get(config.dtype))
+    tokenizer = Tokenizer.from_folder(config.model)
+    _check_vocabulary(config.model, tokenizer, decoder.config)
+    layout = _layout(decoder, config.block_size)
+    length = config.max_model_len or decoder.config.max_position
+    blocks = _block_count(config, layout, length)
+    identity = EngineIdentity(
+        engine_id=secrets.token_hex(8),
+        digest=compatibility_digest(layout, repr(decoder.config), fingerprint(config.model), tandem.__version__),
+        host=config.kv_host or config.host,
+        port=kv_port,
+    )
+    cache, pool = KVCache(layout, blocks, device), BlockPool(blocks, config.block_size)
+    limits = SchedulerLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+    engine = Engine(Runner(decoder, cache), cache, pool, tokenizer, limits, identity, config.kv_lease_seconds)
+    driver = Driver(engine, config.transfer_timeout)
+    names = config.served_model_names or (config.model.resolve().name,)
+    intake = Intake(
+        tokenizer=tokenizer,
+        defaults=read_generation_defaults(config.model),
+        names=names,
+        role=config.role,
+        vocab_size=decoder.config.vocab_size,
+        max_model_len=length,
+    )
+    who = Identity(
+        role=config.role,
+        engine_id=identity.engine_id,
+        model=names[0],
+        digest=identity.digest,
+        max_model_len=length,
+        version=tandem.__version__,
+    )
+    sizes = f"{device} {layout.dtype}, {blocks} KV blocks of {config.block_size} tokens, max_model_len {length}"
+    return driver, InstanceServer(driver, intake, who), sizes
+
+
+def _layout(decoder: Decoder, block_size: int) -> CacheLayout:
+    attention = decoder.config.attention
+    return CacheLayout(
+        layers=decoder.config.layers,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        dtype=str(next(decoder.parameters()).dtype).removeprefix("torch."),
+        block_size=block_size,
+    )
+
+
+def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> int:
+    """As many blocks as the memory asked for holds, but no more than all sequences at full length can use."""
+    per_sequence = -(-length // config.block_size)
+    fitting = int(config.kv_cache_gib * GIB) // layout.bytes_per_block
+    if fitting < per_sequence:
+        needed = per_sequence * layout.bytes_per_block / GIB
+        raise UsageError(
+            f"--kv-cache-gib {config.kv_cache_gib:g}: one request of {length} tokens needs {needed:.3g} GiB; "
+            "raise it, or lower --max-model-len"
+        )
+    return min(fitting, per_sequence * config.max_num_seqs)
+
+
+def _check_vocabulary(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFolderError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
+            "copy the tokenizer that belongs to the weights"
+        )

@@ -1,0 +1,65 @@
+"""How one instance runs: its options, checked once, when they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem.errors import UsageError
+from tandem.model.folder import DTYPES
+from tandem.parallel.device import DeviceName
+from tandem.protocol.identity import Role
+
+WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - named to be recognised, not to be bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceConfig:
+    """How one instance runs."""
+
+    model: Path
+    """Hugging Face model folder."""
+    role: Role = "both"
+    """prefill, decode or both."""
+    host: str = "127.0.0.1"
+    """Address the HTTP port binds to."""
+    port: int = 8000
+    """HTTP port."""
+    served_model_names: tuple[str, ...] = ()
+    """Names clients may ask for; the folder's name if none is given."""
+    device: DeviceName = "auto"
+    """cpu, cuda, npu, or the best there is."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16, or the folder's own."""
+    max_model_len: int | None = None
+    """Most tokens of prompt plus answer; the model's own limit if not given."""
+    max_num_seqs: int = 64
+    """Most requests computed at a time."""
+    max_num_batched_tokens: int = 2048
+    """Most tokens in one step; longer prompts are prefilled in pieces."""
+    block_size: int = 16
+    """Tokens in a KV block."""
+    kv_cache_gib: float = 1.0
+    """Memory for keys and values, in GiB."""
+    kv_host: str | None = None
+    """Address at which other instances reach this one's KV port; `host` if not given."""
+    kv_port: int = 0
+    """KV transfer port; 0 takes a free one."""
+    kv_lease_seconds: float = 30.0
+    """How long prefilled blocks wait for a decode instance."""
+    transfer_timeout: float = 60.0
+    """Most seconds for one KV transfer."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run, by option name."""
+        positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_gib", "kv_lease_seconds")
+        for name in (*positive, "transfer_timeout"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be over 0")
+        if self.dtype != "auto" and self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: unknown; choose auto, {', '.join(DTYPES)}")
+        for name in ("port", "kv_port"):
+            if not 0 <= getattr(self, name) < 65536:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 to 65535")
+        if self.kv_host is None and self.host in WILDCARDS and self.role != "decode":
+            raise UsageError(f"--host {self.host}: name the address decode instances should use with --kv-host")
