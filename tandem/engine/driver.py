@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
 """Longest sleep of an idle step thread, so that leases expire without traffic."""
 
+JOIN_SECONDS = 10.0
+"""How long a stop waits for the step under way."""
+
 
 class Driver:
     """Runs one engine.
@@ -57,7 +60,8 @@ class Driver:
         """Finish the step under way, then end every request that is left."""
         self._stopping = True
         self._wake.set()
-        await asyncio.to_thread(self._thread.join)
+        # A step that hangs is left behind: the thread is a daemon, and the requests end all the same.
+        await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
         self._end_all("the instance is stopping")
 
     @property
@@ -135,6 +139,8 @@ class Driver:
 
     def _begin_fetches(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
+            if sequence not in self._queues:
+                continue  # its client left since the step was planned
             task = self._fetches[sequence] = self._loop.create_task(self._fetch(sequence))
             task.add_done_callback(partial(self._fetched, sequence))
 
@@ -147,16 +153,20 @@ class Driver:
         pull = Pull(ticket.remote_request_id or "", ticket.remote_engine_id or "", self.engine.identity.digest)
         try:
             host, port = ticket.remote_host or "", ticket.remote_port or 0
-            granted, data = await pull_blocks(host, port, pull, self._transfer_timeout)
+            expected = self.engine.kv_bytes(len(sequence.request.prompt))
+            granted, data = await pull_blocks(host, port, pull, expected, self._transfer_timeout)
         except TransferError as error:
             self._fail(sequence, str(error))
+            return
+        except Exception:
+            log.exception("a KV pull failed")
+            self._fail(sequence, "the KV pull failed; the decode instance's log says why")
             return
         self.engine.arrive(sequence, granted, data)
         self._wake.set()
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         if update := self.engine.fail(sequence, error):
-            self.engine.stats.kv_transfers_failed += 1
             self._deliver([(sequence, update)])
             self._wake.set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -107,6 +107,8 @@ class Engine:
         with self._lock:
             if sequence.ended:
                 return None
+            if sequence.status is Status.TRANSFERRING:
+                self.stats.kv_transfers_failed += 1
             self._end(sequence, Status.FAILED)
             return Update(reason="error", error=error)
 
@@ -148,7 +150,11 @@ class Engine:
         _check_pull(pull, self.identity)
         with self._lock:
             lease = self.leases.claim(pull.ticket)
-            data = self._cache.export_tokens(lease.blocks, lease.tokens)
+            try:
+                data = self._cache.export_tokens(lease.blocks, lease.tokens)
+            except BaseException:
+                self.leases.unclaim(pull.ticket)
+                raise
         return Granted(lease.token_ids, lease.seed, data.numel()), data
 
     def settle(self, pull: Pull, granted: Granted, *, received: bool) -> None:
@@ -162,6 +168,10 @@ class Engine:
             self.stats.kv_bytes_sent += granted.size
             self.leases.release(pull.ticket)
 
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of keys and values of that many tokens."""
+        return tokens * self._cache.layout.bytes_per_token
+
     def release(self, ticket: str) -> bool:
         """End a lease that nobody will fetch; False if there is none."""
         with self._lock:
@@ -170,16 +180,17 @@ class Engine:
     def _take_in(self, sequence: Sequence, granted: Granted, data: Tensor) -> Updates:
         if sequence.ended:
             return []
-        *prompt, first = granted.token_ids
-        if prompt != sequence.request.prompt:
+        prompt = sequence.request.prompt
+        if granted.token_ids[:-1] != prompt:
             self._end(sequence, Status.FAILED)
             error = "the KV ticket belongs to another prompt; send both instances the same request"
             return [(sequence, Update(reason="error", error=error))]
         self._cache.import_tokens(sequence.blocks, len(prompt), data)
+        sequence.sampling = replace(sequence.sampling, seed=granted.seed)
         self.stats.kv_transfers_received += 1
         self.stats.kv_bytes_received += data.numel()
         sequence.cached = len(prompt)
-        return [(sequence, self._append(sequence, first))]
+        return [(sequence, self._append(sequence, granted.token_ids[-1]))]
 
     def _append(self, sequence: Sequence, token: int) -> Update:
         """Give a sequence its next token, and end it where the token does."""
@@ -195,7 +206,7 @@ class Engine:
 
     def _lease(self, sequence: Sequence, update: Update) -> Update:
         """The first token is there and the rest is another instance's: keep the blocks under a ticket."""
-        lease = self.leases.open(sequence.blocks, sequence.token_ids, sequence.request.sampling.seed)
+        lease = self.leases.open(sequence.blocks, sequence.token_ids, sequence.sampling.seed)
         blocks, sequence.blocks = sequence.blocks, []
         self._end(sequence, Status.FINISHED)
         return Update(

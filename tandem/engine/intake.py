@@ -60,6 +60,9 @@ class Intake:
     def _request(self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str) -> Request:
         self._check_name(body.model)
         self._check_tokens(tokens, limit, param)
+        self._check_range(body.stop_token_ids or [], "stop_token_ids")
+        if body.stream_options is not None and not body.stream:
+            raise RequestError("stream_options: needs stream: true; set it or leave this out", param="stream_options")
         hand_off = body.kv_transfer_params or KVTransferParams()
         self._check_role(hand_off)
         keep = hand_off.do_remote_decode
@@ -83,15 +86,18 @@ class Intake:
     def _check_tokens(self, tokens: list[int], limit: int, param: str) -> None:
         if not tokens:
             raise RequestError(f"{param}: comes to no tokens at all; send at least one", param=param)
-        for token in (min(tokens), max(tokens)):
-            if not 0 <= token < self.vocab_size:
-                raise RequestError(f"{param}: token id {token} is outside 0..{self.vocab_size - 1}", param=param)
+        self._check_range(tokens, param)
         if len(tokens) + limit > self.max_model_len:
             message = (
                 f"{param}: {len(tokens)} tokens and max_tokens {limit} are together over this model's "
                 f"{self.max_model_len}; shorten one of them"
             )
             raise RequestError(message, code="context_length_exceeded", param=param)
+
+    def _check_range(self, tokens: list[int], param: str) -> None:
+        for token in (min(tokens, default=0), max(tokens, default=0)):
+            if not 0 <= token < self.vocab_size:
+                raise RequestError(f"{param}: token id {token} is outside 0..{self.vocab_size - 1}", param=param)
 
     def _check_role(self, hand_off: KVTransferParams) -> None:
         where = "kv_transfer_params"
@@ -108,3 +114,8 @@ class Intake:
                 raise RequestError(f"{where}.{name}: is missing; pass the prefill answer's field whole", param=where)
         if not 0 < (hand_off.remote_port or 0) < 65536:
             raise RequestError(f"{where}.remote_port: {hand_off.remote_port} is no port", param=where)
+        if hand_off.tp_size != 1:
+            raise RequestError(f"{where}.tp_size: {hand_off.tp_size} is not supported yet; it must be 1", param=where)
+        if hand_off.transfer_mode not in (None, "pull"):
+            mode = hand_off.transfer_mode
+            raise RequestError(f"{where}.transfer_mode: {mode} is not supported; it must be pull", param=where)

@@ -39,4 +39,4 @@ class Runner:
         if not sequences:
             return []
         logits = self._decoder.logits(hidden[torch.tensor(last, device=hidden.device)])
-        return sample(logits, [s.request.sampling for s in sequences], [s.output_count for s in sequences])
+        return sample(logits, [s.sampling for s in sequences], [s.output_count for s in sequences])

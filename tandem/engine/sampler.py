@@ -45,7 +45,8 @@ def _draw(logits: Tensor, params: SamplingParams, number: float) -> int:
     """Invert the cumulative distribution of the tokens kept, most likely first."""
     kept = min(params.top_k, len(logits)) if params.top_k else len(logits)
     values, tokens = logits.topk(kept)
-    probabilities = (values / params.temperature).softmax(-1).double()
+    # Relative to the best and in double: the smallest temperatures would overflow otherwise.
+    probabilities = ((values - values[0]).double() / params.temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     # The most likely token always stays: nothing comes before it, and it is no less likely than itself.
     keep = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])

@@ -32,7 +32,7 @@ class SamplingParams:
 
     @classmethod
     def from_request(cls, request: GenerationRequest, defaults: GenerationDefaults, max_tokens: int) -> SamplingParams:
-        """Fill what the request leaves out; without a seed a random one is drawn, so that it can be handed on."""
+        """Fill what the request leaves out; without a seed a random one is drawn, and handed over with the blocks."""
         ends = set(request.stop_token_ids or ())
         if not request.ignore_eos:
             ends |= set(defaults.eos_token_ids)

@@ -86,10 +86,13 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     cached: int = 0
     """Tokens whose keys and values are in the blocks."""
+    sampling: SamplingParams = field(init=False)
+    """The request's own, or with the seed of the instance that sampled the first token."""
 
     def __post_init__(self) -> None:
         """Start from the prompt."""
         self.token_ids = list(self.request.prompt)
+        self.sampling = self.request.sampling
         self._detokenizer = Detokenizer(self.tokenizer)
         self._matcher = StopMatcher(self.request.sampling.stops)
 
@@ -110,7 +113,7 @@ class Sequence:
 
     def append(self, token: int) -> Update:
         """Take one sampled token: the text it adds, and the reason if it ends the answer."""
-        sampling = self.request.sampling
+        sampling = self.sampling
         self.token_ids.append(token)
         past_minimum = self.output_count >= sampling.min_tokens
         if token in sampling.end_token_ids and past_minimum:

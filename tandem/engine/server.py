@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -50,11 +51,14 @@ class InstanceServer:
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), CompletionRequest)
-        return await self._answer(http, body, "completion", self._intake.completion(body, request_id(http.headers)))
+        # In a thread: tokenising a long prompt takes seconds, and every stream would wait for it.
+        request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers))
+        return await self._answer(http, body, "completion", request)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), ChatRequest)
-        return await self._answer(http, body, "chat", self._intake.chat(body, request_id(http.headers)))
+        request = await asyncio.to_thread(self._intake.chat, body, request_id(http.headers))
+        return await self._answer(http, body, "chat", request)
 
     async def _answer(
         self, http: web.Request, body: GenerationRequest, endpoint: Endpoint, request: Request
@@ -73,9 +77,10 @@ class InstanceServer:
         last, metric = time.perf_counter(), self._metrics.first_token
         try:
             async for update in updates:
-                now = time.perf_counter()
-                metric.observe(now - last)
-                last, metric = now, self._metrics.between_tokens
+                if update.tokens:
+                    now = time.perf_counter()
+                    metric.observe(now - last)
+                    last, metric = now, self._metrics.between_tokens
                 yield update
         finally:
             await updates.aclose()
@@ -109,8 +114,7 @@ async def _whole(head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens
         pieces.append(update.text)
         tokens += update.tokens
         if update.reason is not None:
-            ticket = None if update.ticket is None else msgspec.to_builtins(update.ticket)
-            return head.whole("".join(pieces), update.reason, Usage(prompt_tokens, tokens), ticket)
+            return head.whole("".join(pieces), update.reason, Usage(prompt_tokens, tokens), _ticket(update))
     raise AssertionError("an answer ended without a reason")
 
 
@@ -127,11 +131,11 @@ async def _stream(
     tokens, update = 0, first
     while True:
         if update.error is not None:
-            await response.write(sse.event(error_body(update.error, status=500)))
+            await response.write(sse.event(error_body(update.error, status=500)) + sse.DONE)
             return response
         tokens += update.tokens
         if update.text or update.reason is not None:
-            await response.write(sse.event(head.chunk(update.text, update.reason)))
+            await response.write(sse.event(head.chunk(update.text, update.reason, _ticket(update))))
         if update.reason is not None:
             break
         update = await anext(updates)
@@ -139,6 +143,10 @@ async def _stream(
         await response.write(sse.event(head.usage_chunk(Usage(prompt_tokens, tokens))))
     await response.write(sse.DONE)
     return response
+
+
+def _ticket(update: Update) -> Answer | None:
+    return None if update.ticket is None else msgspec.to_builtins(update.ticket)
 
 
 def _raise_failure(update: Update) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 class BlockPool:
     """The blocks of one cache.
 
-    Not thread-safe: the engine's step thread owns it.
+    Not thread-safe: used under the engine's lock.
 
     Args:
         count: Number of blocks; their ids are 0 to count-1.

@@ -29,7 +29,7 @@ class Lease:
     token_ids: list[int]
     """The prompt and the first sampled token after it."""
     seed: int
-    """Of the request's sampling, so that the decode side draws the same numbers."""
+    """That the first token was drawn with; the decode side goes on with it."""
     expires: float
     """On the clock of `LeaseBook`, in seconds."""
     ticket: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -39,7 +39,7 @@ class Lease:
 class LeaseBook:
     """All leases of one instance.
 
-    Not thread-safe: the engine's step thread owns it.
+    Not thread-safe: used under the engine's lock.
 
     Args:
         duration: Life of a lease, in seconds.

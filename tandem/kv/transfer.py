@@ -16,7 +16,8 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol, TypeVar
+from functools import partial
+from typing import Annotated, Final, Protocol, TypeVar
 
 import msgspec
 import torch
@@ -46,7 +47,8 @@ class Granted(msgspec.Struct, frozen=True, tag=True):
 
     token_ids: list[int]
     seed: int
-    size: int
+    """That the first token was drawn with, and the others shall be."""
+    size: Annotated[int, msgspec.Meta(ge=0)]
     """Bytes that follow."""
 
 
@@ -64,7 +66,7 @@ class Holder(Protocol):
     """The side that has blocks, as the server needs it."""
 
     def grant(self, pull: Pull) -> tuple[Granted, Tensor]:
-        """What the ticket stands for and a copy of its bytes (uint8, CPU).
+        """What the ticket stands for and a copy of its bytes (uint8, CPU). Called in a thread of its own.
 
         Raises:
             TransferError: The pull is refused; the message tells the other side why.
@@ -94,7 +96,7 @@ class TransferServer:
         self._server = await asyncio.start_server(self._serve, sock=self._listener)
 
     async def stop(self) -> None:
-        """Close the port; pulls under way end."""
+        """Close the port; pulls under way go on until they end or the process does."""
         if self._server is not None:
             self._server.close()
 
@@ -112,7 +114,7 @@ class TransferServer:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pull = await _read(reader.readexactly, Pull)
         try:
-            granted, data = self._holder.grant(pull)
+            granted, data = await self._grant(pull)
         except TransferError as error:
             writer.write(_frame(Refused(str(error))))
             await writer.drain()
@@ -127,23 +129,43 @@ class TransferServer:
         finally:
             self._holder.settle(pull, granted, received=received)
 
+    async def _grant(self, pull: Pull) -> tuple[Granted, Tensor]:
+        """Copy the bytes in a thread: a long prompt's would hold up every other request."""
+        granting = asyncio.ensure_future(asyncio.to_thread(self._holder.grant, pull))
+        try:
+            return await asyncio.shield(granting)
+        except asyncio.CancelledError:
+            granting.add_done_callback(partial(self._abandon, pull))
+            raise
 
-async def pull_blocks(host: str, port: int, pull: Pull, timeout: float) -> tuple[Granted, Tensor]:  # noqa: ASYNC109
+    def _abandon(self, pull: Pull, granting: asyncio.Future[tuple[Granted, Tensor]]) -> None:
+        if not granting.cancelled() and granting.exception() is None:
+            self._holder.settle(pull, granting.result()[0], received=False)
+
+
+async def pull_blocks(host: str, port: int, pull: Pull, size: int, timeout: float) -> tuple[Granted, Tensor]:  # noqa: ASYNC109
     """Fetch the blocks of one ticket: what was granted, and the bytes (uint8 [size], CPU).
 
+    Args:
+        host: Of the holder's transfer port.
+        port: That port.
+        pull: What to ask for.
+        size: Bytes that the prompt's keys and values take; a holder that offers others is not believed.
+        timeout: Most seconds.
+
     Raises:
-        TransferError: The holder refused, could not be reached, broke off or took longer than `timeout` seconds.
+        TransferError: The holder refused, could not be reached, broke off, took too long or offers something else.
     """
     try:
         async with asyncio.timeout(timeout):
-            return await _pull(host, port, pull)
+            return await _pull(host, port, pull, size)
     except TimeoutError:
         raise TransferError(f"KV pull from {host}:{port} took over {timeout:g} s; is that instance frozen?") from None
     except (OSError, EOFError, msgspec.DecodeError) as error:
         raise TransferError(f"KV pull from {host}:{port} broke off ({error or type(error).__name__})") from None
 
 
-async def _pull(host: str, port: int, pull: Pull) -> tuple[Granted, Tensor]:
+async def _pull(host: str, port: int, pull: Pull, size: int) -> tuple[Granted, Tensor]:
     loop = asyncio.get_running_loop()
     (family, kind, proto, _, address), *_ = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     with socket.socket(family, kind, proto) as sock:
@@ -157,7 +179,9 @@ async def _pull(host: str, port: int, pull: Pull) -> tuple[Granted, Tensor]:
         answer: Granted | Refused = await _read(read, Granted | Refused)  # type: ignore[arg-type]
         if isinstance(answer, Refused):
             raise TransferError(f"the prefill instance refused the KV pull: {answer.reason}")
-        data = await _receive(sock, answer.size)
+        if answer.size != size:
+            raise TransferError(f"the prefill instance offers {answer.size} KV bytes, this prompt has {size}")
+        data = await _receive(sock, size)
         await loop.sock_sendall(sock, _frame(Received()))
         return answer, data
 

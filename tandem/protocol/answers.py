@@ -77,10 +77,12 @@ class AnswerHead(msgspec.Struct, frozen=True):
         choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
         return self._envelope(streamed=True, choices=[choice])
 
-    def chunk(self, text: str, reason: FinishReason | None) -> Answer:
-        """One piece of a stream."""
+    def chunk(self, text: str, reason: FinishReason | None, ticket: Answer | None = None) -> Answer:
+        """One piece of a stream; a prefill instance's last one carries the ticket."""
         body: Answer = {"delta": {"content": text} if text else {}} if self.endpoint == "chat" else {"text": text}
-        return self._envelope(streamed=True, choices=[{"index": 0, **body, "logprobs": None, "finish_reason": reason}])
+        choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
+        chunk = self._envelope(streamed=True, choices=[choice])
+        return chunk if ticket is None else chunk | {"kv_transfer_params": ticket}
 
     def usage_chunk(self, usage: Usage) -> Answer:
         """The last chunk of a stream that asked for `include_usage`."""

@@ -165,13 +165,18 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
     for name, neutral in NEUTRAL.items():
-        if name in fields and fields[name] not in neutral:
+        if name in fields and not _asks_nothing(fields[name], neutral):
             raise RequestError(
                 f"{name}: {str(fields[name])[:80]} is not supported by this instance; leave the field out",
                 param=name,
                 code="unsupported_parameter",
             )
     return {name: value for name, value in fields.items() if name not in NEUTRAL}
+
+
+def _asks_nothing(value: object, neutral: tuple[object, ...]) -> bool:
+    """Whether a value is one of the neutral ones; 0 is not False here, but 0.0 is 0."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
 
 
 def _refusal(reason: str) -> RequestError:

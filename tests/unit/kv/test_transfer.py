@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import msgspec
 import pytest
@@ -49,7 +50,7 @@ def test_bytes_arrive_whole(size: int) -> None:
     async def scenario() -> None:
         holder = FakeHolder(size)
         server, port = await serving(holder)
-        granted, data = await pull_blocks("127.0.0.1", port, PULL, 5)
+        granted, data = await pull_blocks("127.0.0.1", port, PULL, size, 5)
         assert granted == Granted([1, 2, 3], 9, size)
         assert torch.equal(data, holder.data)
         assert await asyncio.wait_for(holder.settled.get(), 5)
@@ -62,7 +63,7 @@ def test_a_refusal_says_why() -> None:
     async def scenario() -> None:
         server, port = await serving(FakeHolder(1))
         with pytest.raises(TransferError, match="refused the KV pull: the ticket is used up"):
-            await pull_blocks("127.0.0.1", port, Pull("bad", "engine", "digest"), 5)
+            await pull_blocks("127.0.0.1", port, Pull("bad", "engine", "digest"), 1, 5)
         await server.stop()
 
     asyncio.run(scenario())
@@ -72,7 +73,7 @@ def test_nobody_there_is_said_at_once() -> None:
     with listener() as nobody:
         port = nobody.getsockname()[1]
     with pytest.raises(TransferError, match=f"127.0.0.1:{port} broke off"):
-        asyncio.run(pull_blocks("127.0.0.1", port, PULL, 5))
+        asyncio.run(pull_blocks("127.0.0.1", port, PULL, 1, 5))
 
 
 def test_a_puller_that_leaves_settles_as_broken() -> None:
@@ -109,7 +110,7 @@ def test_a_frozen_holder_is_given_up() -> None:
         frozen.bind(("127.0.0.1", 0))
         frozen.listen()
         with pytest.raises(TransferError, match="frozen"):
-            asyncio.run(pull_blocks("127.0.0.1", frozen.getsockname()[1], PULL, 0.3))
+            asyncio.run(pull_blocks("127.0.0.1", frozen.getsockname()[1], PULL, 1, 0.3))
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\xc1\xc1", b""])
@@ -122,7 +123,36 @@ def test_garbage_is_hung_up_on(garbage: bytes) -> None:
         writer.write_eof()
         assert await asyncio.wait_for(reader.read(), 5) == b""
         writer.close()
-        await pull_blocks("127.0.0.1", port, PULL, 5)
+        await pull_blocks("127.0.0.1", port, PULL, 1, 5)
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_offer_of_another_size_is_not_believed() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(100)
+        server, port = await serving(holder)
+        with pytest.raises(TransferError, match="offers 100 KV bytes, this prompt has 64"):
+            await pull_blocks("127.0.0.1", port, PULL, 64, 5)
+        assert await asyncio.wait_for(holder.settled.get(), 5) is False
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_puller_that_gives_up_while_the_bytes_are_copied_settles_as_broken() -> None:
+    class SlowHolder(FakeHolder):
+        def grant(self, pull: Pull) -> tuple[Granted, torch.Tensor]:
+            time.sleep(0.6)
+            return super().grant(pull)
+
+    async def scenario() -> None:
+        holder = SlowHolder(10)
+        server, port = await serving(holder, limit=0.2)
+        with pytest.raises(TransferError, match="broke off"):
+            await pull_blocks("127.0.0.1", port, PULL, 10, 5)
+        assert await asyncio.wait_for(holder.settled.get(), 5) is False
         await server.stop()
 
     asyncio.run(scenario())
