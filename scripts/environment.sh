@@ -35,12 +35,14 @@ pip() {
 install_torch() {
     "$venv/bin/python" -c 'import torch' 2>/dev/null && return
     echo "installing torch ..."
-    if ! has_accelerator && pip install -q --dry-run --report - "$torch_requirement" 2>/dev/null | grep -q '"nvidia[-_]'; then
-        pip install -q --retries 1 --timeout 20 --index-url "$cpu_index" "$torch_requirement" ||
-            fail "cannot install torch's CPU build from $cpu_index; set TANDEM_TORCH_CPU_INDEX to an index that has it, or install torch into $venv yourself"
+    if has_accelerator; then
+        pip install -q "$torch_requirement" || fail "cannot install torch; see the message above"
         return
     fi
-    pip install -q "$torch_requirement" || fail "cannot install torch; see the message above"
+    # A build that lies in a folder of pip's own settings (find-links) is taken first; its dependencies come with tandem.
+    pip install -q --no-index --no-deps "$torch_requirement" 2>/dev/null && return
+    pip install -q --retries 1 --timeout 20 --index-url "$cpu_index" "$torch_requirement" ||
+        fail "cannot install torch's CPU build from $cpu_index; set TANDEM_TORCH_CPU_INDEX to an index that has it, or install torch into $venv yourself"
 }
 
 # ensure_environment WHAT: WHAT is the requirement to install from this folder, such as `.` or `.[test]`.

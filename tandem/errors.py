@@ -4,10 +4,11 @@
     ├── UsageError (ValueError)        the user asked for something wrong: exit code 2
     │   ├── ModelFolderError           a model folder is missing, half-written or contradicts itself
     │   ├── TopologyError              a topology or rank table breaks a rule
-    │   ├── RecipeError                a training recipe cannot run as written
-    │   └── RequestError               one HTTP request is refused: carries status, code and parameter
+    │   └── RecipeError                a training recipe cannot run as written
+    ├── RequestError (ValueError)      one HTTP request is refused: carries status, code and parameter
     ├── DataError                      a data file is broken or does not fit what it is used for
     ├── CheckpointError                a checkpoint is damaged or belongs to another run
+    ├── DivergenceError                training produced no number any more
     ├── TransferError                  a KV hand-off was refused or broke off
     └── ProcessError                   a process of ours did not start, died or stopped answering
 
@@ -35,7 +36,7 @@ class RecipeError(UsageError):
     """A training recipe cannot run as written."""
 
 
-class RequestError(UsageError):
+class RequestError(TandemError, ValueError):
     """One HTTP request is refused, in OpenAI's error shape.
 
     Args:
@@ -58,6 +59,10 @@ class DataError(TandemError):
 
 class CheckpointError(TandemError):
     """A checkpoint is damaged or belongs to another run."""
+
+
+class DivergenceError(TandemError):
+    """Training produced no number any more."""
 
 
 class TransferError(TandemError):

@@ -23,7 +23,7 @@ def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
         TandemError: Of the class `error`: the file cannot be read or holds something else.
     """
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as reason:
         raise error(f"{path}: cannot be read as JSON ({reason}); copy or write the file again") from None
     if not isinstance(fields, dict):

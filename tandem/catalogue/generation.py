@@ -5,6 +5,7 @@ Source: Hugging Face `generation_config.json`; `config.json` where that file is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,37 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     """Read the defaults of one model folder.
 
     Raises:
-        ModelFolderError: The file is not JSON.
+        ModelFolderError: A file is not JSON, or a value is not of its kind or range.
     """
     there = [path for name in ("config.json", "generation_config.json") if (path := folder / name).exists()]
     fields: dict[str, Any] = {}
     for path in there:
         fields |= read_json_object(path, ModelFolderError)
     eos = fields.get("eos_token_id")
-    # `do_sample: false` is how a folder asks for greedy answers.
-    temperature = fields.get("temperature") if fields.get("do_sample", True) else 0.0
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    bos = fields.get("bos_token_id")
     return GenerationDefaults(
-        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-        bos_token_id=fields.get("bos_token_id"),
-        temperature=1.0 if temperature is None else temperature,
-        top_p=fields.get("top_p") or 1.0,
-        top_k=fields.get("top_k") or 0,
+        eos_token_ids=tuple(_token(folder, "eos_token_id", end) for end in ends),
+        bos_token_id=None if bos is None else _token(folder, "bos_token_id", bos),
+        # `do_sample: false` is how a folder asks for greedy answers.
+        temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if fields.get("do_sample", True) else 0.0,
+        top_p=_number(folder, fields, "top_p", 1.0, 0, 1),
+        top_k=int(_number(folder, fields, "top_k", 0, 0, 2**31)),
     )
+
+
+def _token(folder: Path, name: str, value: Any) -> int:
+    if type(value) is not int:
+        raise ModelFolderError(f"{folder}: {name} is {value!r}; write a token id into generation_config.json")
+    return value
+
+
+def _number(folder: Path, fields: dict[str, Any], name: str, default: float, least: float, most: float) -> float:
+    value = fields.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ModelFolderError(
+            f"{folder}: {name} is {value!r}; write a number from {least} to {most:g} into generation_config.json"
+        )
+    return value

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found a problem, 130 stop
 
 from __future__ import annotations
 
+import os
 import sys
 
 import cyclopts
@@ -19,30 +20,46 @@ COMMANDS = {
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
-    "ranktable": ("tandem.cli.ranktable:app", "Generate, check and show rank tables."),
+    "ranktable": ("tandem.cli.ranktable:app", "Generate, merge, check and show rank tables."),
 }
 """Command name -> (where it lives, its one-line help). The help stands here so that listing imports nothing."""
 
 
 def build_app() -> cyclopts.App:
     """The command tree, with every command still unimported."""
-    app = cyclopts.App(name="tandem", help=tandem.__doc__, version=tandem.__version__, help_format="plaintext")
+    app = cyclopts.App(
+        name="tandem",
+        help=tandem.__doc__,
+        version=tandem.__version__,
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+    )
     for name, (target, summary) in COMMANDS.items():
         app.command(target, name=name, help=summary)
     return app
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; our own errors become one line on stderr."""
+    """Run one command line and return its exit code; every error becomes one line on stderr."""
     try:
-        result = build_app()(arguments, result_action="return_value")
+        result = build_app()(arguments, result_action="return_value", exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        return _said(
+            f"{' '.join(str(error).split())} See `{' '.join(('tandem', *(error.command_chain or ())))} --help`.", 2
+        )
     except TandemError as error:
-        print(f"tandem: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return _said(str(error), 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
-        print("tandem: stopped", file=sys.stderr)
-        return 130
+        return _said("stopped", 130)
+    except BrokenPipeError:  # whoever read our output has enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def _said(text: str, code: int) -> int:
+    print(f"tandem: {text}", file=sys.stderr)
+    return code
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 
 def instance(
@@ -12,7 +14,7 @@ def instance(
     role: Literal["prefill", "decode", "both"] = "both",
     port: int = 8000,
     host: str = "127.0.0.1",
-    served_model_name: list[str] | None = None,
+    served_model_name: Annotated[list[str] | None, Parameter(negative=())] = None,
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     max_model_len: int | None = None,
@@ -23,6 +25,7 @@ def instance(
     kv_host: str | None = None,
     kv_port: int = 0,
     kv_lease_seconds: float = 30.0,
+    transfer_timeout: float = 60.0,
 ) -> None:
     """Run one inference instance in the foreground.
 
@@ -42,6 +45,7 @@ def instance(
         kv_host: Address at which other instances reach this one's KV port. Default: --host.
         kv_port: KV transfer port; 0 takes a free one.
         kv_lease_seconds: How long prefilled blocks wait for a decode instance.
+        transfer_timeout: Most seconds for one KV transfer.
     """
     import logging
 
@@ -67,5 +71,6 @@ def instance(
         kv_host=kv_host,
         kv_port=kv_port,
         kv_lease_seconds=kv_lease_seconds,
+        transfer_timeout=transfer_timeout,
     )
     run_instance(config, lambda line: print(line, flush=True))

@@ -22,51 +22,57 @@ def quickstart(
     fresh: Annotated[bool, Parameter(negative="")] = False,
     out: Path = Path("runs/quickstart"),
     port: int = 9000,
-) -> None:
+) -> int:
     """Train a small model on this machine's own Python library, then serve it with prefill and decode apart.
 
     Args:
         once: Stop after asking the running service two questions, instead of serving on until Ctrl-C.
-        fresh: Train anew; otherwise what an earlier run left is used again.
+        fresh: Throw away what an earlier run left and train anew; otherwise that is used again.
         out: Folder of the run: data, checkpoints, models, pictures, topology, logs.
         port: Port of the gateway; another free one is taken, and named, where this one is in use.
     """
-    import time
-
-    from tandem.deploy.port import port_is_free
-    from tandem.deploy.service import local_topology, running
+    from tandem.deploy.port import port_is_free, require_port_number
+    from tandem.deploy.service import local_topology, new_run_directory, running
     from tandem.topology.file import write_topology
+    from tandem.topology.topology import Role
 
-    began = time.monotonic()
+    require_port_number(port)
+    say(f"working in {out.resolve()}")
     model = train(out, fresh=fresh)
-    if not port_is_free(HOST, port):
-        say(f"port {port} is in use, so the gateway gets another one")
-        port = 0
+    wanted, port = port, port if port_is_free(HOST, port) else 0
     topology = local_topology(model, port=port, host=HOST, served_model_name="quickstart")
-    write_topology(topology, out / "topology.yaml")
-    say(f"\nstarting {', '.join(one.name for one in topology.instances)}; logs in {out / 'logs'}")
+    if wanted and not port:
+        say(f"port {wanted} is in use, so the gateway takes {topology.of(Role.GATEWAY)[0].port}")
+    folder = new_run_directory(out, "serve")
+    write_topology(topology, folder / "topology.yaml")
+    say(f"\nstarting {', '.join(one.name for one in topology.instances)}; logs in {folder / 'logs'}")
+    shown = False
     try:
-        with running(topology, out / "logs", on_progress=tell) as deployment:
+        with running(topology, folder / "logs", on_progress=tell) as deployment:
             demonstrate_all(topology)
-            say(f"\nfrom nothing to here: {time.monotonic() - began:.0f} s")
+            shown = True
             if not once:
-                greet(topology)
+                greet(topology, "def main(")
                 deployment.watch()
     except KeyboardInterrupt:
         say("stopped")
+    return 0 if shown else 130
 
 
 def train(out: Path, *, fresh: bool) -> Path:
     """Train what is not trained yet, with a bar; returns the model folder and says where the pictures lie."""
     from rich.console import Console
 
+    from tandem.catalogue.arithmetic import kv_bytes_per_token, parameters
     from tandem.cli.training_bar import show_training
+    from tandem.model.folder import read_config
     from tandem.training.pipeline import prepare_and_train
     from tandem.training.recipe import read_recipe
 
     with show_training(Console()) as progress:
         model = prepare_and_train(read_recipe("quickstart"), out, progress, fresh=fresh)
-    say(f"model: {model}")
+    config = read_config(model)
+    say(f"model: {model} ({parameters(config):,} parameters, {kv_bytes_per_token(config, 4):,} KV bytes per token)")
     for picture in sorted(out.glob("*/*.png")):
         say(f"loss picture: {picture}")
     return model
@@ -79,7 +85,7 @@ def demonstrate_all(topology: Topology) -> None:
     from tandem.deploy.demonstration import Question, demonstrate
 
     questions = (
-        Question(text="def read_file(path):\n", is_chat=False, max_tokens=100),
+        Question(text="def read_file(path):\n    ", is_chat=False, max_tokens=100),
         Question(text="What does shutil.copyfile do?", is_chat=True, max_tokens=80),
     )
     for question in questions:

@@ -57,17 +57,21 @@ def tell(progress: Progress) -> None:
         say(f"  {progress.seconds:4.0f} s  waiting for {', '.join(progress.waiting)}")
 
 
-def greet(topology: Topology) -> None:
-    """The address, and a command to try it with."""
+def greet(topology: Topology, prompt: str = "Once upon a time") -> None:
+    """The address, and commands to try it with."""
     import json
     import shlex
+    import sys
 
+    from tandem.deploy.health import ANY_ADDRESS
     from tandem.topology.topology import Role
 
-    url = topology.of(Role.GATEWAY)[0].url
-    body = json.dumps({"model": topology.served_model_name, "prompt": "Once upon a time", "max_tokens": 32})
+    gateway = topology.of(Role.GATEWAY)[0]
+    url = gateway.model_copy(update={"host": ANY_ADDRESS.get(gateway.host, gateway.host)}).url
+    body = json.dumps({"model": topology.served_model_name, "prompt": prompt, "max_tokens": 32})
     say(f"ready: {url}/v1  (Ctrl-C stops it)")
     say(f"try:   curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
+    say(f"or:    {Path(sys.executable).with_name('tandem')} chat {url}")
 
 
 def say(text: str) -> None:

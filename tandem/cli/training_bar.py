@@ -28,7 +28,7 @@ def show_training(console: Console) -> Iterator[Progress]:
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
     )
     with RichProgress(*columns, console=console) as bar:
         yield LiveBar(bar)
@@ -47,6 +47,8 @@ class LiveBar:
 
     def begin(self, stage: str, steps: int | None, done: int = 0) -> None:
         """A new bar below the others."""
+        if done:
+            self.note(f"{stage}: goes on after step {done}")
         self._task = self._bar.add_task(stage, total=steps, completed=done, numbers="")
 
     def step(self, report: StepReport) -> None:
@@ -61,7 +63,7 @@ class LiveBar:
 
     def reuse(self, stage: str) -> None:
         """A line instead of a bar."""
-        self._bar.console.print(f"{stage}: there already, used again", style="dim")
+        self._bar.console.print(f"{stage}: there already, used again", highlight=False)
 
     def note(self, text: str) -> None:
         """A line above the bars."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 from typing import Any
+
+import aiohttp
 
 from tandem.errors import ProcessError
 from tandem.protocol.client import AnswerStream, stream_chat, stream_completion
@@ -45,7 +44,7 @@ class Report:
     """Bytes of keys and values that moved."""
     first_token_s: float
     between_tokens_s: float
-    """Median over the answer's pieces; 0 for a single one."""
+    """Mean from the first piece of the answer to the last; 0 for a single token."""
 
 
 async def demonstrate(topology: Topology, question: Question, on_text: Callable[[str], None]) -> Report:
@@ -60,7 +59,7 @@ async def demonstrate(topology: Topology, question: Question, on_text: Callable[
         ProcessError: The service broke off, or an instance cannot be asked for its counts.
         RequestError: The service refused.
     """
-    before = _counts(topology)
+    before = await _counts(topology)
     start, times = time.perf_counter(), []
     async with _asked(topology, question) as stream:
         usage: dict[str, int] = {}
@@ -70,17 +69,18 @@ async def demonstrate(topology: Topology, question: Question, on_text: Callable[
                 times.append(time.perf_counter())
                 on_text(text)
         prefill, decode = stream.headers["X-Tandem-Prefill"], stream.headers["X-Tandem-Decode"]
-    after = _counts(topology)
-    gaps = [later - earlier for earlier, later in pairwise(times)]
+    after = await _counts(topology)
+    decoder = _named(topology, decode)
     return Report(
         prefill=prefill,
         decode=decode,
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
-        decode_prompt_tokens=after[decode][PROMPT_TOKENS] - before[decode][PROMPT_TOKENS],
-        kv_bytes=after[decode][KV_BYTES] - before[decode][KV_BYTES],
+        decode_prompt_tokens=after[decoder][PROMPT_TOKENS] - before[decoder][PROMPT_TOKENS],
+        kv_bytes=after[decoder][KV_BYTES] - before[decoder][KV_BYTES],
         first_token_s=times[0] - start if times else 0.0,
-        between_tokens_s=median(gaps) if gaps else 0.0,
+        # Not a median of gaps: several tokens may arrive in one read, and most gaps are nothing then.
+        between_tokens_s=(times[-1] - times[0]) / max(usage["completion_tokens"] - 1, 1) if times else 0.0,
     )
 
 
@@ -96,18 +96,24 @@ def _asked(topology: Topology, question: Question) -> AbstractAsyncContextManage
     return stream_completion(url, body | {"prompt": question.text})
 
 
-def _counts(topology: Topology) -> dict[str, dict[str, int]]:
+def _named(topology: Topology, name: str) -> str:
+    """The instance that the gateway calls `decode-0`: it numbers them by role, in the topology's order."""
+    behind = topology.of(Role.DECODE) or topology.of(Role.BOTH)
+    return behind[int(name.rpartition("-")[2])].name
+
+
+async def _counts(topology: Topology) -> dict[str, dict[str, int]]:
     """Instance name -> metric -> count."""
-    return {one.name: _scrape(one) for one in topology.instances if one.role is not Role.GATEWAY}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+        return {one.name: await _scrape(session, one) for one in topology.instances if one.role is not Role.GATEWAY}
 
 
-def _scrape(instance: Instance) -> dict[str, int]:
+async def _scrape(session: aiohttp.ClientSession, instance: Instance) -> dict[str, int]:
     try:
-        with urllib.request.urlopen(f"{instance.url}/metrics", timeout=10) as answer:  # noqa: S310 - our own URL
-            lines = answer.read().decode().splitlines()
-    except OSError as error:
-        raise ProcessError(
-            f"{instance.name} does not answer at {instance.url}/metrics ({error}); see its log"
-        ) from None
+        async with session.get(f"{instance.url}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+    except (aiohttp.ClientError, OSError) as error:
+        message = f"{instance.name} does not answer at {instance.url}/metrics ({error}); see its log"
+        raise ProcessError(message) from None
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: int(float(values[name])) for name in (KV_BYTES, PROMPT_TOKENS)}

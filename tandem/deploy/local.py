@@ -94,7 +94,7 @@ class LocalDeployment:
         told = float("-inf")
         waiting = {instance.name: instance for instance in self._instances}
         while not self._stopping.is_set():
-            self._require_alive("start")
+            self._require_alive("starting")
             ready = [name for name, instance in waiting.items() if is_ready(instance)]
             for name in ready:
                 del waiting[name]
@@ -117,7 +117,7 @@ class LocalDeployment:
             ProcessError: As soon as a process ends by itself, whatever its exit code.
         """
         while not self._stopping.wait(POLL_SECONDS):
-            self._require_alive("run")
+            self._require_alive("serving")
 
     def stop(self, grace: float = STOP_GRACE) -> None:
         """Stop all processes: SIGTERM in reverse order of start, SIGKILL to what is left after the grace.

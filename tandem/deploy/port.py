@@ -24,6 +24,16 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def require_port_number(port: int) -> None:
+    """Refuse what is no port.
+
+    Raises:
+        UsageError: Naming the number and the range.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port {port} does not exist; use --port with 1 to 65535, or 0 for any free port")
+
+
 def free_port(host: str) -> int:
     """A port of this host that nothing listens on.
 

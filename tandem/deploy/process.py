@@ -20,6 +20,9 @@ from tandem.protocol.lifeline import Lifeline
 TAIL_LINES = 20
 TAIL_BYTES = 64 * 1024
 
+OWN_ERROR = "tandem: "
+"""How a tandem command begins the one line of its error."""
+
 
 class ChildProcess:
     """A command that was started; made by `ChildProcess.start`."""
@@ -99,8 +102,12 @@ class ChildProcess:
         self._lifeline.close()
 
     def death(self, stage: str) -> ProcessError:
-        """The error for a child that has ended: stage, name, exit code, last lines and path of its log."""
-        lines = "\n".join(f"  {line}" for line in self.log_tail())
+        """The error for a child that has ended: stage, name, exit code, its own error or its last lines, its log."""
+        tail = self.log_tail()
+        if tail and tail[-1].startswith(OWN_ERROR):
+            own = tail[-1].removeprefix(OWN_ERROR)
+            return ProcessError(f"{stage}: {self.name} {self._how_it_ended()}: {own}; its log is {self.log_path}")
+        lines = "\n".join(f"  {line}" for line in tail)
         last = f"last lines of {self.log_path}:\n{lines}" if lines else f"its log {self.log_path} is empty"
         return ProcessError(f"{stage}: {self.name} {self._how_it_ended()}; {last}")
 

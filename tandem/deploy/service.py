@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tandem.deploy.command import instance_command
 from tandem.deploy.local import CommandBuilder, LocalDeployment, Progress
-from tandem.deploy.port import free_ports, port_is_free
+from tandem.deploy.port import free_ports, port_is_free, require_port_number
 from tandem.errors import ModelFolderError, UsageError
 from tandem.topology.topology import Instance, Role, Topology
 
@@ -64,8 +64,7 @@ def local_topology(
             f"{prefill} prefill and {decode} decode instances make no service; use --decode 1 or more, "
             "and --prefill 0 for instances that do both"
         )
-    if not 0 <= port <= 65535:
-        raise UsageError(f"port {port} does not exist; use --port with 1 to 65535, or 0 for any free port")
+    require_port_number(port)
     if port and not port_is_free(host, port):
         raise UsageError(f"port {port} on {host} is in use; stop what listens there or choose another with --port")
     gateway = Instance(name="gateway", role=Role.GATEWAY, host=host, port=port or free_ports(host, 1)[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tandem
 from tandem.catalogue.config import ModelConfig
-from tandem.catalogue.generation import read_generation_defaults
+from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
 from tandem.engine.config import InstanceConfig
 from tandem.engine.driver import Driver
 from tandem.engine.engine import Engine, EngineIdentity
@@ -46,7 +46,9 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     tokenizer = Tokenizer.from_folder(config.model)
     _check_vocabulary(config.model, tokenizer, decoder.config)
     layout = _layout(decoder, config.block_size)
-    length = config.max_model_len or decoder.config.max_position
+    length = _max_model_len(config, decoder.config)
+    defaults = read_generation_defaults(config.model)
+    _check_ends(config.model, defaults, decoder.config)
     blocks = _block_count(config, layout, length)
     identity = EngineIdentity(
         engine_id=secrets.token_hex(8),
@@ -61,7 +63,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     names = config.served_model_names or (config.model.resolve().name,)
     intake = Intake(
         tokenizer=tokenizer,
-        defaults=read_generation_defaults(config.model),
+        defaults=defaults,
         names=names,
         role=config.role,
         vocab_size=decoder.config.vocab_size,
@@ -101,6 +103,23 @@ def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> in
             "raise it, or lower --max-model-len"
         )
     return min(fitting, per_sequence * config.max_num_seqs)
+
+
+def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:
+    if config.max_model_len is not None and config.max_model_len > model.max_position:
+        raise UsageError(
+            f"--max-model-len {config.max_model_len}: the model was made for {model.max_position}; lower it"
+        )
+    return config.max_model_len or model.max_position
+
+
+def _check_ends(folder: Path, defaults: GenerationDefaults, config: ModelConfig) -> None:
+    for token in defaults.eos_token_ids:
+        if not 0 <= token < config.vocab_size:
+            raise ModelFolderError(
+                f"{folder}: eos_token_id {token} is outside the model's 0..{config.vocab_size - 1}; "
+                "correct it in generation_config.json or config.json"
+            )
 
 
 def _check_vocabulary(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:

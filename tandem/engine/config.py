@@ -61,5 +61,7 @@ class InstanceConfig:
         for name in ("port", "kv_port"):
             if not 0 <= getattr(self, name) < 65536:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be 0 to 65535")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise UsageError(f"--max-model-len {self.max_model_len}: must be at least 2, one token in and one out")
         if self.kv_host is None and self.host in WILDCARDS and self.role != "decode":
             raise UsageError(f"--host {self.host}: name the address decode instances should use with --kv-host")

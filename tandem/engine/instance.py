@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import uvloop
 from aiohttp import web
@@ -55,20 +55,29 @@ async def _serve(
     driver.start()
     transfers = TransferServer(driver, kv, config.transfer_timeout)
     runner = web.AppRunner(server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
+    name = f"{config.role} instance at {_url(http)}"
     try:
-        await transfers.start()
-        await web.SockSite(runner, http).start()
-    except OSError as error:
-        # Two processes may both bind a port; the second one to listen on it is refused.
-        raise UsageError(f"--port {config.port} on {config.host} was taken meanwhile ({error.strerror})") from None
-    say(f"{config.role} instance ready at {_url(http)}")
-    failure = await _first(stop, driver)
-    await driver.stop()
-    await transfers.stop()
-    await runner.cleanup()
+        await runner.setup()
+        await _listen(transfers.start(), "--kv-port", kv)
+        await _listen(web.SockSite(runner, http).start(), "--port", http)
+        say(f"{name} is ready")
+        failure = await _first(stop, driver)
+    finally:
+        await driver.stop()
+        await transfers.stop()
+        await runner.cleanup()
     if failure is not None:
-        raise ProcessError(f"{config.role} instance at {_url(http)}: a step failed: {failure}") from failure
+        raise ProcessError(f"{name}: a step failed: {failure}; its log has the traceback") from failure
+
+
+async def _listen(starting: Awaitable[None], option: str, sock: socket.socket) -> None:
+    """Two processes may both bind a port; the second one to listen on it is refused."""
+    host, port = sock.getsockname()[:2]
+    try:
+        await starting
+    except OSError as error:
+        message = f"{option} {port} on {host} was taken meanwhile ({error.strerror}); choose another"
+        raise UsageError(message) from None
 
 
 async def _first(stop: asyncio.Event, driver: Driver) -> BaseException | None:

@@ -87,6 +87,12 @@ class Intake:
         if not tokens:
             raise RequestError(f"{param}: comes to no tokens at all; send at least one", param=param)
         self._check_range(tokens, param)
+        if len(tokens) >= self.max_model_len:
+            message = (
+                f"{param}: {len(tokens)} tokens leave no room for an answer within this model's {self.max_model_len}; "
+                "shorten it"
+            )
+            raise RequestError(message, code="context_length_exceeded", param=param)
         if len(tokens) + limit > self.max_model_len:
             message = (
                 f"{param}: {len(tokens)} tokens and max_tokens {limit} are together over this model's "

@@ -27,6 +27,8 @@ LOGGED_BYTES: Final = 1000
 """Of a worker's failure, in our log."""
 
 CONNECT_TIMEOUT_S: Final = 5.0
+REFUSAL_TIMEOUT_S: Final = 5.0
+"""For the few bytes of an error's body."""
 KEEPALIVE_S: Final = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: a POST must not meet that close."""
 
@@ -103,8 +105,11 @@ class WorkerClient:
         status = response.status
         if status == 200:
             return
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            body = await self.read(worker, response)
+        try:
+            async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+                body = await self.read(worker, response)
+        except TimeoutError as error:
+            raise self.failed(worker, f"answered with status {status} and never finished") from error
         if not 400 <= status < 500:
             # Its words may hold addresses: they are for our log, not for the client.
             log.warning(

@@ -7,6 +7,7 @@ the model in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from tandem.model.families import FAMILIES, family_of
 from tandem.model.families.family import Family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SAMPLE_BYTES = 64 * 1024
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -49,7 +49,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -
         ModelFolderError: A file is missing or broken, or tensors are missing, surplus or misshapen; all are named.
     """
     family, config, fields = _translate(folder)
-    dtype = dtype or DTYPES.get(fields.get("dtype") or fields.get("torch_dtype") or "float32", torch.float32)
+    dtype = dtype or _own_dtype(fields, folder)
     with torch.device("meta"):
         decoder = Decoder(config)
     wanted = {family.their_name(name): name for name, _ in decoder.named_parameters()}
@@ -61,7 +61,8 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -
         elif tensor.shape != (expected := decoder.get_parameter(ours).shape):
             faults.append(f"{theirs} has shape {list(tensor.shape)}, config.json asks for {list(expected)}")
         else:
-            _assign(decoder, ours, tensor.to(device=device, dtype=dtype))
+            # A copy: a mapped file that somebody overwrites would change the model, or kill the process.
+            _assign(decoder, ours, tensor.to(device=device, dtype=dtype, copy=True))
     faults += [f"{theirs} is missing" for theirs in wanted]
     if faults:
         raise ModelFolderError(f"{folder}: weights do not fit config.json: {_first(faults)}; copy the folder again")
@@ -95,18 +96,29 @@ def save(decoder: Decoder, folder: Path, generation: GenerationDefaults, tokeniz
 
 
 def fingerprint(folder: Path) -> str:
-    """A cheap hash of a folder's weights: sizes, beginnings and ends of its files.
+    """A cheap hash of a folder's weights: name, shape, type and first row of every tensor.
 
-    It tells two checkpoints of one shape apart without reading them whole.
+    It tells two checkpoints of one shape apart without reading them whole: training moves every matrix.
+
+    Raises:
+        ModelFolderError: A file is missing or broken.
     """
     digest = blake2b(digest_size=16)
     for path in _weight_files(folder):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(size.to_bytes(8, "little") + file.read(SAMPLE_BYTES))
-            file.seek(max(size - SAMPLE_BYTES, 0))
-            digest.update(file.read(SAMPLE_BYTES))
+        with _opened(path) as file:
+            for name in sorted(file.keys()):
+                part = file.get_slice(name)
+                digest.update(f"{name} {part.get_shape()} {part.get_dtype()}".encode())
+                digest.update(part[:1].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _own_dtype(fields: dict[str, Any], folder: Path) -> torch.dtype:
+    name = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise ModelFolderError(f"{folder}: dtype {name!r} is not supported; supported: {known}; choose with --dtype")
+    return DTYPES[name]
 
 
 def _translate(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
@@ -136,13 +148,25 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, mapped from its file only until the next one is asked for.
+
+    Each opens the file anew: one mapping for all would keep the pages of all in memory.
+    """
     for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelFolderError(f"{path}: is damaged or half-written ({error}); copy it again") from None
+        with _opened(path) as file:
+            names = list(file.keys())
+        for name in names:
+            with _opened(path) as file:
+                yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{path}: is damaged or half-written ({error}); copy it again") from None
 
 
 def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:

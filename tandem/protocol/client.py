@@ -9,10 +9,23 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from tandem.errors import ProcessError, RequestError
+from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.protocol import sse
 
 Event = dict[str, Any]
+
+
+class Model(msgspec.Struct):
+    """One entry of a model list."""
+
+    id: str
+
+
+class ModelListing(msgspec.Struct):
+    """Answer of `GET /v1/models`."""
+
+    data: list[Model]
+
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=5)
 
@@ -69,8 +82,11 @@ async def stream_chat(url: str, body: Mapping[str, Any]) -> AsyncIterator[Answer
 async def list_models(url: str) -> tuple[str, ...]:
     """The names a service serves; errors as in `stream_completion`."""
     async with _answer(url, "GET", "/v1/models") as response:
-        listing = msgspec.json.decode(await response.read())
-    return tuple(model["id"] for model in listing["data"])
+        try:
+            listing = msgspec.json.decode(await response.read(), type=ModelListing)
+        except (msgspec.DecodeError, aiohttp.ClientError) as error:
+            raise ProcessError(f"{response.url}: is no OpenAI service: {error}; check the URL") from error
+    return tuple(model.id for model in listing.data)
 
 
 @asynccontextmanager
@@ -86,7 +102,7 @@ async def _answer(url: str, method: str, path: str, body: Event | None = None) -
         try:
             response = await session.request(method, base + path, json=body)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise RequestError(f"{url!r} is not a URL; write http://HOST:PORT") from error
+            raise UsageError(f"{url!r} is not a URL; write http://HOST:PORT") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ProcessError(f"{base}: no service answers there; start one with `tandem serve MODEL`") from error
         async with response:

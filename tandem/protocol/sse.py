@@ -39,12 +39,19 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
     """The JSON events of an OpenAI stream, up to `[DONE]`.
 
     Raises:
-        ProcessError: The stream ended without `[DONE]`, so the answer is not whole.
+        ProcessError: An event is no JSON, or the stream ended without `[DONE]`, so the answer is not whole.
     """
     parser = EventParser()
     async for piece in pieces:
         for data in parser.feed(piece):
             if data == b"[DONE]":
+                # Read to the end, so that the service does not take us for a client that left early.
+                async for _ in pieces:
+                    pass
                 return
-            yield msgspec.json.decode(data)
+            try:
+                payload = msgspec.json.decode(data, type=dict[str, Any])
+            except msgspec.DecodeError:
+                raise ProcessError(f"the stream holds an event that is no JSON object: {data[:80]!r}") from None
+            yield payload
     raise ProcessError("the stream ended before [DONE], so the answer is not whole; look at the service's log")

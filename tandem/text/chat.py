@@ -49,9 +49,13 @@ class ChatTemplate:
     def from_folder(cls, folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
         """The template of a model folder: its own file, or the one in `tokenizer_config.json`, or none."""
         path = folder / "chat_template.jinja"
-        source = path.read_text() if path.exists() else settings.get("chat_template")
-        if not isinstance(source, str):
+        source = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
+        if isinstance(source, list):
+            source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+        if source is None:
             return None
+        if not isinstance(source, str):
+            raise ModelFolderError(f"{folder}: chat_template in tokenizer_config.json is no text; correct it")
         tokens = {name: _text(value) for name, value in settings.items() if name.endswith("_token") and value}
         return cls(source, tokens, str(path if path.exists() else folder / "tokenizer_config.json"))
 

@@ -11,6 +11,9 @@ from typing import Protocol
 HALF = "�"
 """How a decoder shows bytes that are not a whole character yet."""
 
+PATIENCE = 16
+"""Tokens after which bytes that still make no character are given up: no character takes so many."""
+
 
 class Decodes(Protocol):
     """The part of a tokenizer that is needed here."""
@@ -34,7 +37,8 @@ class Detokenizer:
         self._ids.append(token)
         known = self._tokenizer.decode(self._ids[self._start : self._read])
         text = self._tokenizer.decode(self._ids[self._start :])
-        if text.endswith(HALF) or len(text) <= len(known):
+        waited = len(self._ids) - self._read
+        if (text.endswith(HALF) and waited < PATIENCE) or len(text) <= len(known):
             return ""
         self._start, self._read = self._read, len(self._ids)
         return text[len(known) :]

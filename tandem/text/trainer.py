@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
     if (size := backend.get_vocab_size(with_added_tokens=True)) != vocab_size:
         raise UsageError(f"vocab_size {vocab_size}: the texts hold only {size} tokens; lower it or add texts")
     with whole_folder(folder) as part:
-        (part / "tokenizer.json").write_text(backend.to_str(pretty=True))
+        (part / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         (part / "tokenizer_config.json").write_bytes(json_bytes(_settings(max_length)))
         (part / "special_tokens_map.json").write_bytes(json_bytes(dict(_named())))
 

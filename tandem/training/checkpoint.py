@@ -74,7 +74,7 @@ class CheckpointStore:
             save_file(optimizer_tensors(model, optimizer), part / OPTIMIZER)
             (part / STATE).write_bytes(json_bytes(self._state_fields(part, state)))
         write_whole(self.folder / LATEST, f"{state.step}\n".encode())
-        self._prune()
+        self._prune(state.step)
 
     def latest(self) -> int | None:
         """The step of the checkpoint to go on from, if there is one.
@@ -86,7 +86,7 @@ class CheckpointStore:
         if not path.exists():
             # A kill between the first checkpoint and its naming; a folder that bears its name is whole.
             return max(self._steps(), default=None)
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
         if not text.isdigit():
             raise CheckpointError(f"{path}: holds {text!r} and no step; write one of {self._steps()} into it")
         return int(text)
@@ -134,8 +134,8 @@ class CheckpointStore:
     def _tensors(self, path: Path, step: int) -> dict[str, Tensor]:
         try:
             return load_file(path)
-        except (SafetensorError, OSError):
-            raise self._damaged(path, step) from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); {self._way_out(step)}") from None
 
     def _fill(self, model: Decoder, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -151,8 +151,11 @@ class CheckpointStore:
             return "train anew with --fresh"
         return f"to go on from step {older[-1]}, write {older[-1]} into {self.folder / LATEST}"
 
-    def _prune(self) -> None:
-        for step in self._steps()[: -self._keep_last]:
+    def _prune(self, newest: int) -> None:
+        # Later steps are of a stretch that was abandoned: the run went on from an earlier checkpoint.
+        abandoned = [step for step in self._steps() if step > newest]
+        kept = [step for step in self._steps() if step <= newest]
+        for step in abandoned + kept[: -self._keep_last]:
             _discard(self._at(step))
         for leftover in self.folder.glob(".*.part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.errors import RecipeError
+from tandem.errors import DivergenceError
 from tandem.model.decoder import Decoder
 from tandem.training.checkpoint import CheckpointStore, TrainState
 from tandem.training.config import StageConfig
 from tandem.training.data.batch import IGNORED, Batch, Batches
+from tandem.training.interruption import between_steps
 from tandem.training.metrics import MetricsLog
 from tandem.training.optimizer import build_optimizer
 from tandem.training.progress import Progress, StepReport
@@ -55,20 +56,31 @@ class Trainer:
             self.state = self._store.load(self.model, self.optimizer, step)
 
     def run(self, log: MetricsLog, progress: Progress) -> None:
-        """Take all steps that are left, with a checkpoint every so often and at the end."""
+        """Take all steps that are left, with a checkpoint every so often, at the end, and where it is interrupted.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the steps until then are in a checkpoint.
+        """
         self.model.train()
-        while self.state.step < self._config.steps:
-            report = self.step()
-            log.append(report)
-            progress.step(report)
-            if self.state.step % self._config.save_every == 0 or self.state.step == self._config.steps:
-                self._store.save(self.model, self.optimizer, self.state)
+        with between_steps() as interrupted:
+            while self.state.step < self._config.steps:
+                report = self.step()
+                log.append(report)
+                progress.step(report)
+                if interrupted() or self._saves_now():
+                    self._store.save(self.model, self.optimizer, self.state)
+                if interrupted():
+                    progress.note(f"stopped after step {self.state.step}; the same command goes on from there")
+                    raise KeyboardInterrupt
+
+    def _saves_now(self) -> bool:
+        return self.state.step % self._config.save_every == 0 or self.state.step == self._config.steps
 
     def step(self) -> StepReport:
         """One optimisation step.
 
         Raises:
-            RecipeError: The loss or the gradient is no number any more; nothing was updated.
+            DivergenceError: The loss or the gradient is no number any more; nothing was updated.
         """
         began = time.perf_counter()
         lr = self._schedule.at(self.state.step + 1)
@@ -83,7 +95,7 @@ class Trainer:
 
     def _refuse_divergence(self, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RecipeError(
+            raise DivergenceError(
                 f"step {self.state.step + 1}: loss {loss} with gradient norm {norm}: training diverged; lower lr "
                 f"({self._config.lr}) or raise warmup_steps ({self._config.warmup_steps}) and train anew"
             )

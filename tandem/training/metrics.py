@@ -28,7 +28,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     def __init__(self, path: Path, step: int) -> None:
         kept = [report for report in read_metrics(path) if report.step <= step] if path.exists() else []
         write_whole(path, "".join(_line(report) for report in kept).encode())
-        self._file: IO[str] = path.open("a")
+        self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def append(self, report: StepReport) -> None:
         """Write one line; it is in the file, if not yet on the disk, when this returns."""
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> list[StepReport]:
     Raises:
         DataError: A line is broken.
     """
-    lines = path.read_text().split("\n")[:-1]
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
         return [StepReport(**json.loads(line)) for line in lines]
     except (ValueError, TypeError) as error:

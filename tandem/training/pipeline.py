@@ -59,7 +59,7 @@ def prepare_and_train(
     Raises:
         CheckpointError: A trained stage was made from other inputs, or a checkpoint is damaged.
         DataError: A data file is broken, or there is too little data.
-        RecipeError: Training diverged.
+        DivergenceError: Training diverged.
         UsageError: Another process is at work in the directory.
     """
     with _alone_in(directory):
@@ -191,8 +191,8 @@ class _Run:
         # How often to save, and how many to keep, changes no result.
         settings = stage.model_dump(exclude={"save_every", "keep_last"})
         shape = self._recipe.model.model_dump()
-        return {"seed": self._recipe.seed, "model": shape, "stage": settings,
-                "generation": self._recipe.generation.model_dump()}  # fmt: skip
+        generation = self._recipe.generation.model_dump()
+        return {"seed": self._recipe.seed, "model": shape, "stage": settings, "generation": generation}
 
     def _key(self, folder: Path) -> str:
         made_from = read_mark(folder)
@@ -210,7 +210,7 @@ def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:
 def _alone_in(directory: Path) -> Iterator[None]:
     """Keep other processes out of the directory; the lock goes with the process, however it ends."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    with (directory / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

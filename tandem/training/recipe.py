@@ -31,12 +31,12 @@ def read_recipe(name_or_path: str) -> Recipe:
     if name_or_path not in (known := built_in_recipes()):
         raise RecipeError(f"recipe {name_or_path}: is not built in; use {', '.join(known)} or a path to a .yaml file")
     file = resources.files("tandem.catalogue") / "recipes" / f"{name_or_path}.yaml"
-    return _parse(file.read_text(), f"recipe {name_or_path}")
+    return _parse(file.read_text(encoding="utf-8"), f"recipe {name_or_path}")
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             f"{path}: cannot be read ({error}); give a YAML file or one of {built_in_recipes()}"

@@ -58,7 +58,7 @@ def pretrain(job: Job, tokens: Path, progress: Progress) -> Path:
     Raises:
         CheckpointError: That checkpoint is damaged or belongs to another run.
         DataError: The tokens are missing or too few.
-        RecipeError: Training diverged.
+        DivergenceError: Training diverged.
     """
     recipe = job.recipe
     vocab_size = Tokenizer.from_folder(job.tokenizer).vocab_size
@@ -80,7 +80,7 @@ def sft(job: Job, base: Path, conversations: Path, tokens: Path, progress: Progr
         CheckpointError: That checkpoint is damaged or belongs to another run.
         DataError: No row can be trained on.
         ModelFolderError: `base` is no model folder.
-        RecipeError: Training diverged.
+        DivergenceError: Training diverged.
     """
     recipe = job.recipe
     decoder = load(base, torch.device("cpu"), torch.float32).requires_grad_(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tandem.errors import CheckpointError, RecipeError, UsageError
+from tandem.errors import CheckpointError, DivergenceError, UsageError
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
+from tandem.training.checkpoint import CheckpointStore
 from tandem.training.config import Recipe, build_recipe
 from tandem.training.metrics import read_metrics
 from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
@@ -214,9 +216,43 @@ def test_changed_saving_is_no_other_run(recipe: Recipe, copy: Path) -> None:
 
 def test_divergence_is_an_error_and_harms_no_checkpoint(source: Path, copy: Path) -> None:
     fields = fields_for(source)
-    fields["pretrain"] = STAGE | {"lr": 1e30, "min_lr": 1e29, "warmup_steps": 0}
-    with pytest.raises(RecipeError, match=r"training diverged; lower lr \(1e\+30\)"):
-        prepare_and_pretrain(build_recipe(fields, "test"), copy / "other", Recording())
+    fields["pretrain"] = STAGE | {"lr": 1e30, "min_lr": 1e29, "warmup_steps": 0, "save_every": 1}
+    checkpoints = copy / "other" / "pretrain" / "checkpoints"
+    for _ in range(2):  # the second time it goes on from the checkpoint, which must be whole
+        with pytest.raises(DivergenceError, match=r"step 2: .*training diverged; lower lr \(1e\+30\)"):
+            prepare_and_pretrain(build_recipe(fields, "test"), copy / "other", Recording())
+        assert [path.name for path in checkpoints.glob("iter_*")] == ["iter_0000001"]
+
+
+def test_an_abandoned_stretch_does_not_outlive_the_new_one(recipe: Recipe, copy: Path) -> None:
+    checkpoints = copy / "pretrain" / "checkpoints"
+    shutil.rmtree(copy / "pretrain" / "model")
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("8\n")
+    with pytest.raises(StoppedError):
+        prepare_and_pretrain(recipe, copy, StoppingAt(9))
+    assert (checkpoints / "iter_0000012").is_dir()
+    store = CheckpointStore(checkpoints, inputs={}, keep_last=1)
+    store._prune(8)
+    assert [path.name for path in checkpoints.glob("iter_*")] == ["iter_0000008"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_step_under_way(number: signal.Signals, source: Path, tmp_path: Path) -> None:
+    class Signalling(Recording):
+        def step(self, report: StepReport) -> None:
+            super().step(report)
+            if report.step == 6:
+                signal.raise_signal(number)
+
+    before, progress = signal.getsignal(number), Signalling()
+    with pytest.raises(KeyboardInterrupt):
+        prepare_and_pretrain(build_recipe(fields_for(source), "test"), tmp_path, progress)
+    assert progress.notes == ["stopped after step 6; the same command goes on from there"]
+    assert (tmp_path / "pretrain" / "checkpoints" / "iter_0000006").is_dir()
+    assert signal.getsignal(number) == before
+    again = Recording()
+    prepare_and_pretrain(build_recipe(fields_for(source), "test"), tmp_path, again)
+    assert [report.step for report in again.reports] == list(range(7, 13))
 
 
 def test_one_process_at_a_time(recipe: Recipe, copy: Path) -> None:

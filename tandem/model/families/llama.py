@@ -30,6 +30,8 @@ ONLY: dict[str, tuple[object, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "pretraining_tp": (1, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
 }
 """Fields that change the computation, with the values this decoder computes."""
 
@@ -48,14 +50,14 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
         layers=_size(fields, "num_hidden_layers", where),
         attention=GQA(
             heads=heads,
-            kv_heads=fields.get("num_key_value_heads") or heads,
-            head_dim=fields.get("head_dim") or hidden // heads,
+            kv_heads=_size(fields, "num_key_value_heads", where, heads),
+            head_dim=_size(fields, "head_dim", where, hidden // max(heads, 1)),
         ),
         position=_rope(fields, where),
         feed_forward=SwiGLU(size=_size(fields, "intermediate_size", where)),
-        norm_eps=fields.get("rms_norm_eps", 1e-6),
-        tied_embeddings=fields.get("tie_word_embeddings", False),
-        max_position=fields.get("max_position_embeddings", 2048),
+        norm_eps=_number(fields, "rms_norm_eps", where, 1e-6),
+        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        max_position=_size(fields, "max_position_embeddings", where, 2048),
     )
 
 
@@ -95,19 +97,28 @@ def ignored(theirs: str, config: ModelConfig) -> bool:
     return theirs.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and theirs == "lm_head.weight")
 
 
-def _size(fields: dict[str, Any], name: str, where: str) -> int:
-    value = fields.get(name)
-    if type(value) is not int:
-        raise ModelFolderError(f"{where}: {name} is {value!r}; expected a whole number")
+def _size(fields: dict[str, Any], name: str, where: str, default: int | None = None) -> int:
+    value = default if fields.get(name) is None else fields[name]
+    if type(value) is not int or value < 1:
+        raise ModelFolderError(f"{where}: {name} is {value!r}; expected a whole number from 1 up")
     return value
 
 
+def _number(fields: dict[str, Any], name: str, where: str, default: float) -> float:
+    value = default if fields.get(name) is None else fields[name]
+    if type(value) not in (int, float):
+        raise ModelFolderError(f"{where}: {name} is {value!r}; expected a number")
+    return float(value)
+
+
 def _rope(fields: dict[str, Any], where: str) -> Rope:
-    new, old = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
+    new, old = (fields.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    if not (isinstance(new, dict) and isinstance(old, dict)):
+        raise ModelFolderError(f"{where}: rope_parameters and rope_scaling must be objects or null")
     kind = new.get("rope_type") or old.get("rope_type") or old.get("type") or "default"
     if kind != "default":
         raise ModelFolderError(f"{where}: rope type {kind!r} is not supported yet; supported: 'default'")
-    return Rope(theta=float(new.get("rope_theta") or fields.get("rope_theta") or 10000.0))
+    return Rope(theta=_number(fields | new, "rope_theta", where, 10000.0))
 
 
 LLAMA = Family(

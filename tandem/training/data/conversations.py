@@ -50,7 +50,8 @@ def read_conversations(path: Path) -> list[Any]:
         DataError: The file cannot be read.
     """
     try:
-        lines = path.read_text().splitlines()
+        # Not `splitlines`: a string may hold U+2028 and other line ends that JSON Lines does not know.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); write the file again") from None
     return [_row(line) for line in lines if line.strip()]

@@ -87,7 +87,9 @@ def write_corpus(sources: Sources, folder: Path) -> None:
     table = {"path": [file.path for file in sources.files], "text": [file.text for file in sources.files]}
     with whole_folder(folder) as part:
         pyarrow.parquet.write_table(pyarrow.table(table), part / "corpus.parquet", compression="zstd")
-        (part / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in instructions))
+        (part / "instructions.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in instructions), encoding="utf-8"
+        )
         (part / "corpus.json").write_bytes(json_bytes(_manifest(sources, len(instructions))))
 
 
