@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 import torch
 
+from tandem.deploy.demonstration import Question, demonstrate
 from tandem.deploy.service import local_topology, running
 from tandem.errors import ProcessError
 from tandem.model.context import CausalContext
@@ -88,15 +89,18 @@ def plain_greedy(folder: Path, prompt: list[int], count: int) -> list[int]:
 @pytest.mark.parametrize("length", [1, 9, 16, 17, 48, 130])
 def test_served_apart_equals_served_together(tiny_model: Path, apart: Service, together: Service, length: int) -> None:
     prompt = [7 + (length * 31 + place * 17) % 500 for place in range(length)]
-    sent, computed = apart.metric(Role.PREFILL, "kv_bytes_sent_total"), 0
+    sent, received = (
+        apart.metric(Role.PREFILL, "kv_bytes_sent_total"),
+        apart.metric(Role.DECODE, "kv_bytes_received_total"),
+    )
     answers = [one.post(Role.GATEWAY, "/v1/completions", greedy(prompt, 24)) for one in (apart, together)]
     texts = [answer["choices"][0]["text"] for _, answer in answers]
     assert texts == [Tokenizer.from_folder(tiny_model).decode(plain_greedy(tiny_model, prompt, 24))] * 2
     usage = {"prompt_tokens": length, "completion_tokens": 24, "total_tokens": length + 24}
     assert [answer["usage"] for _, answer in answers] == [usage] * 2
-    assert apart.metric(Role.DECODE, "prompt_tokens_computed_total") == computed
+    assert apart.metric(Role.DECODE, "prompt_tokens_computed_total") == 0
     apart.wait_for(Role.PREFILL, "kv_bytes_sent_total", sent + length * PER_TOKEN)
-    assert apart.metric(Role.DECODE, "kv_bytes_received_total") == sent + length * PER_TOKEN
+    assert apart.metric(Role.DECODE, "kv_bytes_received_total") == received + length * PER_TOKEN
 
 
 def test_seeded_text_chat_and_stops_are_the_same_apart(apart: Service, together: Service) -> None:
@@ -205,6 +209,29 @@ def test_tickets_are_checked_by_the_prefill_side(apart: Service) -> None:
     status, answer = apart.post(Role.DECODE, "/v1/completions", ask | {"kv_transfer_params": ticket})
     assert status == 502
     assert "used up" in answer["error"]["message"]
+
+
+def test_a_streamed_prefill_carries_its_ticket_on_the_last_chunk(apart: Service) -> None:
+    asked = greedy([41, 42], 1) | {"kv_transfer_params": {"do_remote_decode": True}, "stream": True}
+    request = urllib.request.Request(f"{apart.url(Role.PREFILL)}/v1/completions", json.dumps(asked).encode())
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        *_, last, done, _ = answer.read().decode().split("\n\n")
+    assert done == "data: [DONE]"
+    ticket = json.loads(last.removeprefix("data: "))["kv_transfer_params"]
+    assert ticket["remote_num_tokens"] == 2
+    released = apart.post(Role.PREFILL, "/tandem/release", {"ticket": ticket["remote_request_id"]})
+    assert released == (200, {"released": True})
+
+
+def test_the_demonstration_tells_what_happened_where(apart: Service, together: Service) -> None:
+    for question in (
+        Question(text="def main(", is_chat=False, max_tokens=9),
+        Question(text="What is textwrap?", is_chat=True, max_tokens=9),
+    ):
+        reports = [asyncio.run(demonstrate(one.topology, question, lambda _: None)) for one in (apart, together)]
+        assert [(r.prefill, r.decode) for r in reports] == [("prefill-0", "decode-0"), ("decode-0", "decode-0")]
+        tokens = reports[0].prompt_tokens
+        assert [(r.kv_bytes, r.decode_prompt_tokens) for r in reports] == [(tokens * PER_TOKEN, 0), (0, tokens)]
 
 
 def test_a_client_that_leaves_frees_both_sides(apart: Service) -> None:

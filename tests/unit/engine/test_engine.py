@@ -176,10 +176,49 @@ def test_pulls_of_others_are_refused(decoder: Decoder, tokenizer: Tokenizer) -> 
             engine.grant(pull)
 
 
+def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    prompt, here, there = (
+        prompt_of(20),
+        SamplingParams(temperature=0.9, seed=1),
+        SamplingParams(temperature=0.9, seed=2),
+    )
+    both, prefill, decode = (make_engine(decoder, tokenizer) for _ in range(3))
+    together = both.submit(request(prompt, sampling=here))
+    finish(both, together)
+    first = prefill.submit(request(prompt, sampling=here, keep_for_remote=True))
+    plan, _ = prefill.plan()
+    ((_, update),) = prefill.commit(plan, prefill.run(plan))
+    assert first.ended
+    assert update.ticket is not None
+    second = decode.submit(request(prompt, sampling=there, fetch_from=update.ticket))
+    step(decode)
+    granted, data = prefill.grant(Pull(update.ticket.remote_request_id or "", "e", "d"))
+    decode.arrive(second, granted, data)
+    finish(decode, second)
+    assert output(second) == output(together)
+
+
+def test_a_pull_that_cannot_be_copied_leaves_its_lease_open(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    prefill = make_engine(decoder, tokenizer)
+    prefill.submit(request([10, 11, 12], keep_for_remote=True))
+    plan, _ = prefill.plan()
+    ((_, update),) = prefill.commit(plan, prefill.run(plan))
+    assert update.ticket is not None
+    pull = Pull(update.ticket.remote_request_id or "", "e", "d")
+    export = prefill._cache.export_tokens
+
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError("no memory")
+
+    prefill._cache.export_tokens = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError):
+        prefill.grant(pull)
+    prefill._cache.export_tokens = export  # type: ignore[method-assign]
+    prefill.grant(pull)
+
+
 def test_a_ticket_of_another_prompt_fails_the_request(decoder: Decoder, tokenizer: Tokenizer) -> None:
     engine = make_engine(decoder, tokenizer)
-    sequence = engine.submit(request([7, 8, 9], fetch_from=None))
-    finish(engine, sequence)
     prefill = make_engine(decoder, tokenizer)
     donor = prefill.submit(request([10, 11, 12], keep_for_remote=True))
     plan, _ = prefill.plan()

@@ -48,6 +48,11 @@ def test_cuts(params: dict[str, object], allowed: set[int]) -> None:
     assert set(draws(400, temperature=1.0, **params)) == allowed
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-37, 5e-324])
+def test_the_smallest_temperatures_take_the_best(temperature: float) -> None:
+    assert set(draws(50, temperature=temperature)) == {1}
+
+
 def test_end_tokens_are_free_after_the_minimum() -> None:
     params = SamplingParams(min_tokens=3, end_token_ids=frozenset({1}))
     assert sample(LOGITS.repeat(5, 1), [params] * 5, range(5)) == [2, 2, 2, 1, 1]

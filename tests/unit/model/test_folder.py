@@ -102,6 +102,43 @@ def test_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "copy") != fingerprint(tmp_path / "b")
 
 
+def test_fingerprint_sees_every_tensor(tmp_path: Path) -> None:
+    save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
+    names = list(load_file(tmp_path / "m" / "model.safetensors"))
+    seen = {fingerprint(tmp_path / "m")}
+    for name in names:
+        edit_weights(tmp_path / "m", lambda tensors, name=name: tensors[name].add_(1))
+        seen.add(fingerprint(tmp_path / "m"))
+    assert len(seen) == len(names) + 1
+
+
+def test_a_loaded_model_does_not_follow_its_file(tmp_path: Path) -> None:
+    save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
+    model = load(tmp_path / "m", CPU)
+    before = model.embedding.weight.clone()
+    path = tmp_path / "m" / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(model.embedding.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "0.7"),
+        ("temperature", -1),
+        ("top_p", 2),
+        ("top_k", -3),
+        ("eos_token_id", ["x"]),
+        ("bos_token_id", 1.5),
+    ],
+)
+def test_broken_generation_defaults_are_named(field: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
+    with pytest.raises(ModelFolderError, match=f"{field} is "):
+        read_generation_defaults(tmp_path)
+
+
 def test_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
     with pytest.raises(ModelFolderError, match="exists already"):
@@ -147,6 +184,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown rope": (lambda f: edit_config(f, rope_scaling={"rope_type": "spiral"}), "rope type 'spiral'"),
     "unsupported bias": (lambda f: edit_config(f, attention_bias=True), "attention_bias = True is not supported"),
+    "sliding window": (lambda f: edit_config(f, sliding_window=4096), "sliding_window = 4096 is not supported"),
+    "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "fp8"}), "quantization_config = "),
+    "unknown dtype": (lambda f: edit_config(f, torch_dtype="float8_e4m3fn"), "dtype 'float8_e4m3fn' is not supported"),
+    "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is '1e-5'"),
+    "no heads": (lambda f: edit_config(f, num_attention_heads=0), "num_attention_heads is 0"),
+    "rope is text": (lambda f: edit_config(f, rope_scaling="yarn"), "rope_scaling must be objects or null"),
     "size is text": (lambda f: edit_config(f, hidden_size="16"), "hidden_size is '16'"),
     "heads do not divide": (lambda f: edit_config(f, num_key_value_heads=3), "not divisible by 3 kv heads"),
     "shard is gone": (

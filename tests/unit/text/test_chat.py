@@ -58,6 +58,12 @@ def test_found_in_its_own_file_or_in_the_settings(tmp_path: Path) -> None:
     assert found is not None
     assert found.render(MESSAGES) == "<s>file"
     assert ChatTemplate.from_folder(tmp_path / "nowhere", {}) is None
+    named = {"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}
+    found = ChatTemplate.from_folder(tmp_path / "nowhere", named)
+    assert found is not None
+    assert found.render(MESSAGES) == "d"
+    with pytest.raises(ModelFolderError, match=r"chat_template in tokenizer_config.json is no text"):
+        ChatTemplate.from_folder(tmp_path / "nowhere", {"chat_template": 3})
 
 
 @pytest.mark.parametrize(("name", "content"), [("tokenizer.json", "{"), ("tokenizer_config.json", "[1")])

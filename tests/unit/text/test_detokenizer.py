@@ -36,6 +36,14 @@ def test_a_character_comes_when_its_last_byte_does(tokenizer: Tokenizer) -> None
     assert [detokenizer.push(token) for token in tokens] == ["", "", "€"]
 
 
+def test_bytes_that_never_become_a_character_are_given_up(tokenizer: Tokenizer) -> None:
+    """Else every further token would decode all of them again."""
+    detokenizer = Detokenizer(tokenizer)
+    first = tokenizer.encode("€", special=False)[0]
+    text = "".join(detokenizer.push(first) for _ in range(40))
+    assert text.count(HALF) >= 32
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     assert detokenizer.push(tokenizer.encode("€", special=False)[0]) == ""
