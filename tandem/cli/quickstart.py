@@ -65,7 +65,7 @@ def train(out: Path, *, fresh: bool) -> Path:
 
     from tandem.catalogue.arithmetic import kv_bytes_per_token, parameters
     from tandem.cli.training_bar import show_training
-    from tandem.model.folder import read_config
+    from tandem.model.families import read_config
     from tandem.training.pipeline import prepare_and_train
     from tandem.training.recipe import read_recipe
 

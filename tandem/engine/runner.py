@@ -9,7 +9,7 @@ import torch
 from tandem.engine.sampler import sample
 from tandem.engine.scheduler import Plan
 from tandem.kv.cache import KVCache
-from tandem.kv.paged import PagedContext, Stretch
+from tandem.kv.paged import Chunk, PagedContext
 from tandem.model.decoder import Decoder
 
 
@@ -30,9 +30,9 @@ class Runner:
         """Compute the plan; the sampled tokens of its works that sample, in order."""
         works = plan.works
         fed = [token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]]
-        stretches = [Stretch(work.blocks, work.start, work.count) for work in works]
+        chunks = [Chunk(work.blocks, work.start, work.count) for work in works]
         tokens = torch.tensor(fed, device=self._cache.device)
-        hidden = self._decoder.hidden(tokens, PagedContext(self._cache, stretches))
+        hidden = self._decoder.hidden(tokens, PagedContext(self._cache, chunks))
         ends = accumulate(work.count for work in works)
         last = [end - 1 for end, work in zip(ends, works, strict=True) if work.samples]
         sequences = [work.sequence for work in works if work.samples]

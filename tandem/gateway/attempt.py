@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.legs import Legs
 from tandem.gateway.pool import Pool, Worker
-from tandem.gateway.trip import Trip
 from tandem.gateway.worker_client import Response
 
 
@@ -42,7 +42,7 @@ class Attempt:
         return {"X-Tandem-Prefill": self.prefill.name, "X-Tandem-Decode": self.decode.name}
 
     @asynccontextmanager
-    async def answer(self, legs: Legs, trip: Trip) -> AsyncIterator[Response]:
+    async def answer(self, legs: Legs, asked: ClientRequest) -> AsyncIterator[Response]:
         """The answer, begun with status 200, its body unread.
 
         Raises:
@@ -50,10 +50,10 @@ class Attempt:
             RequestError: The request cannot be served apart, or a worker did not do its part.
         """
         if not self.apart:
-            async with legs.both(self.decode, trip) as response:
+            async with legs.both(self.decode, asked) as response:
                 yield response
             return
-        trip.body.refuse_many()
-        ticket = await legs.prefill(self.prefill, trip)
-        async with legs.decode(self.decode, trip, ticket) as response:
+        asked.body.refuse_many()
+        ticket = await legs.prefill(self.prefill, asked)
+        async with legs.decode(self.decode, asked, ticket) as response:
             yield response

@@ -10,10 +10,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
+from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Worker
 from tandem.gateway.ticket import Releases, Ticket
-from tandem.gateway.trip import Trip
 from tandem.gateway.worker_client import Response, WorkerClient
 
 
@@ -43,7 +43,7 @@ class Legs:
         self._releases = releases
         self._metrics = metrics
 
-    async def prefill(self, worker: Worker, trip: Trip) -> Ticket | None:
+    async def prefill(self, worker: Worker, asked: ClientRequest) -> Ticket | None:
         """Have `worker` compute the prompt's keys and values.
 
         Returns:
@@ -55,7 +55,7 @@ class Legs:
             RequestError: 502 or 503, when the worker did not do its part.
         """
         with self._metrics.prefill_seconds.time():
-            async with self._client.post(worker, trip.path, trip.body.prefill(), trip.headers) as response:
+            async with self._client.post(worker, asked.path, asked.body.prefill(), asked.headers) as response:
                 raw = await self._client.read(worker, response)
         try:
             answer = msgspec.json.decode(raw, type=PrefillAnswer)
@@ -68,7 +68,7 @@ class Legs:
         return None
 
     @asynccontextmanager
-    async def decode(self, worker: Worker, trip: Trip, ticket: Ticket | None) -> AsyncIterator[Response]:
+    async def decode(self, worker: Worker, asked: ClientRequest, ticket: Ticket | None) -> AsyncIterator[Response]:
         """Have `worker` answer with the ticket's keys and values; yields its answer once it has begun with status 200.
 
         A ticket that the worker did not get to take, because it failed, refused or the client went, is released.
@@ -77,16 +77,16 @@ class Legs:
             VerbatimError: The worker answered 4xx; the client gets that answer.
             RequestError: 502 or 503, when the worker did not do its part.
         """
-        body = trip.body.decode_leg(ticket.raw if ticket else None)
+        body = asked.body.decode_leg(ticket.raw if ticket else None)
         taken = False
         try:
-            async with self._client.post(worker, trip.path, body, trip.headers) as response:
+            async with self._client.post(worker, asked.path, body, asked.headers) as response:
                 taken = True
                 yield response
         finally:
             if ticket is not None and not taken:
                 self._releases.begin(ticket)
 
-    def both(self, worker: Worker, trip: Trip) -> AbstractAsyncContextManager[Response]:
+    def both(self, worker: Worker, asked: ClientRequest) -> AbstractAsyncContextManager[Response]:
         """Have a worker that does both answer; yields and raises like `decode`."""
-        return self._client.post(worker, trip.path, trip.body.whole(), trip.headers)
+        return self._client.post(worker, asked.path, asked.body.whole(), asked.headers)

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from tandem.errors import ProcessError
 from tandem.gateway.body import without_kv_params
+from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Worker
-from tandem.gateway.trip import Trip
 from tandem.gateway.worker_client import Response, WorkerClient
 from tandem.protocol import sse
 from tandem.protocol.answers import error_answer
@@ -53,7 +53,7 @@ class Relay:
     async def hand_on(
         self,
         request: web.Request,
-        trip: Trip,
+        asked: ClientRequest,
         worker: Worker,
         answer: Response,
         headers: Mapping[str, str],
@@ -69,7 +69,7 @@ class Relay:
             return await self._whole(worker, answer, headers)
         response = web.StreamResponse(headers={**sse.HEADERS, **headers})
         await response.prepare(request)
-        if (failure := await self._stream(trip, answer, response)) is not None:
+        if (failure := await self._stream(asked, answer, response)) is not None:
             count.outcome = "broken"
             await response.write(b"\n" + sse.event(error_answer(self._client.failed(worker, failure))))
         await response.write_eof()
@@ -83,14 +83,14 @@ class Relay:
             raise self._client.failed(worker, "answered with something other than JSON") from None
         return web.Response(body=body, content_type="application/json", headers=headers)
 
-    async def _stream(self, trip: Trip, answer: Response, response: web.StreamResponse) -> str | None:
+    async def _stream(self, asked: ClientRequest, answer: Response, response: web.StreamResponse) -> str | None:
         """Relay to the end; what went wrong, if the stream ended before its `[DONE]`."""
         tail = b""
         failure = "ended its stream before [DONE]"
         try:
             async for lines in whole_lines(answer.content):
                 if not tail:
-                    self._metrics.ttft_seconds.observe(trip.age_s)
+                    self._metrics.ttft_seconds.observe(asked.age_s)
                 await response.write(lines)
                 tail = (tail + lines)[-TAIL:]
         except ProcessError as error:

@@ -9,11 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
 from tandem.gateway.attempt import Attempt
+from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.legs import Legs
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.relay import Relay
-from tandem.gateway.trip import Trip
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 
@@ -53,11 +53,11 @@ class Service:
 
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        trip = Trip.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
+        asked = ClientRequest.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
         attempt = Attempt.plan(self._pool)
         headers |= attempt.headers
-        async with attempt.answer(self._legs, trip) as answer:
-            return await self._relay.hand_on(request, trip, attempt.decode, answer, headers, count)
+        async with attempt.answer(self._legs, asked) as answer:
+            return await self._relay.hand_on(request, asked, attempt.decode, answer, headers, count)
 
     async def models(self, request: web.Request) -> web.Response:
         """What a decode worker says it serves."""

@@ -1,9 +1,9 @@
 """Attention over paged blocks: what the engine hands the decoder as its attention context.
 
-A batch is a row of stretches, one per sequence, laid end to end: a whole prompt, a piece of one, or a single new token.
-Each stretch attends to its own sequence alone, so a step costs what its sequences hold, not what the longest one would.
+A batch is a row of chunks, one per sequence, laid end to end: a whole prompt, a piece of one, or a single new token.
+Each chunk attends to its own sequence alone, so a step costs what its sequences hold, not what the longest one would.
 
-Shapes: T tokens of all stretches, H query heads, K key/value heads, D head dimension, S tokens a sequence holds.
+Shapes: T tokens of all chunks, H query heads, K key/value heads, D head dimension, S tokens a sequence holds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tandem.kv.cache import KVCache
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Chunk:
     """New tokens of one sequence in a batch."""
 
     blocks: Sequence[int]
@@ -38,15 +38,15 @@ class Stretch:
 class PagedContext:
     """Positions, slots and block tables of one batch; satisfies the decoder's `AttentionContext`."""
 
-    def __init__(self, cache: KVCache, stretches: Sequence[Stretch]) -> None:
+    def __init__(self, cache: KVCache, chunks: Sequence[Chunk]) -> None:
         device = cache.device
         self._cache = cache
-        self._stretches = stretches
-        self._positions = torch.cat([torch.arange(s.start, s.stop, device=device) for s in stretches])
-        self._slots = torch.cat([cache.slots(s.blocks, s.start, s.stop) for s in stretches])
-        used = [s.blocks[: -(-s.stop // cache.layout.block_size)] for s in stretches]
+        self._chunks = chunks
+        self._positions = torch.cat([torch.arange(c.start, c.stop, device=device) for c in chunks])
+        self._slots = torch.cat([cache.slots(c.blocks, c.start, c.stop) for c in chunks])
+        used = [c.blocks[: -(-c.stop // cache.layout.block_size)] for c in chunks]
         self._tables = [torch.tensor(blocks, device=device) for blocks in used]
-        self._masks = [_causal_mask(s, device) for s in stretches]
+        self._masks = [_causal_mask(c, device) for c in chunks]
 
     @property
     def positions(self) -> Tensor:
@@ -56,28 +56,28 @@ class PagedContext:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write `k` and `v` [T, K, D] into the blocks, then attend from `q` [T, H, D]; returns [T, H, D]."""
         self._cache.write(layer, self._slots, k, v)
-        queries = torch.split(q, [s.count for s in self._stretches])
+        queries = torch.split(q, [chunk.count for chunk in self._chunks])
         return torch.cat([self._attend_one(layer, index, rows) for index, rows in enumerate(queries)])
 
     def _attend_one(self, layer: int, index: int, q: Tensor) -> Tensor:
-        stretch, mask = self._stretches[index], self._masks[index]
-        k, v = self._cache.read(layer, self._tables[index], stretch.stop)
+        chunk, mask = self._chunks[index], self._masks[index]
+        k, v = self._cache.read(layer, self._tables[index], chunk.stop)
         out = F.scaled_dot_product_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
             attn_mask=mask,
-            is_causal=mask is None and stretch.count > 1,
+            is_causal=mask is None and chunk.count > 1,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return out[0].transpose(0, 1)
 
 
-def _causal_mask(stretch: Stretch, device: torch.device) -> Tensor | None:
+def _causal_mask(chunk: Chunk, device: torch.device) -> Tensor | None:
     """What new token i may see, bool [count, stop]; None where the kernel needs none.
 
-    A lone token sees everything, and a stretch from position 0 is plainly causal.
+    A lone token sees everything, and a chunk from position 0 is plainly causal.
     """
-    if stretch.count == 1 or stretch.start == 0:
+    if chunk.count == 1 or chunk.start == 0:
         return None
-    return torch.ones(stretch.count, stretch.stop, dtype=torch.bool, device=device).tril(stretch.start)
+    return torch.ones(chunk.count, chunk.stop, dtype=torch.bool, device=device).tril(chunk.start)

@@ -17,24 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.errors import ModelFolderError
 from tandem.files import json_bytes, read_json_object, whole_folder
 from tandem.model.decoder import Decoder
-from tandem.model.families import FAMILIES, family_of
-from tandem.model.families.family import Family
+from tandem.model.families import FAMILIES, translate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model folder, without its weights.
-
-    Raises:
-        ModelFolderError: The folder or its `config.json` is missing, broken or of an unsupported architecture.
-    """
-    return _translate(folder)[1]
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
@@ -48,7 +37,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -
     Raises:
         ModelFolderError: A file is missing or broken, or tensors are missing, surplus or misshapen; all are named.
     """
-    family, config, fields = _translate(folder)
+    family, config, fields = translate(folder)
     dtype = dtype or _own_dtype(fields, folder)
     with torch.device("meta"):
         decoder = Decoder(config)
@@ -119,17 +108,6 @@ def _own_dtype(fields: dict[str, Any], folder: Path) -> torch.dtype:
         known = ", ".join(DTYPES)
         raise ModelFolderError(f"{folder}: dtype {name!r} is not supported; supported: {known}; choose with --dtype")
     return DTYPES[name]
-
-
-def _translate(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    path = folder / "config.json"
-    if not folder.is_dir():
-        raise ModelFolderError(f"{folder}: no such model folder; give a folder with config.json and *.safetensors")
-    if not path.exists():
-        raise ModelFolderError(f"{folder}: has no config.json; is it a Hugging Face model folder?")
-    fields = read_json_object(path, ModelFolderError)
-    family = family_of(fields, str(path))
-    return family, family.read_config(fields, str(path)), fields
 
 
 def _weight_files(folder: Path) -> list[Path]:

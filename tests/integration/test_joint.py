@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tandem.deploy.service import local_topology, running
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
-from tandem.model.folder import load, read_config
+from tandem.model.families import read_config
+from tandem.model.folder import load
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role
 from tandem.training.config import build_recipe

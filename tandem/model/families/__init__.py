@@ -1,14 +1,38 @@
-"""One file per model family: how its `config.json` and its tensor names translate to ours, both ways."""
+"""One file per model family: how its `config.json` and its tensor names translate to ours, both ways. No torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from tandem.catalogue.config import ModelConfig
 from tandem.errors import ModelFolderError
+from tandem.files import read_json_object
 from tandem.model.families.family import Family
 from tandem.model.families.llama import LLAMA
 
 FAMILIES: dict[str, Family] = {LLAMA.name: LLAMA}
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder, without its weights.
+
+    Raises:
+        ModelFolderError: The folder or its `config.json` is missing, broken or of an unsupported architecture.
+    """
+    return translate(folder)[1]
+
+
+def translate(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """The family of a model folder, its configuration, and its `config.json` as it stands; raises as `read_config`."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such model folder; give a folder with config.json and *.safetensors")
+    if not path.exists():
+        raise ModelFolderError(f"{folder}: has no config.json; is it a Hugging Face model folder?")
+    fields = read_json_object(path, ModelFolderError)
+    family = family_of(fields, str(path))
+    return family, family.read_config(fields, str(path)), fields
 
 
 def family_of(hf_config: dict[str, Any], where: str) -> Family:

@@ -61,6 +61,6 @@ def _fill(rows: list[list[Example]], length: int, pad: int) -> tuple[torch.Tenso
         edges = np.cumsum([0, *(len(example.ids) for example in examples)])
         for number, (example, (begin, end)) in enumerate(zip(examples, pairwise(edges), strict=True), start=1):
             tokens[row, begin:end] = example.ids
-            targets[row, begin : end - 1] = np.where(example.learnt[1:], example.ids[1:], IGNORED)
+            targets[row, begin : end - 1] = np.where(example.loss_mask[1:], example.ids[1:], IGNORED)
             segments[row, begin:end] = number
     return torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(segments)

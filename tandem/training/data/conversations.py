@@ -30,7 +30,7 @@ class Example:
 
     ids: NDArray[np.int64]
     """[T]."""
-    learnt: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     """[T]: whether the token is part of an answer, its end token included."""
 
 
@@ -69,8 +69,8 @@ def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> Ex
     text = tokenizer.chat.render(messages, add_generation_prompt=False)
     spans = answer_spans(tokenizer.chat, messages, text)
     ids, offsets = tokenizer.encode_with_offsets(text, special=False)
-    learnt = [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
-    return Example(ids=np.array(ids, dtype=np.int64), learnt=np.array(learnt, dtype=np.bool_))
+    loss_mask = [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
+    return Example(ids=np.array(ids, dtype=np.int64), loss_mask=np.array(loss_mask, dtype=np.bool_))
 
 
 def answer_spans(chat: ChatTemplate, messages: Sequence[Message], text: str) -> list[Span]:
@@ -139,5 +139,5 @@ def _messages(fields: Any) -> list[Message]:
 def _check(example: Example, seq_length: int) -> None:
     if len(example.ids) > seq_length:
         raise DataError(f"{len(example.ids)} tokens are more than seq_length {seq_length}")
-    if not example.learnt[1:].any():
+    if not example.loss_mask[1:].any():
         raise DataError("no token of the assistant to learn from")

@@ -18,7 +18,8 @@ from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
 from tandem.errors import ModelFolderError
 from tandem.model.decoder import Decoder
-from tandem.model.folder import fingerprint, load, read_config, save
+from tandem.model.families import read_config
+from tandem.model.folder import fingerprint, load, save
 
 CPU = torch.device("cpu")
 

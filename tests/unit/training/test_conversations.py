@@ -44,9 +44,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def test_only_answers_and_their_ends_are_learnt(tokenizer: Tokenizer) -> None:
     example = encode_conversation(tokenizer, TALK)
-    learnt = tokenizer.decode(example.ids[example.learnt].tolist(), skip_special=False)
-    rest = tokenizer.decode(example.ids[~example.learnt].tolist(), skip_special=False)
-    assert learnt == " hello 東京<|end|>bye<|end|>"
+    loss_mask = tokenizer.decode(example.ids[example.loss_mask].tolist(), skip_special=False)
+    rest = tokenizer.decode(example.ids[~example.loss_mask].tolist(), skip_special=False)
+    assert loss_mask == " hello 東京<|end|>bye<|end|>"
     assert (
         rest
         == "<s><|system|>Be short.<|end|><|user|>hello naïve 東京<|end|><|assistant|><|user|>bye<|end|><|assistant|>"
@@ -61,7 +61,7 @@ def test_a_token_that_reaches_from_prompt_into_answer_is_not_learnt(tokenizer: T
     )
     text = plain.decode(example.ids.tolist())
     assert text == "hello bye"
-    assert plain.decode(example.ids[example.learnt].tolist()) == " bye"
+    assert plain.decode(example.ids[example.loss_mask].tolist()) == " bye"
 
 
 def test_rows_that_cannot_be_trained_on_are_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_templates_that_rewrite_history_are_refused() -> None:
 
 
 def examples_of(lengths: list[int]) -> list[Example]:
-    return [Example(ids=np.arange(10, 10 + n), learnt=np.arange(n) >= n // 2) for n in lengths]
+    return [Example(ids=np.arange(10, 10 + n), loss_mask=np.arange(n) >= n // 2) for n in lengths]
 
 
 def test_packing_keeps_conversations_whole_and_prompts_silent() -> None:
@@ -112,8 +112,8 @@ def test_packing_keeps_conversations_whole_and_prompts_silent() -> None:
     assert segments is not None
     found = sorted(int((row == number).sum()) for row in segments for number in row.unique() if number != 0)
     assert found == sorted(lengths)
-    learnt = everything.targets != IGNORED
-    assert torch.equal(everything.targets[learnt], everything.tokens[learnt] + 1)
+    loss_mask = everything.targets != IGNORED
+    assert torch.equal(everything.targets[loss_mask], everything.tokens[loss_mask] + 1)
 
 
 def test_packed_conversations_do_not_see_each_other() -> None:

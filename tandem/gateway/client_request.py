@@ -13,7 +13,7 @@ PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trip:
+class ClientRequest:
     """What every leg of one request needs to know."""
 
     id: str
@@ -25,15 +25,15 @@ class Trip:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, trip_id: str, path: str, raw: bytes, client_headers: Mapping[str, str]) -> Trip:
+    def begin(cls, request_id: str, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
         """Set out with a client's body.
 
         Raises:
             RequestError: 400, when the body is not a JSON object.
         """
         headers = {name: client_headers[name] for name in PASSED_ON if name in client_headers}
-        headers |= {"X-Request-Id": trip_id, "Content-Type": "application/json"}
-        return cls(id=trip_id, path=path, body=ClientBody.decode(raw), headers=headers)
+        headers |= {"X-Request-Id": request_id, "Content-Type": "application/json"}
+        return cls(id=request_id, path=path, body=ClientBody.decode(raw), headers=headers)
 
     @property
     def age_s(self) -> float:
