@@ -24,7 +24,7 @@ def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as reason:
+    except (ValueError, RecursionError, OSError) as reason:
         raise error(f"{path}: cannot be read as JSON ({reason}); copy or write the file again") from None
     if not isinstance(fields, dict):
         raise error(f"{path}: holds no JSON object; copy or write the file again")

@@ -49,12 +49,20 @@ def run(arguments: list[str]) -> int:
         )
     except TandemError as error:
         return _said(str(error), 2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        return _said("stopped", 130)
     except BrokenPipeError:  # whoever read our output has enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _said(_what_failed(error), 1)
+    except KeyboardInterrupt:
+        return _said("stopped", 130)
     return result if isinstance(result, int) else 0
+
+
+def _what_failed(error: OSError) -> str:
+    """A file or the network said no: which, and why."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror or error}; free, repair or change what it names and try again"
 
 
 def _said(text: str, code: int) -> int:

@@ -62,7 +62,7 @@ class ChildProcess:
         except OSError as error:
             lifeline.close()
             raise ProcessError(
-                f"start: {name} cannot run `{command[0]}` with log {log_path}: {error.strerror}; check both paths"
+                f"starting: {name} cannot run `{command[0]}` with log {log_path}: {error.strerror}; check both paths"
             ) from error
         except BaseException:  # Ctrl-C after the fork: the child, which nobody knows yet, ends by its lifeline
             lifeline.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,8 @@ class InstanceConfig:
         """Refuse what cannot run, by option name."""
         positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_gib", "kv_lease_seconds")
         for name in (*positive, "transfer_timeout"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be over 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a number over 0")
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: unknown; choose auto, {', '.join(DTYPES)}")
         for name in ("port", "kv_port"):

@@ -21,12 +21,15 @@ from torch import Tensor
 from tandem.engine.engine import Engine, Updates
 from tandem.engine.sequence import Request, Sequence, Update
 from tandem.errors import TransferError
-from tandem.kv.transfer import Granted, Pull, pull_blocks
+from tandem.kv.transfer import Granted, Keep, Pull, keep_leases, pull_blocks
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0
 """Longest sleep of an idle step thread, so that leases expire without traffic."""
+
+KEEPS_PER_LEASE = 6
+"""How often leases elsewhere are renewed, in their own duration; vLLM does it as often."""
 
 JOIN_SECONDS = 10.0
 """How long a stop waits for the step under way."""
@@ -54,11 +57,13 @@ class Driver:
         """Start stepping; call from the event loop that will call `generate`."""
         self._loop = asyncio.get_running_loop()
         self.failure = self._loop.create_future()
+        self._keeping = self._loop.create_task(self._keep_leases())
         self._thread.start()
 
     async def stop(self) -> None:
         """Finish the step under way, then end every request that is left."""
         self._stopping = True
+        self._keeping.cancel()
         self._wake.set()
         # A step that hangs is left behind: the thread is a daemon, and the requests end all the same.
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
@@ -103,6 +108,10 @@ class Driver:
         """A pull ended; blocks that came free may let a waiting request in."""
         self.engine.settle(pull, granted, received=received)
         self._wake.set()
+
+    def keep(self, keep: Keep) -> None:
+        """Requests elsewhere wait for these leases; see `Engine.keep`."""
+        self.engine.keep(keep)
 
     def release(self, ticket: str) -> bool:
         """Nobody will fetch these blocks; False if there is no such lease."""
@@ -164,6 +173,18 @@ class Driver:
             return
         self.engine.arrive(sequence, granted, data)
         self._wake.set()
+
+    async def _keep_leases(self) -> None:
+        """While requests wait here for room, their blocks elsewhere must not be given away."""
+        while True:
+            await asyncio.sleep(self.engine.leases.duration / KEEPS_PER_LEASE)
+            holders: dict[tuple[str, int, str], list[str]] = {}
+            for ticket in self.engine.awaited():
+                holder = (ticket.remote_host or "", ticket.remote_port or 0, ticket.remote_engine_id or "")
+                holders.setdefault(holder, []).append(ticket.remote_request_id or "")
+            for (host, port, engine_id), tickets in holders.items():
+                with suppress(TransferError):  # the pull itself will say what is wrong
+                    await keep_leases(host, port, Keep(engine_id, tickets), self._transfer_timeout)
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         if update := self.engine.fail(sequence, error):

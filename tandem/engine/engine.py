@@ -21,7 +21,7 @@ from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import KVCache
 from tandem.kv.lease import Lease, LeaseBook
-from tandem.kv.transfer import Granted, Pull
+from tandem.kv.transfer import Granted, Keep, Pull
 from tandem.protocol.kv import KVTransferParams
 from tandem.text.detokenizer import Decodes
 
@@ -168,6 +168,17 @@ class Engine:
             self.stats.kv_bytes_sent += granted.size
             self.leases.release(pull.ticket)
 
+    def keep(self, keep: Keep) -> None:
+        """Renew leases that requests elsewhere wait for, unless an earlier process is meant."""
+        if keep.engine_id == self.identity.engine_id:
+            with self._lock:
+                self.leases.renew(keep.tickets)
+
+    def awaited(self) -> list[KVTransferParams]:
+        """Tickets of requests that wait in the queue here."""
+        with self._lock:
+            return [s.request.fetch_from for s in self.scheduler.waiting if s.request.fetch_from is not None]
+
     def kv_bytes(self, tokens: int) -> int:
         """Bytes of keys and values of that many tokens."""
         return tokens * self._cache.layout.bytes_per_token
@@ -181,7 +192,7 @@ class Engine:
         if sequence.ended:
             return []
         prompt = sequence.request.prompt
-        if granted.token_ids[:-1] != prompt:
+        if granted.token_ids[:-1] != prompt or granted.token_ids[-1] >= self._runner.vocab_size:
             self._end(sequence, Status.FAILED)
             error = "the KV ticket belongs to another prompt; send both instances the same request"
             return [(sequence, Update(reason="error", error=error))]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import uvloop
 from aiohttp import web
@@ -20,6 +20,9 @@ from tandem.engine.driver import Driver
 from tandem.engine.server import InstanceServer
 from tandem.errors import ProcessError, UsageError
 from tandem.kv.transfer import TransferServer
+
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
 
 
 def run_instance(config: InstanceConfig, say: Callable[[str], None]) -> None:
@@ -58,8 +61,10 @@ async def _serve(
     name = f"{config.role} instance at {_url(http)}"
     try:
         await runner.setup()
-        await _listen(transfers.start(), "--kv-port", kv)
-        await _listen(web.SockSite(runner, http).start(), "--port", http)
+        _listen(kv, "--kv-port")
+        await transfers.start()
+        _listen(http, "--port")
+        await web.SockSite(runner, http).start()
         say(f"{name} is ready")
         failure = await _first(stop, driver)
     finally:
@@ -70,11 +75,11 @@ async def _serve(
         raise ProcessError(f"{name}: a step failed: {failure}; its log has the traceback") from failure
 
 
-async def _listen(starting: Awaitable[None], option: str, sock: socket.socket) -> None:
-    """Two processes may both bind a port; the second one to listen on it is refused."""
+def _listen(sock: socket.socket, option: str) -> None:
+    """Two processes may both bind a port; the second one to listen on it is refused, here and not by the event loop."""
     host, port = sock.getsockname()[:2]
     try:
-        await starting
+        sock.listen(BACKLOG)
     except OSError as error:
         message = f"{option} {port} on {host} was taken meanwhile ({error.strerror}); choose another"
         raise UsageError(message) from None

@@ -25,6 +25,11 @@ class Runner:
         self._decoder = decoder
         self._cache = cache
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the model knows."""
+        return self._decoder.config.vocab_size
+
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[int]:
         """Compute the plan; the sampled tokens of its works that sample, in order."""

@@ -18,6 +18,7 @@ from tandem.protocol import sse
 from tandem.protocol.answers import Answer, AnswerHead, Endpoint, Usage, error_body, model_list
 from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_body, request_id
 from tandem.protocol.identity import Identity
+from tandem.protocol.json_body import decode_object
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
 
 
@@ -100,10 +101,7 @@ class InstanceServer:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _release(self, http: web.Request) -> web.Response:
-        try:
-            ticket = msgspec.json.decode(await read_body(http), type=dict[str, str]).get("ticket", "")
-        except msgspec.DecodeError as error:
-            raise RequestError(f"the body must be {{'ticket': '...'}}: {error}", param="ticket") from None
+        ticket = decode_object(await read_body(http), str).get("ticket", "")
         return json_response({"released": self._driver.release(ticket)})
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from tandem.errors import RequestError
+from tandem.protocol.json_body import decode_body, decode_object
 from tandem.protocol.kv import REMOTE_DECODE
 
 Fields = dict[str, msgspec.Raw]
@@ -33,12 +34,7 @@ class ClientBody:
         Raises:
             RequestError: 400, when the body is not a JSON object.
         """
-        try:
-            fields = msgspec.json.decode(raw, type=Fields)
-        except msgspec.ValidationError:
-            raise RequestError("the body must be a JSON object", code="invalid_json") from None
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        fields = decode_object(raw, msgspec.Raw)
         fields.pop(KV_FIELD, None)
         return cls(fields)
 
@@ -80,14 +76,17 @@ class ClientBody:
 
     def _value(self, name: str) -> Any:
         raw = self.fields.get(name)
-        return None if raw is None else msgspec.json.decode(raw)
+        try:
+            return None if raw is None else decode_body(bytes(raw), Any)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"{name}: {error}", param=name) from None
 
     def _prompts(self) -> int:
         raw = bytes(self.fields.get("prompt", b"")).lstrip()
         # A prompt of token ids is one prompt; only a list of texts or of lists needs to be counted.
         if raw[:1] != b"[" or raw[1:].lstrip()[:1] not in (b'"', b"["):
             return 1
-        return len(msgspec.json.decode(raw, type=list[msgspec.Raw]))
+        return len(decode_body(raw, list[msgspec.Raw]))
 
 
 def without_kv_params(answer: bytes) -> bytes:

@@ -159,8 +159,8 @@ async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
 
 
 def _base_url(role: str, url: str) -> str:
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is not a number, or out of range
         sound = False

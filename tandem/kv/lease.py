@@ -87,6 +87,12 @@ class LeaseBook:
             lease.claimed = False
             lease.expires = self._clock() + self.duration
 
+    def renew(self, tickets: Sequence[str]) -> None:
+        """Begin these leases anew, as far as they are still there."""
+        for ticket in tickets:
+            if lease := self._leases.get(ticket):
+                lease.expires = self._clock() + self.duration
+
     def release(self, ticket: str) -> bool:
         """End a lease and give its blocks back; False if there is none (any more)."""
         lease = self._leases.pop(ticket, None)

@@ -4,6 +4,8 @@
     decode ◀──Granted(tokens, seed, size) and `size` raw bytes, or Refused(reason)── prefill
     decode ──Received──▶ prefill, which gives the blocks back
 
+    decode ──Keep(engine, tickets)──▶ prefill, now and then, while requests wait for room on the decode side
+
 Messages are length-prefixed msgpack of the types below; nothing else is ever decoded. The prefill side checks every
 pull: an unknown, used or expired ticket, a ticket of an earlier process, or a model that differs is refused by reason.
 
@@ -42,11 +44,18 @@ class Pull(msgspec.Struct, frozen=True, tag=True):
     """The puller's compatibility digest."""
 
 
+class Keep(msgspec.Struct, frozen=True, tag=True):
+    """Requests that wait on the decode side still want these tickets: their leases begin anew."""
+
+    engine_id: str
+    tickets: list[str]
+
+
 class Granted(msgspec.Struct, frozen=True, tag=True):
     """The blocks follow; `token_ids` are the prompt and the first token sampled after it."""
 
-    token_ids: list[int]
-    seed: int
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0)]]
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     """That the first token was drawn with, and the others shall be."""
     size: Annotated[int, msgspec.Meta(ge=0)]
     """Bytes that follow."""
@@ -74,6 +83,9 @@ class Holder(Protocol):
 
     def settle(self, pull: Pull, granted: Granted, *, received: bool) -> None:
         """A granted pull ended: it arrived, or it broke off and may be tried again."""
+
+    def keep(self, keep: Keep) -> None:
+        """Renew leases that are waited for; those that are gone are passed over."""
 
 
 class TransferServer:
@@ -112,7 +124,10 @@ class TransferServer:
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pull = await _read(reader.readexactly, Pull)
+        pull: Pull | Keep = await _read(reader.readexactly, Pull | Keep)  # type: ignore[arg-type]
+        if isinstance(pull, Keep):
+            self._holder.keep(pull)
+            return
         try:
             granted, data = await self._grant(pull)
         except TransferError as error:
@@ -163,6 +178,22 @@ async def pull_blocks(host: str, port: int, pull: Pull, size: int, timeout: floa
         raise TransferError(f"KV pull from {host}:{port} took over {timeout:g} s; is that instance frozen?") from None
     except (OSError, EOFError, msgspec.DecodeError) as error:
         raise TransferError(f"KV pull from {host}:{port} broke off ({error or type(error).__name__})") from None
+
+
+async def keep_leases(host: str, port: int, keep: Keep, timeout: float) -> None:  # noqa: ASYNC109
+    """Tell a holder that its tickets are still wanted.
+
+    Raises:
+        TransferError: It could not be reached within `timeout` seconds.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.write(_frame(keep))
+            writer.close()
+            await writer.wait_closed()
+    except OSError as error:
+        raise TransferError(f"{host}:{port} cannot be told to keep KV leases ({error})") from None
 
 
 async def _pull(host: str, port: int, pull: Pull, size: int) -> tuple[Granted, Tensor]:

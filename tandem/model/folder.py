@@ -81,7 +81,10 @@ def save(decoder: Decoder, folder: Path, generation: GenerationDefaults, tokeniz
     with whole_folder(folder) as part:
         for name, content in (files | tokenizer_files).items():
             (part / name).write_bytes(content)
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise ModelFolderError(f"{folder}: cannot be written ({error}); free disk space") from None
 
 
 def fingerprint(folder: Path) -> str:
@@ -113,8 +116,10 @@ def _own_dtype(fields: dict[str, Any], folder: Path) -> torch.dtype:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json_object(index, ModelFolderError).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
+        weight_map = read_json_object(index, ModelFolderError).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ModelFolderError(f"{index}: weight_map is no map from tensors to files; copy the file again")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from tandem.errors import RequestError
 from tandem.protocol.answers import error_answer
@@ -59,6 +60,9 @@ async def read_body(request: web.Request) -> bytes:
         raise RequestError(
             f"the body is larger than {limit:g} MiB; send a shorter prompt", status=413, code="body_too_large"
         ) from None
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        reason = " ".join(str(error).split())
+        raise RequestError(f"the body cannot be read: {reason}; send it plain", code="invalid_body") from None
 
 
 def json_response(payload: Any, status: int = 200) -> web.Response:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 import time
 
@@ -70,20 +71,24 @@ def hold_lifeline(grace: float = GRACE) -> bool:
         Whether there is a lifeline; without the variable nothing is done.
 
     Raises:
-        ProcessError: When the variable does not name an open descriptor.
+        ProcessError: When the variable does not name an open pipe.
     """
     value = os.environ.pop(LIFELINE_VARIABLE, None)
     if value is None:
         return False
-    try:
-        descriptor = int(value)
-        os.set_inheritable(descriptor, False)
-    except (ValueError, OverflowError, OSError):
-        raise ProcessError(
-            f"{LIFELINE_VARIABLE}={value} is not an open descriptor; unset it, only a parent process sets it"
-        ) from None
+    if not _is_pipe(value):
+        raise ProcessError(f"{LIFELINE_VARIABLE}={value} is not an open pipe; unset it, only a parent process sets it")
+    descriptor = int(value)
+    os.set_inheritable(descriptor, False)
     threading.Thread(target=end_with_parent, args=(descriptor, grace), name="lifeline", daemon=True).start()
     return True
+
+
+def _is_pipe(value: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(int(value)).st_mode)
+    except (ValueError, OverflowError, OSError):
+        return False
 
 
 def end_with_parent(descriptor: int, grace: float) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from tandem.errors import RequestError
+from tandem.protocol.json_body import decode_body, decode_object
 from tandem.protocol.kv import KVTransferParams
 
 MAX_STOPS: Final = 16
@@ -145,22 +146,13 @@ def parse(body: bytes, kind: type[R]) -> R:
             supported; the message names it.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decode_body(body, kind)
     except msgspec.ValidationError:
-        fields = _without_neutral(_json_object(body))
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        fields = _without_neutral(decode_object(body))
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.ValidationError:
-        raise RequestError("the body must be a JSON object", code="invalid_json") from None
 
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:

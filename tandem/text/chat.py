@@ -49,7 +49,7 @@ class ChatTemplate:
     def from_folder(cls, folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
         """The template of a model folder: its own file, or the one in `tokenizer_config.json`, or none."""
         path = folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.exists() else settings.get("chat_template")
+        source = _read(path) if path.exists() else settings.get("chat_template")
         if isinstance(source, list):
             source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
         if source is None:
@@ -71,6 +71,13 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise RequestError(f"messages: the model's chat template refuses them: {error}", param="messages") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error}); copy the file again") from None
 
 
 def _text(value: Any) -> str:

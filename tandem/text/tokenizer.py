@@ -63,7 +63,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`; `special` adds what the tokenizer puts around a prompt, such as a first `<s>`."""
-        return self._backend.encode(text, add_special_tokens=special).ids
+        # The batch form is the one that lets other Python threads run meanwhile; a long prompt takes seconds.
+        return self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids
 
     def encode_many(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of several texts, encoded in parallel."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,10 +70,13 @@ class CheckpointStore:
         target = self._at(state.step)
         # There already only if a run was killed between writing it and naming it.
         _discard(target)
-        with whole_folder(target) as part:
-            save_file(_parameters(model), part / MODEL)
-            save_file(optimizer_tensors(model, optimizer), part / OPTIMIZER)
-            (part / STATE).write_bytes(json_bytes(self._state_fields(part, state)))
+        try:
+            with whole_folder(target) as part:
+                save_file(_parameters(model), part / MODEL)
+                save_file(optimizer_tensors(model, optimizer), part / OPTIMIZER)
+                (part / STATE).write_bytes(json_bytes(self._state_fields(part, state)))
+        except SafetensorError as error:
+            raise CheckpointError(f"{target}: cannot be written ({error}); free disk space and go on") from None
         write_whole(self.folder / LATEST, f"{state.step}\n".encode())
         self._prune(state.step)
 
@@ -86,10 +90,10 @@ class CheckpointStore:
         if not path.exists():
             # A kill between the first checkpoint and its naming; a folder that bears its name is whole.
             return max(self._steps(), default=None)
-        text = path.read_text(encoding="utf-8").strip()
-        if not text.isdigit():
-            raise CheckpointError(f"{path}: holds {text!r} and no step; write one of {self._steps()} into it")
-        return int(text)
+        content = path.read_bytes().strip()
+        if not re.fullmatch(rb"[0-9]{1,15}", content):
+            raise CheckpointError(f"{path}: holds {content[:40]!r} and no step; write one of {self._steps()} into it")
+        return int(content)
 
     def load(self, model: Decoder, optimizer: AdamW, step: int) -> TrainState:
         """Put one checkpoint into the model and the optimizer.
@@ -107,7 +111,8 @@ class CheckpointStore:
         return self.folder / f"iter_{step:07d}"
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.name.removeprefix("iter_")) for path in self.folder.glob("iter_[0-9]*"))
+        names = (re.fullmatch(r"iter_([0-9]{7,15})", path.name) for path in self.folder.glob("iter_*"))
+        return sorted(int(name[1]) for name in names if name)
 
     def _state_fields(self, part: Path, state: TrainState) -> dict[str, Any]:
         hashes = {name: _sha256_of(part / name) for name in (MODEL, OPTIMIZER)}
@@ -121,6 +126,8 @@ class CheckpointStore:
         fields = read_json_object(folder / STATE, CheckpointError)
         if fields.pop("own_sha256", None) != _sha256_of_fields(fields):
             raise self._damaged(folder / STATE, step)
+        if fields["step"] != step:
+            raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
         if different := differences(fields["inputs"], self._inputs):
             raise CheckpointError(
                 f"{folder}: belongs to a run with other inputs: {different}; go back to those, use another folder, or "

@@ -48,8 +48,8 @@ def read_metrics(path: Path) -> list[StepReport]:
     Raises:
         DataError: A line is broken.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [StepReport(**json.loads(line)) for line in lines]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: holds a line that is no step report ({error}); remove that line") from None

@@ -191,6 +191,56 @@ def test_bad_requests_get_one_clear_line(
         assert "\n" not in answer["error"]["message"]
 
 
+RAW = [
+    b"{",
+    b"[]",
+    b'"x"',
+    b"",
+    b'{"prompt": "\xff\xfe"}',
+    b'{"\xff": 1, "prompt": "x"}',
+    b'{"prompt": "x", "n": "\\ud800"}',
+    b'{"prompt": "x", "n": ' + b"9" * 5000 + b"}",
+    b'{"prompt": "x", "temperature": 1e999}',
+    b'{"prompt": "x", "zzz": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("body", RAW, ids=range(len(RAW)))
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}], ids=["plain", "gzip"])
+def test_bodies_that_are_no_json_are_refused_everywhere(apart: Service, body: bytes, headers: dict[str, str]) -> None:
+    for role in (Role.GATEWAY, Role.PREFILL, Role.DECODE):
+        request = urllib.request.Request(f"{apart.url(role)}/v1/completions", body or b" ", headers)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=60)
+        with caught.value as error:
+            assert error.code == 400
+            assert "\n" not in json.load(error)["error"]["message"]
+
+
+def test_more_requests_than_the_decode_side_admits_wait_and_finish(tiny_model: Path, tmp_path: Path) -> None:
+    """Their leases are far shorter than the wait, so they must be kept."""
+    topology = local_topology(tiny_model, prefill=1, decode=1, port=0)
+    arguments = {"max-num-seqs": "2", "kv-lease-seconds": "1"}
+    slow = [
+        one if one.role is Role.GATEWAY else one.model_copy(update={"arguments": arguments})
+        for one in topology.instances
+    ]
+    topology = topology.model_copy(update={"instances": tuple(slow)})
+
+    async def ask(session: aiohttp.ClientSession, url: str, seed: int) -> int:
+        async with session.post(url, json=greedy([20 + seed, 30, 40], 450)) as answer:
+            return (await answer.json())["usage"]["completion_tokens"] if answer.status == 200 else -answer.status
+
+    async def ask_all(url: str) -> list[int]:
+        async with aiohttp.ClientSession() as session:
+            return await asyncio.gather(*(ask(session, url, seed) for seed in range(16)))
+
+    with running(topology, tmp_path, timeout=120):
+        answers = asyncio.run(ask_all(topology.of(Role.GATEWAY)[0].url + "/v1/completions"))
+        assert answers == [450] * 16
+        assert Service(topology).metric(Role.PREFILL, "kv_leases_expired_total") == 0
+
+
 def test_tickets_are_checked_by_the_prefill_side(apart: Service) -> None:
     prompt = [11, 12, 13]
     keep = greedy(prompt, 1) | {"kv_transfer_params": {"do_remote_decode": True}}

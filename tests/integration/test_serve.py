@@ -130,3 +130,21 @@ def test_a_half_written_folder_gives_one_line_and_its_log(spoil: str, tiny_model
     assert done.returncode == 1
     assert f"{spoil}: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_instances_cannot_share_a_port(tiny_model: Path) -> None:
+    """Both bind it while the model loads; the second to listen must say so and end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tandem", "instance", str(tiny_model), "--port", str(port)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        wait_until(lambda: any(one.poll() is not None for one in both), "both instances run on one port")
+        (loser,) = (one for one in both if one.poll() is not None)
+        assert loser.returncode == 2
+        assert f"--port {port} on 127.0.0.1" in loser.communicate()[1]
+    finally:
+        for one in both:
+            one.terminate()
+            one.communicate()

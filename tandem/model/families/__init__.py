@@ -42,6 +42,8 @@ def family_of(hf_config: dict[str, Any], where: str) -> Family:
         ModelFolderError: The architecture is not one of ours.
     """
     architectures = hf_config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ModelFolderError(f"{where}: architectures is {architectures!r}; expected a list of names")
     for family in FAMILIES.values():
         if family.architecture in architectures or (not architectures and hf_config.get("model_type") == family.name):
             return family

@@ -25,6 +25,9 @@ OURS_TO_THEIRS = (
     (r"\.feed_forward\.(gate|up|down)\.", r".mlp.\1_proj."),
 )
 
+LARGEST = 1e30
+"""No field that is a number comes near it."""
+
 ONLY: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
     "attention_bias": (False, None),
@@ -106,8 +109,8 @@ def _size(fields: dict[str, Any], name: str, where: str, default: int | None = N
 
 def _number(fields: dict[str, Any], name: str, where: str, default: float) -> float:
     value = default if fields.get(name) is None else fields[name]
-    if type(value) not in (int, float):
-        raise ModelFolderError(f"{where}: {name} is {value!r}; expected a number")
+    if type(value) not in (int, float) or not 0 < value < LARGEST:
+        raise ModelFolderError(f"{where}: {name} is {str(value)[:40]}; expected a number from 0 to {LARGEST:g}")
     return float(value)
 
 

@@ -71,7 +71,7 @@ def gather(source: str) -> Sources:
     root = Path(sysconfig.get_path("stdlib")) if source == STANDARD_LIBRARY else Path(source)
     files, undecodable = [], []
     for path in sorted(_python_files(root)):
-        content, name = path.read_bytes(), path.relative_to(root).as_posix()
+        content, name = path.read_bytes(), _printable(path.relative_to(root))
         try:
             files.append(SourceFile(path=name, text=content.decode(), sha256=hashlib.sha256(content).hexdigest()))
         except UnicodeDecodeError:
@@ -129,3 +129,8 @@ def _manifest(sources: Sources, instructions: int) -> dict[str, object]:
         "undecodable": list(sources.undecodable),
         "instructions": instructions,
     }
+
+
+def _printable(path: Path) -> str:
+    """A path as text that every file can hold, also one whose bytes are no UTF-8."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -38,7 +38,7 @@ def questions_and_answers(path: str, text: str) -> Iterator[Conversation]:
     module = module_name(path)
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # all said of texts that only look like Python
         return
     if any(part.startswith("_") for part in module.split(".")):
         return

@@ -79,7 +79,7 @@ def test_dead_child_is_named_by_watch(tmp_path: Path, one_of_each: Maker, server
     finally:
         deployment.stop()
     message = str(raised.value)
-    assert message.startswith("run: parent-decode was killed by SIGKILL (exit code -9); last lines of ")
+    assert message.startswith("serving: parent-decode was killed by SIGKILL (exit code -9); last lines of ")
     assert str(tmp_path / "parent-decode.log") in message
     assert "parent-decode starts" in message
     assert eventually(lambda: nothing_left(topology, [*pids, helper]))
@@ -92,14 +92,14 @@ def test_child_that_dies_before_it_is_ready(tmp_path: Path, one_of_each: Maker, 
         deployment.wait_ready(10)
     deployment.stop()
     message = str(raised.value)
-    assert message.startswith("start: broken ended with exit code 7; last lines of ")
+    assert message.startswith("starting: broken ended with exit code 7; last lines of ")
     assert message.splitlines()[1:] == [f"  line {i}" for i in range(80, 100)]
 
 
 def test_not_ready_in_time(tmp_path: Path, one_of_each: Maker, server_command: CommandBuilder) -> None:
     deployment = LocalDeployment(one_of_each(gateway="never"), tmp_path, server_command)
     deployment.start()
-    with pytest.raises(ProcessError, match=f"start: never not ready after 1 s; .*{tmp_path}"):
+    with pytest.raises(ProcessError, match=f"starting: never not ready after 1 s; .*{tmp_path}"):
         deployment.wait_ready(1.0)
     deployment.stop()
 
@@ -110,7 +110,7 @@ def test_program_that_does_not_exist(tmp_path: Path, one_of_each: Maker, server_
 
     topology = one_of_each()
     deployment = LocalDeployment(topology, tmp_path, command)
-    with pytest.raises(ProcessError, match="start: gateway cannot run `/no/such/program`"):
+    with pytest.raises(ProcessError, match="starting: gateway cannot run `/no/such/program`"):
         deployment.start()
     assert nothing_left(topology, list(deployment.pids.values()))
 

@@ -198,6 +198,18 @@ def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token(decoder: De
     assert output(second) == output(together)
 
 
+def test_a_first_token_outside_the_vocabulary_fails_the_request(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    engine = make_engine(decoder, tokenizer)
+    ticket = KVTransferParams(do_remote_prefill=True)
+    victim = engine.submit(request([7, 8, 9], fetch_from=ticket))
+    step(engine)
+    size = engine.kv_bytes(3)
+    engine.arrive(victim, Granted([7, 8, 9, 512], 0, size), torch.zeros(size, dtype=torch.uint8))
+    _, ((_, failed),) = engine.plan()
+    assert failed.error is not None
+    assert engine.pool.free == engine.pool.count
+
+
 def test_a_pull_that_cannot_be_copied_leaves_its_lease_open(decoder: Decoder, tokenizer: Tokenizer) -> None:
     prefill = make_engine(decoder, tokenizer)
     prefill.submit(request([10, 11, 12], keep_for_remote=True))

@@ -60,3 +60,16 @@ def test_tickets_cannot_be_guessed() -> None:
     tickets = {f.book.open([], [1, 2], seed=0).ticket for _ in range(100)}
     assert len(tickets) == 100
     assert all(len(ticket) == 32 for ticket in tickets)
+
+
+def test_awaited_leases_begin_anew() -> None:
+    f = Fixture()
+    awaited, other = (f.book.open([block], [7, 8], seed=0) for block in (1, 2))
+    for _ in range(5):
+        f.now += 20
+        f.book.renew([awaited.ticket, "gone"])
+        f.book.expire()
+    assert f.back == [2]
+    with pytest.raises(TransferError):
+        f.book.claim(other.ticket)
+    assert f.book.claim(awaited.ticket) is awaited

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tandem.errors import TransferError
-from tandem.kv.transfer import Granted, Pull, TransferServer, pull_blocks
+from tandem.kv.transfer import Granted, Keep, Pull, TransferServer, keep_leases, pull_blocks
 
 PULL = Pull("ticket", "engine", "digest")
 
@@ -22,11 +22,15 @@ class FakeHolder:
     def __init__(self, size: int) -> None:
         self.data = torch.arange(size, dtype=torch.int64).to(torch.uint8)
         self.settled: asyncio.Queue[bool] = asyncio.Queue()
+        self.kept: asyncio.Queue[Keep] = asyncio.Queue()
 
     def grant(self, pull: Pull) -> tuple[Granted, torch.Tensor]:
         if pull.ticket == "bad":
             raise TransferError("the ticket is used up")
         return Granted([1, 2, 3], 9, self.data.numel()), self.data
+
+    def keep(self, keep: Keep) -> None:
+        self.kept.put_nowait(keep)
 
     def settle(self, pull: Pull, granted: Granted, *, received: bool) -> None:
         self.settled.put_nowait(received)
@@ -153,6 +157,34 @@ def test_a_puller_that_gives_up_while_the_bytes_are_copied_settles_as_broken() -
         with pytest.raises(TransferError, match="broke off"):
             await pull_blocks("127.0.0.1", port, PULL, 10, 5)
         assert await asyncio.wait_for(holder.settled.get(), 5) is False
+        await server.stop()
+
+    asyncio.run(scenario())
+
+
+def test_leases_are_kept_over_the_wire() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(1)
+        server, port = await serving(holder)
+        await keep_leases("127.0.0.1", port, Keep("engine", ["a", "b"]), 5)
+        assert await asyncio.wait_for(holder.kept.get(), 5) == Keep("engine", ["a", "b"])
+        await server.stop()
+        with pytest.raises(TransferError, match="cannot be told"):
+            await keep_leases("127.0.0.1", 1, Keep("engine", []), 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("offer", [([-3], 9), ([1], -1), ([1], 2**63)])
+def test_an_offer_out_of_range_is_not_believed(offer: tuple[list[int], int]) -> None:
+    class Rogue(FakeHolder):
+        def grant(self, pull: Pull) -> tuple[Granted, torch.Tensor]:
+            return Granted(*offer, 1), self.data
+
+    async def scenario() -> None:
+        server, port = await serving(Rogue(1))
+        with pytest.raises(TransferError, match="broke off"):
+            await pull_blocks("127.0.0.1", port, PULL, 1, 5)
         await server.stop()
 
     asyncio.run(scenario())

@@ -188,7 +188,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "sliding window": (lambda f: edit_config(f, sliding_window=4096), "sliding_window = 4096 is not supported"),
     "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "fp8"}), "quantization_config = "),
     "unknown dtype": (lambda f: edit_config(f, torch_dtype="float8_e4m3fn"), "dtype 'float8_e4m3fn' is not supported"),
-    "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is '1e-5'"),
+    "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is 1e-5; expected a number"),
     "no heads": (lambda f: edit_config(f, num_attention_heads=0), "num_attention_heads is 0"),
     "rope is text": (lambda f: edit_config(f, rope_scaling="yarn"), "rope_scaling must be objects or null"),
     "size is text": (lambda f: edit_config(f, hidden_size="16"), "hidden_size is '16'"),

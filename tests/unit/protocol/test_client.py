@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tandem.errors import ProcessError, RequestError
+from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.protocol import sse
 from tandem.protocol.answers import AnswerHead, Usage, error_body, model_list
 from tandem.protocol.client import list_models, stream_chat, stream_completion
@@ -119,5 +119,5 @@ def test_nobody_there() -> None:
 
 @pytest.mark.parametrize("url", ["localhost:9000", "", "ftp://x"])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(RequestError, match="is not a URL"):
+    with pytest.raises(UsageError, match="is not a URL"):
         asyncio.run(completion(url))

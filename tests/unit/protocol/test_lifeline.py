@@ -61,5 +61,5 @@ def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("value", ["x", "987654", "99999999999999999999", ""])
 def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(LIFELINE_VARIABLE, value)
-    with pytest.raises(ProcessError, match=f"{LIFELINE_VARIABLE}={value} is not an open descriptor; unset it"):
+    with pytest.raises(ProcessError, match=f"{LIFELINE_VARIABLE}={value} is not an open pipe; unset it"):
         hold_lifeline()
