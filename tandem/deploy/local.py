@@ -106,7 +106,7 @@ class LocalDeployment:
                 return
             if elapsed > timeout:
                 raise ProcessError(
-                    f"starting: {', '.join(waiting)} not ready after {timeout:.0f} s; look into the logs in {self.log_dir}"
+                    f"starting: {', '.join(waiting)} not ready after {timeout:.0f} s; see the logs in {self.log_dir}"
                 )
             self._stopping.wait(POLL_SECONDS)
 

@@ -51,4 +51,5 @@ def write_topology(topology: Topology, path: Path) -> None:
         TopologyError: When the file cannot be written.
     """
     fields = topology.model_dump(mode="json")
-    write_text(path, yaml.safe_dump(fields, sort_keys=False, allow_unicode=True))
+    # Not `allow_unicode`: PyYAML then writes U+0085 as it is and reads it back as a line end.
+    write_text(path, yaml.safe_dump(fields, sort_keys=False))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 from tandem.errors import TopologyError
+from tandem.files import write_whole
 
 
 def read_text(path: Path) -> str:
@@ -39,20 +38,12 @@ def suggestion(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, through a temporary file beside it; creates the folder where missing.
+    """Write a file whole or not at all; creates the folder where missing.
 
     Raises:
         TopologyError: When the folder or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise TopologyError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from None

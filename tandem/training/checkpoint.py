@@ -92,7 +92,8 @@ class CheckpointStore:
             return max(self._steps(), default=None)
         content = path.read_bytes().strip()
         if not re.fullmatch(rb"[0-9]{1,15}", content):
-            raise CheckpointError(f"{path}: holds {content[:40]!r} and no step; write one of {self._steps()} into it")
+            shown = content[:40].decode(errors="replace")
+            raise CheckpointError(f"{path}: holds {shown!r} and no step; write one of {self._steps()} into it")
         return int(content)
 
     def load(self, model: Decoder, optimizer: AdamW, step: int) -> TrainState:
