@@ -85,8 +85,8 @@ def demonstrate_all(topology: Topology) -> None:
     from tandem.deploy.demonstration import Question, demonstrate
 
     questions = (
-        Question(text="def read_file(path):\n    ", is_chat=False, max_tokens=100),
-        Question(text="What does shutil.copyfile do?", is_chat=True, max_tokens=80),
+        Question(text="def read_file(path):\n", is_chat=False, max_tokens=100, seed=1),
+        Question(text="What does shutil.copyfile do?", is_chat=True, max_tokens=80, seed=2),
     )
     for question in questions:
         say(f"\n--- {'chat' if question.is_chat else 'completion'}: {question.text.strip()}")
