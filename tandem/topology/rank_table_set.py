@@ -9,8 +9,10 @@ Names follow the documents:
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,10 @@ def generate(
         raise TopologyError("no instance to write; give --prefill-server-list, --decode-server-list or --api-server")
     require_each_device_once(prefill, decode)
     ip = checked_host(local_ip or local_address())
-    addresses = addresses_of((number for ids in (*prefill, *decode) for number in ids), ip, device_addresses)
+    numbers = [number for ids in (*prefill, *decode) for number in ids]
+    if strangers := sorted(set(device_addresses or {}) - set(numbers)):
+        raise TopologyError(f"--device-ip {strangers[0]}=...: no instance uses device {strangers[0]}; leave it out")
+    addresses = addresses_of(numbers, ip, device_addresses)
     servers = {
         Role.GATEWAY: [Server(server_id=ip, server_ip=ip)] if api_server else [],
         Role.PREFILL: [instance_server(ip, ids, addresses) for ids in prefill],
@@ -133,8 +138,13 @@ def require_each_device_once(prefill: Sequence[Sequence[int]], decode: Sequence[
 
 
 def checked_host(host: str) -> str:
-    """The host as it may stand in a table and in a file name."""
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", host):
+    """The host as it may stand in a table and in a file name: an address, or a name."""
+    sound = re.fullmatch(r"[A-Za-z0-9.:_-]+", host) is not None
+    if sound and re.fullmatch(r"[0-9.]+|.*:.*", host):
+        with suppress(ValueError):
+            return str(ipaddress.ip_address(host))
+        sound = False
+    if not sound:
         raise TopologyError(f"local ip {host!r} is not an address; give it as --local-ip 10.0.0.18")
     return host
 

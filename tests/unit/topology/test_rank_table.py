@@ -381,7 +381,7 @@ def hosts(draw: st.DrawFn) -> list[tuple[str, GlobalTable]]:
         groups = [list(ids[k : k + size]) for k in range(0, 8, size)]
         assume(len({device_suffix(group) for group in groups}) == len(groups))
         cut = draw(st.integers(1, len(groups) - 1))
-        addresses = {number: f"29.{i}.0.{number}" for number in range(16)}
+        addresses = {number: f"29.{i}.0.{number}" for group in groups for number in group}
         table = generate(
             prefill=groups[:cut], decode=groups[cut:], api_server=i == 0, local_ip=f"10.0.0.{i + 1}",
             device_addresses=addresses,
@@ -405,3 +405,14 @@ def test_rank_table_and_topology_round_trip(sample: list[tuple[str, GlobalTable]
     assert render(back) == render(table)
     assert to_topology(back, ports, "m", gateway_port=9000) == topology
     assert parse_table(GlobalTable, render(table), "t") == table
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "fe80::zz", "a b"])
+def test_a_local_ip_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(TopologyError, match="is not an address"):
+        generate(prefill=[[1]], local_ip=host)
+
+
+def test_an_address_for_a_device_of_no_instance_is_refused() -> None:
+    with pytest.raises(TopologyError, match=r"--device-ip 4=.*no instance uses device 4"):
+        generate(prefill=[[1]], local_ip="10.0.0.1", device_addresses={4: "10.0.0.22"})
