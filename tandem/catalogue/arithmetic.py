@@ -1,4 +1,4 @@
-"""What a model costs, from its configuration alone: parameters, cache bytes and floating-point operations."""
+"""What a model costs, from its configuration alone: parameters and cache bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,3 @@ def parameters(config: ModelConfig) -> int:
 def kv_bytes_per_token(config: ModelConfig, item_bytes: int) -> int:
     """Bytes of keys and values that one token leaves in the cache, over all layers."""
     return config.layers * 2 * config.attention.kv_heads * config.attention.head_dim * item_bytes
-
-
-def forward_flops_per_token(config: ModelConfig, context: int) -> int:
-    """Floating-point operations of one token's forward pass with `context` tokens to attend to (2 per multiply-add)."""
-    matrices = parameters(config) - (0 if config.tied_embeddings else config.vocab_size * config.hidden_size)
-    return 2 * matrices + 4 * config.layers * config.attention.heads * config.attention.head_dim * context

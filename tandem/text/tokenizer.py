@@ -7,7 +7,6 @@ sandbox (`text/chat.py`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
@@ -20,18 +19,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 class Tokenizer:
-    """One tokenizer with its special tokens and, where the folder has one, its chat template.
+    """One tokenizer and, where the folder has one, its chat template.
 
     Args:
         backend: The `tokenizers` object.
-        settings: Content of `tokenizer_config.json`.
         chat: How a conversation becomes text; None where the folder has no template.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, settings: dict[str, Any], chat: ChatTemplate | None) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatTemplate | None) -> None:
         self._backend = backend
-        self.bos_token = _special(settings.get("bos_token"))
-        self.eos_token = _special(settings.get("eos_token"))
         self.chat = chat
 
     @classmethod
@@ -50,7 +46,7 @@ class Tokenizer:
             raise ModelFolderError(f"{path}: is no tokenizer ({error}); copy the file again") from None
         settings_path = folder / "tokenizer_config.json"
         settings = read_json_object(settings_path, ModelFolderError) if settings_path.exists() else {}
-        return cls(backend, settings, ChatTemplate.from_folder(folder, settings))
+        return cls(backend, ChatTemplate.from_folder(folder, settings))
 
     @property
     def vocab_size(self) -> int:
@@ -83,8 +79,3 @@ class Tokenizer:
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The tokenizer files of a folder, to be written beside exported weights."""
     return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
-
-
-def _special(value: Any) -> str | None:
-    """A special token is written as text or as `{"content": text, ...}`."""
-    return value.get("content") if isinstance(value, dict) else value

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from tandem.errors import DataError
-from tandem.files import json_bytes, read_json_object, whole_folder
+from tandem.files import json_bytes, whole_folder
 from tandem.training.data.docstrings import questions_and_answers
 
 STANDARD_LIBRARY = "python-stdlib"
@@ -105,15 +105,6 @@ def read_texts(folder: Path) -> list[str]:
     except (OSError, KeyError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read ({error}); remove the folder, it is made again") from None
     return [str(text) for text in column]
-
-
-def read_digest(folder: Path) -> str:
-    """The digest in a corpus folder's manifest.
-
-    Raises:
-        DataError: The manifest cannot be read.
-    """
-    return str(read_json_object(folder / "corpus.json", DataError).get("digest"))
 
 
 def _python_files(root: Path) -> Iterator[Path]:

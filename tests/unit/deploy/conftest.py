@@ -26,8 +26,8 @@ if "stubborn" in name:
 else:
     signal.signal(signal.SIGTERM, lambda *_: (print(f"{name} ends", flush=True), sys.exit(0)))
 if "parent" in name:
-    helper = subprocess.Popen(["sleep", "300"])
-    print(f"helper {helper.pid}", flush=True)
+    grandchild = subprocess.Popen(["sleep", "300"])
+    print(f"grandchild {grandchild.pid}", flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(503 if "never" in name or time.monotonic() - began < 0.3 else 200)

@@ -71,8 +71,8 @@ def test_dead_child_is_named_by_watch(tmp_path: Path, one_of_each: Maker, server
     pids = list(deployment.pids.values())
     try:
         deployment.wait_ready(10)
-        helper = int((tmp_path / "parent-decode.log").read_text().split("helper ")[1])
-        assert alive(helper)
+        grandchild = int((tmp_path / "parent-decode.log").read_text().split("grandchild ")[1])
+        assert alive(grandchild)
         os.kill(deployment.pids["parent-decode"], signal.SIGKILL)
         with pytest.raises(ProcessError) as raised:
             deployment.watch()
@@ -82,7 +82,7 @@ def test_dead_child_is_named_by_watch(tmp_path: Path, one_of_each: Maker, server
     assert message.startswith("serving: parent-decode was killed by SIGKILL (exit code -9); last lines of ")
     assert str(tmp_path / "parent-decode.log") in message
     assert "parent-decode starts" in message
-    assert eventually(lambda: nothing_left(topology, [*pids, helper]))
+    assert eventually(lambda: nothing_left(topology, [*pids, grandchild]))
 
 
 def test_child_that_dies_before_it_is_ready(tmp_path: Path, one_of_each: Maker, server_command: CommandBuilder) -> None:
@@ -141,8 +141,8 @@ def test_stubborn_child_is_killed_with_its_group(
     deployment = LocalDeployment(topology, tmp_path, server_command)
     deployment.start()
     deployment.wait_ready(10)
-    helper = int((tmp_path / "stubborn-parent.log").read_text().split("helper ")[1])
-    pids = [*deployment.pids.values(), helper]
+    grandchild = int((tmp_path / "stubborn-parent.log").read_text().split("grandchild ")[1])
+    pids = [*deployment.pids.values(), grandchild]
     began = time.monotonic()
     deployment.stop(grace=0.5)
     assert 0.4 < time.monotonic() - began < 3

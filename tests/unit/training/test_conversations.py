@@ -55,7 +55,7 @@ def test_only_answers_and_their_ends_are_learnt(tokenizer: Tokenizer) -> None:
 
 def test_a_token_that_reaches_from_prompt_into_answer_is_not_learnt(tokenizer: Tokenizer) -> None:
     glued = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {}, "test")
-    plain = Tokenizer(tokenizer._backend, {}, glued)
+    plain = Tokenizer(tokenizer._backend, glued)
     example = encode_conversation(
         plain, [{"role": "user", "content": "hel"}, {"role": "assistant", "content": "lo bye"}]
     )
