@@ -176,15 +176,21 @@ class Driver:
 
     async def _keep_leases(self) -> None:
         """While requests wait here for room, their blocks elsewhere must not be given away."""
+        interval = self.engine.leases.duration / KEEPS_PER_LEASE
         while True:
-            await asyncio.sleep(self.engine.leases.duration / KEEPS_PER_LEASE)
+            await asyncio.sleep(interval)
             holders: dict[tuple[str, int, str], list[str]] = {}
             for ticket in self.engine.awaited():
                 holder = (ticket.remote_host or "", ticket.remote_port or 0, ticket.remote_engine_id or "")
                 holders.setdefault(holder, []).append(ticket.remote_request_id or "")
-            for (host, port, engine_id), tickets in holders.items():
-                with suppress(TransferError):  # the pull itself will say what is wrong
-                    await keep_leases(host, port, Keep(engine_id, tickets), self._transfer_timeout)
+            # All at once and briefly: a holder that is out of reach must not cost the others their leases.
+            await asyncio.gather(
+                *(
+                    keep_leases(host, port, Keep(engine_id, tickets), interval)
+                    for (host, port, engine_id), tickets in holders.items()
+                ),
+                return_exceptions=True,  # the pull itself will say what is wrong
+            )
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         if update := self.engine.fail(sequence, error):

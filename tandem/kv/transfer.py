@@ -176,7 +176,7 @@ async def pull_blocks(host: str, port: int, pull: Pull, size: int, timeout: floa
             return await _pull(host, port, pull, size)
     except TimeoutError:
         raise TransferError(f"KV pull from {host}:{port} took over {timeout:g} s; is that instance frozen?") from None
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+    except (OSError, EOFError, UnicodeError, msgspec.DecodeError) as error:  # UnicodeError: no host name at all
         raise TransferError(f"KV pull from {host}:{port} broke off ({error or type(error).__name__})") from None
 
 
@@ -192,7 +192,7 @@ async def keep_leases(host: str, port: int, keep: Keep, timeout: float) -> None:
             writer.write(_frame(keep))
             writer.close()
             await writer.wait_closed()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise TransferError(f"{host}:{port} cannot be told to keep KV leases ({error})") from None
 
 

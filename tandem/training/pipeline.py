@@ -66,9 +66,7 @@ def prepare_and_train(
     with _alone_in(directory):
         _clear(directory, fresh=fresh, stages=() if resume else ("sft",))
         run = _Run(recipe, directory, progress, device)
-        run.prepare_corpus()
-        run.train_tokenizer()
-        run.tokenise()
+        run.prepare()
         run.pretrain()
         return run.sft()
 
@@ -89,9 +87,7 @@ def prepare_and_pretrain(
     with _alone_in(directory):
         _clear(directory, fresh=fresh, stages=() if resume else ("pretrain", "sft"))
         run = _Run(recipe, directory, progress, device)
-        run.prepare_corpus()
-        run.train_tokenizer()
-        run.tokenise()
+        run.prepare()
         return run.pretrain()
 
 
@@ -107,6 +103,12 @@ class _Run:
         self._sft = directory / "sft"
         self._progress = progress
         self._device = device
+
+    def prepare(self) -> None:
+        """What takes seconds: everything before training."""
+        self.prepare_corpus()
+        self.train_tokenizer()
+        self.tokenise()
 
     def prepare_corpus(self) -> None:
         sources = gather(self._recipe.data.source)

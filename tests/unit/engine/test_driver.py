@@ -15,7 +15,7 @@ from tandem.engine.engine import Engine, EngineIdentity
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import Plan, SchedulerLimits
-from tandem.engine.sequence import Request, Update
+from tandem.engine.sequence import Request, Status, Update
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache
 from tandem.model.folder import load
@@ -79,6 +79,7 @@ def test_leaving_early_frees_the_blocks(driver: Driver) -> None:
         await anext(updates)
         await updates.aclose()
         await until_free(driver)
+        assert driver.engine.stats.ended == {Status.ABORTED: 1}
 
     run(driver, scenario)
 
@@ -90,6 +91,7 @@ def test_cancelling_while_waiting_frees_the_blocks(driver: Driver) -> None:
         task.cancel()
         await asyncio.wait({task})
         await until_free(driver)
+        assert driver.engine.stats.ended == {Status.ABORTED: 1}
 
     run(driver, scenario)
 

@@ -169,8 +169,11 @@ def test_leases_are_kept_over_the_wire() -> None:
         await keep_leases("127.0.0.1", port, Keep("engine", ["a", "b"]), 5)
         assert await asyncio.wait_for(holder.kept.get(), 5) == Keep("engine", ["a", "b"])
         await server.stop()
-        with pytest.raises(TransferError, match="cannot be told"):
-            await keep_leases("127.0.0.1", 1, Keep("engine", []), 5)
+        for host in ("127.0.0.1", "a" * 70, "."):
+            with pytest.raises(TransferError, match="cannot be told"):
+                await keep_leases(host, 1, Keep("engine", []), 5)
+            with pytest.raises(TransferError, match="broke off"):
+                await pull_blocks(host, 1, PULL, 1, 5)
 
     asyncio.run(scenario())
 

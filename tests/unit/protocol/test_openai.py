@@ -84,7 +84,8 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
-    completion(n=1, best_of=1, logprobs=None, presence_penalty=0, user=None, logit_bias={}, max_tokens=3)
+    neutral = completion(n=1, best_of=1, logprobs=None, presence_penalty=0, user=None, logit_bias={}, max_tokens=3)
+    assert neutral == completion(max_tokens=3)
 
 
 def test_chat() -> None:
