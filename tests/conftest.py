@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults
+from tandem.catalogue.position import Rope
 from tandem.model.decoder import Decoder
 from tandem.model.folder import save
 from tandem.text.tokenizer import tokenizer_files
@@ -25,7 +26,7 @@ TINY = ModelConfig(
     hidden_size=64,
     layers=3,
     attention=GQA(heads=4, kv_heads=2, head_dim=16),
-    position=Rope(theta=1e4),
+    position=Rope(theta=1e4, dims=16),
     feed_forward=SwiGLU(size=128),
     norm_eps=1e-5,
     tied_embeddings=False,

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent / "tandem"
 FLOORS = {
     "errors": 0, "files": 0,
     "protocol": 1, "topology": 1, "text": 1, "catalogue": 1,
-    "parallel": 2,
+    "parallel": 2, "kernels": 2,
     "model": 3, "kv": 3,
     "gateway": 4, "engine": 4, "training": 4, "deploy": 4,
     "cli": 5,

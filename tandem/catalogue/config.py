@@ -1,6 +1,11 @@
 """`ModelConfig`: everything a decoder's computation depends on, as one frozen value.
 
-Parts that come in kinds are tagged unions (today: one kind each), so that a field exists only where it means something.
+Parts that come in kinds are tagged unions, so that a field exists only where it means something:
+
+    attention     GQA | MLA
+    position      Rope(scaling: none | LinearScaling | DynamicNTK | QwenNTK | Llama3Scaling | Yarn) | Alibi
+    feed_forward  SwiGLU | MoE(router: SoftmaxRouter | GroupedSigmoidRouter)
+
 What a checkpoint folder calls these things is the business of `model/families`.
 """
 
@@ -8,49 +13,128 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tandem.errors import ModelFolderError
+from tandem.catalogue.position import Alibi, Rope
+from tandem.catalogue.require import require
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ModelFolderError(f"model configuration: {message}")
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Sliding-window attention: a token sees itself and the `size - 1` tokens before it."""
+
+    size: int
+    layers: tuple[int, ...]
+    """The layers that have it, ascending; the others see everything before them."""
+
+    def __post_init__(self) -> None:
+        """Refuse a window that sees nothing or that no layer has."""
+        require(self.size > 0, f"sliding window {self.size} must be positive")
+        require(len(self.layers) > 0, "a sliding window needs layers that have it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GQA:
-    """Grouped-query attention: `heads` query heads share `kv_heads` key/value heads."""
+    """Grouped-query attention: `heads` query heads share `kv_heads` key/value heads (Ainslie et al., 2023)."""
 
     heads: int
     kv_heads: int
     head_dim: int
+    qkv_bias: bool = False
+    window: Window | None = None
+    logn: int | None = None
+    """Queries at position i (from 1) beyond this many tokens are scaled by log(i) / log(logn); only at inference."""
 
     def __post_init__(self) -> None:
         """Refuse shapes no kernel can run."""
-        _require(min(self.heads, self.kv_heads, self.head_dim) > 0, f"attention sizes must be positive: {self}")
-        _require(self.heads % self.kv_heads == 0, f"{self.heads} heads are not divisible by {self.kv_heads} kv heads")
-        _require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+        require(min(self.heads, self.kv_heads, self.head_dim) > 0, f"attention sizes must be positive: {self}")
+        require(self.heads % self.kv_heads == 0, f"{self.heads} heads are not divisible by {self.kv_heads} kv heads")
+        require(self.logn is None or self.logn > 1, f"logn length {self.logn} must be over 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rope:
-    """Rotary positions over the two halves of each head (GPT-NeoX order)."""
+class MLA:
+    """Multi-head latent attention: keys and values are projections of one small latent (DeepSeek-V2, 2024).
 
-    theta: float
+    What a token leaves in the cache is the latent and one rotated key part that all heads share.
+    """
+
+    heads: int
+    q_rank: int | None
+    """Size of the queries' own latent; None where they are projected directly."""
+    kv_rank: int
+    nope_dim: int
+    """Part of each head's query and key that carries no position."""
+    rope_dim: int
+    """Part that is rotated."""
+    value_dim: int
 
     def __post_init__(self) -> None:
-        """Refuse a base without a logarithm."""
-        _require(self.theta > 0, f"rope theta {self.theta} must be positive")
+        """Refuse empty parts."""
+        sizes = (self.heads, self.q_rank or 1, self.kv_rank, self.nope_dim, self.rope_dim, self.value_dim)
+        require(min(sizes) > 0, f"attention sizes must be positive: {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwiGLU:
-    """Gated feed-forward: `down(silu(gate(x)) * up(x))`."""
+    """Gated feed-forward: `down(silu(gate(x)) * up(x))` (Shazeer, 2020)."""
 
     size: int
 
     def __post_init__(self) -> None:
         """Refuse an empty layer."""
-        _require(self.size > 0, f"feed-forward size {self.size} must be positive")
+        require(self.size > 0, f"feed-forward size {self.size} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxRouter:
+    """Mixtral's: the probabilities of the chosen experts, made to sum to one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedSigmoidRouter:
+    """DeepSeek-V3's: sigmoid scores, a correction bias that only chooses, and groups of which the best are kept."""
+
+    groups: int
+    chosen_groups: int
+    scale: float
+    """Factor on the chosen experts' weights."""
+    normalise: bool
+    """Whether these weights are first made to sum to one."""
+
+    def __post_init__(self) -> None:
+        """Refuse a choice among nothing."""
+        require(0 < self.chosen_groups <= self.groups, f"{self.chosen_groups} of {self.groups} groups cannot be chosen")
+        require(self.scale > 0, f"routing scale {self.scale} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """Mixture of SwiGLU experts."""
+
+    experts: int
+    chosen: int
+    """Experts per token (top-k)."""
+    size: int
+    """Inner size of one expert."""
+    router: SoftmaxRouter | GroupedSigmoidRouter
+    shared_size: int = 0
+    """Inner size of the expert every token passes; 0 for none."""
+    dense_layers: int = 0
+    """The first layers, which are plain."""
+    dense_size: int = 0
+    """Inner size of these."""
+
+    def __post_init__(self) -> None:
+        """Refuse experts that cannot be chosen."""
+        require(self.size > 0, f"expert size {self.size} must be positive")
+        require(0 < self.chosen <= self.experts, f"{self.chosen} of {self.experts} experts cannot be chosen")
+        require(min(self.shared_size, self.dense_layers, self.dense_size) >= 0, f"sizes must not be negative: {self}")
+        require(self.dense_size > 0 or not self.dense_layers, "dense layers need a dense_size")
+        if isinstance(router := self.router, GroupedSigmoidRouter):
+            require(self.experts % router.groups == 0, f"{self.experts} experts do not fill {router.groups} groups")
+            per_group = self.experts // router.groups
+            require(per_group > 1, f"groups of {per_group} expert: a group is judged by its best two")
+            reachable = router.chosen_groups * per_group
+            require(self.chosen <= reachable, f"{self.chosen} experts cannot be chosen among {reachable}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +150,49 @@ class ModelConfig:
     vocab_size: int
     hidden_size: int
     layers: int
-    attention: GQA
-    position: Rope
-    feed_forward: SwiGLU
+    attention: GQA | MLA
+    position: Rope | Alibi
+    feed_forward: SwiGLU | MoE
     norm_eps: float
-    tied_embeddings: bool
+    norm_weight_wide: bool = False
+    """Norm weights multiply in fp32, before the cast to the model's dtype."""
+    tied_embeddings: bool = False
     """The output head is the embedding table."""
+    normalised_head: bool = False
+    """The output head's rows are scaled to length one (Baichuan2's NormHead)."""
     max_position: int
     """Longest sequence the model was made for, in tokens."""
 
     def __post_init__(self) -> None:
-        """Refuse empty models."""
+        """Refuse empty models, and parts that do not go together."""
         sizes = {"vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "layers": self.layers}
         for name, size in (sizes | {"max_position": self.max_position}).items():
-            _require(size > 0, f"{name} {size} must be positive")
-        _require(self.norm_eps > 0, f"norm_eps {self.norm_eps} must be positive")
+            require(size > 0, f"{name} {size} must be positive")
+        require(self.norm_eps > 0, f"norm_eps {self.norm_eps} must be positive")
+        require(not (self.tied_embeddings and self.normalised_head), "a normalised head cannot be tied")
+        self._require_fitting_position()
+
+    def _require_fitting_position(self) -> None:
+        attention, position = self.attention, self.position
+        if isinstance(attention, MLA):
+            fits = isinstance(position, Rope) and position.dims == attention.rope_dim
+            require(fits, f"latent attention needs rotary positions over its {attention.rope_dim} rope dimensions")
+        elif isinstance(position, Rope):
+            require(position.dims <= attention.head_dim, f"{position.dims} of {attention.head_dim} cannot be rotated")
+        if isinstance(attention, GQA) and attention.window is not None:
+            require(max(attention.window.layers) < self.layers, "a layer with a sliding window is not there")
+
+    def feed_forward_of(self, layer: int) -> SwiGLU | MoE:
+        """The feed-forward part of one layer: a mixture's first layers may be plain."""
+        mixture = self.feed_forward
+        if isinstance(mixture, MoE) and layer < mixture.dense_layers:
+            return SwiGLU(size=mixture.dense_size)
+        return mixture
+
+    @property
+    def longest(self) -> int | None:
+        """Longest sequence the positions reach; None where their scaling follows any length."""
+        if isinstance(self.position, Alibi):
+            return self.max_position
+        reach = self.position.reach(self.max_position)
+        return None if reach is None else max(reach, self.max_position)

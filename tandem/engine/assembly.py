@@ -18,7 +18,6 @@ from tandem.engine.server import InstanceServer
 from tandem.errors import ModelFolderError, UsageError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache, compatibility_digest
-from tandem.model.decoder import Decoder
 from tandem.model.folder import DTYPES, fingerprint, load
 from tandem.parallel.device import choose_device
 from tandem.protocol.identity import Identity
@@ -45,7 +44,8 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     decoder = load(config.model, device, DTYPES.get(config.dtype))
     tokenizer = Tokenizer.from_folder(config.model)
     _check_vocabulary(config.model, tokenizer, decoder.config)
-    layout = _layout(decoder, config.block_size)
+    dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    layout = CacheLayout.of(decoder.config, dtype, config.block_size)
     length = _max_model_len(config, decoder.config)
     defaults = read_generation_defaults(config.model)
     _check_ends(config.model, defaults, decoder.config)
@@ -81,17 +81,6 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     return driver, InstanceServer(driver, intake, who), sizes
 
 
-def _layout(decoder: Decoder, block_size: int) -> CacheLayout:
-    attention = decoder.config.attention
-    return CacheLayout(
-        layers=decoder.config.layers,
-        kv_heads=attention.kv_heads,
-        head_dim=attention.head_dim,
-        dtype=str(next(decoder.parameters()).dtype).removeprefix("torch."),
-        block_size=block_size,
-    )
-
-
 def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> int:
     """As many blocks as the memory asked for holds, but no more than all sequences at full length can use."""
     per_sequence = -(-length // config.block_size)
@@ -106,10 +95,9 @@ def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> in
 
 
 def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:
-    if config.max_model_len is not None and config.max_model_len > model.max_position:
-        raise UsageError(
-            f"--max-model-len {config.max_model_len}: the model was made for {model.max_position}; lower it"
-        )
+    longest = model.longest
+    if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
+        raise UsageError(f"--max-model-len {config.max_model_len}: the model was made for {longest}; lower it")
     return config.max_model_len or model.max_position
 
 

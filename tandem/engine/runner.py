@@ -35,7 +35,7 @@ class Runner:
         """Compute the plan; the sampled tokens of its works that sample, in order."""
         works = plan.works
         fed = [token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]]
-        chunks = [Chunk(work.blocks, work.start, work.count) for work in works]
+        chunks = [Chunk(w.blocks, w.start, w.count, len(w.sequence.request.prompt)) for w in works]
         tokens = torch.tensor(fed, device=self._cache.device)
         hidden = self._decoder.hidden(tokens, PagedContext(self._cache, chunks))
         ends = accumulate(work.count for work in works)

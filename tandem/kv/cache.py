@@ -1,6 +1,8 @@
 """The memory that holds keys and values: one tensor, cut into blocks, written and read by slot.
 
-    storage [L layers][2 planes: keys, values][N blocks][S tokens per block][K kv heads][D head dimension]
+    storage [L layers][P planes][N blocks][S tokens per block][K kv heads][D numbers per head]
+
+The planes are keys and values; with latent attention there is one, of latents, and one "head".
 
 Token t of a sequence with block table `b` lies in slot `b[t // S] * S + t % S`. A layer's plane is contiguous, so
 reading one layer of one sequence is one gather of whole blocks.
@@ -15,20 +17,37 @@ import msgspec
 import torch
 from torch import Tensor
 
+from tandem.catalogue.arithmetic import cache_shape
+from tandem.catalogue.config import ModelConfig
+
 
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     """What a cache's bytes mean; two instances exchange blocks only when theirs are equal."""
 
     layers: int
+    planes: int
     kv_heads: int
     head_dim: int
     dtype: str
     block_size: int
 
+    @classmethod
+    def of(cls, config: ModelConfig, dtype: str, block_size: int) -> CacheLayout:
+        """The layout a model needs."""
+        planes, heads, head_dim = cache_shape(config)
+        return cls(
+            layers=config.layers,
+            planes=planes,
+            kv_heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            block_size=block_size,
+        )
+
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes over all layers, keys and values together."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * self.torch_dtype.itemsize
+        """Bytes that one token takes over all layers and planes."""
+        return self.layers * self.planes * self.kv_heads * self.head_dim * self.torch_dtype.itemsize
 
     @property
     def bytes_per_block(self) -> int:
@@ -59,7 +78,7 @@ class KVCache:
 
     def __init__(self, layout: CacheLayout, blocks: int, device: torch.device) -> None:
         self.layout = layout
-        shape = (layout.layers, 2, blocks, layout.block_size, layout.kv_heads, layout.head_dim)
+        shape = (layout.layers, layout.planes, blocks, layout.block_size, layout.kv_heads, layout.head_dim)
         self._storage = torch.empty(shape, dtype=layout.torch_dtype, device=device)
 
     @property
@@ -72,20 +91,17 @@ class KVCache:
         size = self.layout.block_size
         return torch.tensor([blocks[t // size] * size + t % size for t in range(start, stop)], device=self.device)
 
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store `k` and `v` [T, K, D] of one layer in their slots [T]."""
-        planes = self._storage[layer].flatten(1, 2)
-        planes[0].index_copy_(0, slots, k)
-        planes[1].index_copy_(0, slots, v)
+    def write(self, layer: int, slots: Tensor, *planes: Tensor) -> None:
+        """Store one [T, K, D] for each plane of one layer in their slots [T]."""
+        for plane, tokens in zip(self._storage[layer].flatten(1, 2), planes, strict=True):
+            plane.index_copy_(0, slots, tokens)
 
-    def read(self, layer: int, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [length, K, D] of one layer of a sequence, copied out of its blocks (int64)."""
-        planes = self._storage[layer]
-        k, v = (plane.index_select(0, blocks).flatten(0, 1)[:length] for plane in planes)
-        return k, v
+    def read(self, layer: int, blocks: Tensor, length: int) -> list[Tensor]:
+        """Each plane [length, K, D] of one layer of a sequence, copied out of its blocks (int64)."""
+        return [plane.index_select(0, blocks).flatten(0, 1)[:length] for plane in self._storage[layer]]
 
     def export_tokens(self, blocks: Sequence[int], length: int) -> Tensor:
-        """The first `length` tokens of a sequence as bytes, uint8 [L * 2 * length * K * D * item] on the CPU."""
+        """The first `length` tokens of a sequence as bytes, uint8 [L * P * length * K * D * item] on the CPU."""
         table = torch.tensor(blocks, device=self.device)
         tokens = self._storage.index_select(2, table).flatten(2, 3)[:, :, :length]
         return tokens.contiguous().cpu().view(torch.uint8).flatten()
@@ -93,6 +109,6 @@ class KVCache:
     def import_tokens(self, blocks: Sequence[int], length: int, data: Tensor) -> None:
         """Store what `export_tokens` gave, `data` uint8 on the CPU, in blocks of this cache."""
         layout = self.layout
-        shape = (layout.layers, 2, length, layout.kv_heads, layout.head_dim)
+        shape = (layout.layers, layout.planes, length, layout.kv_heads, layout.head_dim)
         tokens = data.view(layout.torch_dtype).view(shape).to(self.device)
         self._storage.flatten(2, 3).index_copy_(2, self.slots(blocks, 0, length), tokens)

@@ -3,19 +3,43 @@
 A batch is a row of chunks, one per sequence, laid end to end: a whole prompt, a piece of one, or a single new token.
 Each chunk attends to its own sequence alone, so a step costs what its sequences hold, not what the longest one would.
 
-Shapes: T tokens of all chunks, H query heads, K key/value heads, D head dimension, S tokens a sequence holds.
+Shapes: T tokens of all chunks, H query heads, K key/value heads, D head dimension, R numbers of a latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from tandem.kernels.attention import attend
 from tandem.kv.cache import KVCache
+
+EXPANDED_FROM = 128
+"""New tokens of a chunk from which expanding every cached latent once costs less than absorbing every query.
+
+With DeepSeek's sizes, and for each head, a query costs 131 thousand multiplications to absorb and 768 more for every
+token it sees; a cached token costs 131 thousand to expand. The two are even at 171 new tokens of a long sequence, and
+earlier in short ones: a whole prompt is always expanded.
+"""
+
+
+class Latent(Protocol):
+    """What a layer with latent attention does with latents; `model/context.py` says more."""
+
+    scale: float
+
+    def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [S, R] -> keys [S, H, D] and values [S, H, Dv]."""
+
+    def absorb(self, q: Tensor) -> Tensor:
+        """Queries [T, H, D] -> [T, H, R]."""
+
+    def values(self, weighted: Tensor) -> Tensor:
+        """Weighted sums of latents [T, H, R] -> [T, H, Dv]."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,8 @@ class Chunk:
     """Tokens of the sequence that are in the cache already."""
     count: int
     """New tokens; their keys and values are written by the batch."""
+    prompt: int
+    """Tokens of the sequence's prompt, which some rotary scalings go by."""
 
     @property
     def stop(self) -> int:
@@ -42,42 +68,55 @@ class PagedContext:
         device = cache.device
         self._cache = cache
         self._chunks = chunks
+        self._counts = [chunk.count for chunk in chunks]
         self._positions = torch.cat([torch.arange(c.start, c.stop, device=device) for c in chunks])
         self._slots = torch.cat([cache.slots(c.blocks, c.start, c.stop) for c in chunks])
         used = [c.blocks[: -(-c.stop // cache.layout.block_size)] for c in chunks]
         self._tables = [torch.tensor(blocks, device=device) for blocks in used]
-        self._masks = [_causal_mask(c, device) for c in chunks]
 
     @property
     def positions(self) -> Tensor:
         """Position of every token in its own sequence, int64 [T]."""
         return self._positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @property
+    def prompts(self) -> Tensor:
+        """Length of the prompt of every token's sequence, int64 [T]."""
+        lengths = torch.tensor([chunk.prompt for chunk in self._chunks], device=self._cache.device)
+        return lengths.repeat_interleave(torch.tensor(self._counts, device=self._cache.device))
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, slopes: Tensor | None
+    ) -> Tensor:
         """Write `k` and `v` [T, K, D] into the blocks, then attend from `q` [T, H, D]; returns [T, H, D]."""
         self._cache.write(layer, self._slots, k, v)
-        queries = torch.split(q, [chunk.count for chunk in self._chunks])
-        return torch.cat([self._attend_one(layer, index, rows) for index, rows in enumerate(queries)])
 
-    def _attend_one(self, layer: int, index: int, q: Tensor) -> Tensor:
-        chunk, mask = self._chunks[index], self._masks[index]
-        k, v = self._cache.read(layer, self._tables[index], chunk.stop)
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            k.transpose(0, 1)[None],
-            v.transpose(0, 1)[None],
-            attn_mask=mask,
-            is_causal=mask is None and chunk.count > 1,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        return out[0].transpose(0, 1)
+        def one(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return _single(rows, keys, values, scale=scale, window=window, slopes=slopes)
+
+        return self._each(layer, q, one)
+
+    def attend_latent(self, layer: int, q: Tensor, latents: Tensor, by: Latent) -> Tensor:
+        """Write `latents` [T, R] into the blocks, then attend from `q` [T, H, D]; returns [T, H, Dv]."""
+        self._cache.write(layer, self._slots, latents.unsqueeze(-2))
+
+        def one(rows: Tensor, seen: Tensor) -> Tensor:
+            if len(rows) >= min(EXPANDED_FROM, len(seen)):
+                return _single(rows, *by.expand(seen.squeeze(-2)), scale=by.scale)
+            return by.values(_single(by.absorb(rows), seen, seen, scale=by.scale))
+
+        return self._each(layer, q, one)
+
+    def _each(self, layer: int, q: Tensor, one: Callable[..., Tensor]) -> Tensor:
+        """Every chunk's rows of `q` with the planes of its own sequence."""
+        out = []
+        for chunk, table, rows in zip(self._chunks, self._tables, q.split(self._counts), strict=True):
+            out.append(one(rows, *self._cache.read(layer, table, chunk.stop)))
+        return torch.cat(out)
 
 
-def _causal_mask(chunk: Chunk, device: torch.device) -> Tensor | None:
-    """What new token i may see, bool [count, stop]; None where the kernel needs none.
-
-    A lone token sees everything, and a chunk from position 0 is plainly causal.
-    """
-    if chunk.count == 1 or chunk.start == 0:
-        return None
-    return torch.ones(chunk.count, chunk.stop, dtype=torch.bool, device=device).tril(chunk.start)
+def _single(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, slopes: Tensor | None = None
+) -> Tensor:
+    """One sequence: [T, H, D], [S, K, D], [S, K, Dv] -> [T, H, Dv]."""
+    return attend(q[None], k[None], v[None], scale=scale, window=window, slopes=slopes)[0]

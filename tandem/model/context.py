@@ -4,7 +4,7 @@ The decoder hands every layer's fresh queries, keys and values to a context and 
 Training uses `CausalContext`, which remembers nothing; the engine brings one over a paged cache. Neither side imports
 the other.
 
-Shapes: T tokens (any leading dimensions), H query heads, K key/value heads, D head dimension.
+Shapes: T tokens (any leading dimensions), H query heads, K key/value heads, D head dimension, R numbers of a latent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,24 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from tandem.kernels.attention import attend
+
+
+class Latent(Protocol):
+    """What a layer with latent attention does with latents: make keys and values of them, or do without."""
+
+    scale: float
+    """Factor on the scores."""
+
+    def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [T, R] -> keys [T, H, D] and values [T, H, Dv]."""
+
+    def absorb(self, q: Tensor) -> Tensor:
+        """Queries [T, H, D] -> [T, H, R], whose products with latents are those of `q` with expanded keys."""
+
+    def values(self, weighted: Tensor) -> Tensor:
+        """Weighted sums of latents [T, H, R] -> the same sums of expanded values [T, H, Dv]."""
 
 
 class AttentionContext(Protocol):
@@ -23,11 +40,20 @@ class AttentionContext(Protocol):
     def positions(self) -> Tensor:
         """Position of every token in its own sequence, int64 [T]."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @property
+    def prompts(self) -> Tensor:
+        """Length of the prompt of every token's sequence, int64 [T]; some rotary scalings go by it."""
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, slopes: Tensor | None
+    ) -> Tensor:
         """Remember `k` and `v` [T, K, D] of this layer, then attend from `q` [T, H, D]; returns [T, H, D].
 
-        Called once per layer and batch, in layer order.
+        Called once per layer and batch, in layer order. `scale`, `window` and `slopes` as in `kernels/attention.py`.
         """
+
+    def attend_latent(self, layer: int, q: Tensor, latents: Tensor, by: Latent) -> Tensor:
+        """Remember `latents` [T, R] of this layer, then attend from `q` [T, H, D]; returns [T, H, Dv]."""
 
 
 class CausalContext:
@@ -35,7 +61,7 @@ class CausalContext:
 
     Args:
         batch: Number of sequences, B.
-        length: Tokens in each, T.
+        length: Tokens in each, T; all of them count as prompt.
         device: Where the tokens are.
     """
 
@@ -47,9 +73,17 @@ class CausalContext:
         """0 to T-1 in every row, int64 [B, T]."""
         return self._positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @property
+    def prompts(self) -> Tensor:
+        """T everywhere, int64 [B, T]."""
+        return torch.full_like(self._positions, self._positions.shape[1])
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, slopes: Tensor | None
+    ) -> Tensor:
         """Causal attention within each row; `layer` does not matter, nothing is kept."""
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.shape[2] != k.shape[2]
-        )
-        return out.transpose(1, 2)
+        return attend(q, k, v, scale=scale, window=window, slopes=slopes)
+
+    def attend_latent(self, layer: int, q: Tensor, latents: Tensor, by: Latent) -> Tensor:
+        """Causal attention within each row over expanded latents."""
+        return attend(q, *by.expand(latents), scale=by.scale)

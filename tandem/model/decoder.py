@@ -10,15 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tandem.catalogue.config import ModelConfig
+from tandem.model.block import Block
 from tandem.model.context import AttentionContext
-from tandem.model.layers import Block, RMSNorm, rotation
+from tandem.model.head import NormHead
+from tandem.model.norm import RMSNorm
+from tandem.model.positions import Positions
+
+RESIDUAL = ("attention.o.weight", "feed_forward.down.weight", "experts.down", "shared.down.weight")
+"""Matrices that feed the residual stream."""
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer.
+    """A decoder-only transformer of any family.
 
     Parameters are left as `torch.nn` makes them; call `initialise` to train from scratch, or build on the meta device
-    and load a folder (`model/folder.py`).
+    and load a folder (`model/folder.py`). Their names and shapes are `catalogue/shapes.py`'s.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -26,21 +32,21 @@ class Decoder(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        # A tied head has no parameter of its own, so it can neither be saved twice nor drift apart.
-        self.head = None if config.tied_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, weight_wide=config.norm_weight_wide)
+        self.head = _head(config)
+        self._positions = Positions(config)
 
     def hidden(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """Token ids [T] -> final hidden states [T, E], after the last norm."""
         x = self.embedding(tokens)
-        by = rotation(self.config.position, self.config.attention.head_dim, context.positions, x.dtype)
+        place = self._positions.place(context, x.dtype, training=self.training)
         for block in self.layers:
-            x = block(x, by, context)
+            x = block(x, place, context)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states [T, E] -> logits [T, V]."""
-        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def forward(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """Token ids [T] -> logits [T, V]."""
@@ -53,5 +59,15 @@ class Decoder(nn.Module):
         residual = std / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                scale = residual if name.endswith(("attention.o.weight", "feed_forward.down.weight")) else std
-                parameter.normal_(0, scale, generator=generator)
+                parameter.normal_(0, residual if name.endswith(RESIDUAL) else std, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+
+
+def _head(config: ModelConfig) -> nn.Linear | None:
+    # A tied head has no parameter of its own, so it can neither be saved twice nor drift apart.
+    if config.tied_embeddings:
+        return None
+    if config.normalised_head:
+        return NormHead(config.hidden_size, config.vocab_size)
+    return nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -9,8 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults
+from tandem.catalogue.position import Rope
 from tandem.errors import ModelFolderError, RecipeError
 
 
@@ -46,7 +47,7 @@ class ModelShape(Section):
             hidden_size=self.hidden_size,
             layers=self.layers,
             attention=GQA(heads=self.heads, kv_heads=self.kv_heads, head_dim=head_dim),
-            position=Rope(theta=self.rope_theta),
+            position=Rope(theta=self.rope_theta, dims=head_dim),
             feed_forward=SwiGLU(size=self.feed_forward_size),
             norm_eps=self.norm_eps,
             tied_embeddings=self.tied_embeddings,

@@ -10,8 +10,9 @@ from tandem.errors import ModelFolderError
 from tandem.files import read_json_object
 from tandem.model.families.family import Family
 from tandem.model.families.llama import LLAMA
+from tandem.model.families.qwen2 import QWEN2
 
-FAMILIES: dict[str, Family] = {LLAMA.name: LLAMA}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2)}
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -45,8 +46,9 @@ def family_of(hf_config: dict[str, Any], where: str) -> Family:
     if not isinstance(architectures, list):
         raise ModelFolderError(f"{where}: architectures is {architectures!r}; expected a list of names")
     for family in FAMILIES.values():
-        if family.architecture in architectures or (not architectures and hf_config.get("model_type") == family.name):
+        typed = not architectures and hf_config.get("model_type") == family.model_type
+        if typed or not set(family.architectures).isdisjoint(map(str, architectures)):
             return family
-    known = ", ".join(family.architecture for family in FAMILIES.values())
+    known = ", ".join(family.architectures[0] for family in FAMILIES.values())
     named = ", ".join(map(str, architectures)) or hf_config.get("model_type") or "none"
     raise ModelFolderError(f"{where}: architecture {named} is not supported; known: {known}")

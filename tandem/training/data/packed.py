@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from tandem.kernels.attention import attend
+from tandem.model.context import Latent
 
 
 class PackedContext:
@@ -20,21 +22,24 @@ class PackedContext:
         begins = torch.ones_like(segments, dtype=torch.bool)
         begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
         self._positions = place - torch.where(begins, place, 0).cummax(dim=1).values
-        same = segments[:, :, None] == segments[:, None, :]
-        self._mask = (same & torch.ones(length, length, dtype=torch.bool, device=segments.device).tril())[:, None]
+        self._same = segments[:, :, None] == segments[:, None, :]
 
     @property
     def positions(self) -> Tensor:
         """Position of each token in its own segment, int64 [B, T]."""
         return self._positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @property
+    def prompts(self) -> Tensor:
+        """Length of each token's segment, int64 [B, T]."""
+        return self._same.sum(dim=-1)
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, slopes: Tensor | None
+    ) -> Tensor:
         """Attention under the mask; `layer` does not matter, nothing is kept. [B, T, H, D] in and out."""
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=self._mask,
-            enable_gqa=q.shape[2] != k.shape[2],
-        )
-        return out.transpose(1, 2)
+        return attend(q, k, v, scale=scale, window=window, slopes=slopes, same=self._same)
+
+    def attend_latent(self, layer: int, q: Tensor, latents: Tensor, by: Latent) -> Tensor:
+        """The same over expanded latents [B, T, R]."""
+        return attend(q, *by.expand(latents), scale=by.scale, same=self._same)

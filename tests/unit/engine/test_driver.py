@@ -24,7 +24,7 @@ from tandem.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 IDENTITY = EngineIdentity(engine_id="e", digest="d", host="127.0.0.1", port=1)
-LAYOUT = CacheLayout(layers=3, kv_heads=2, head_dim=16, dtype="float32", block_size=16)
+LAYOUT = CacheLayout(layers=3, planes=2, kv_heads=2, head_dim=16, dtype="float32", block_size=16)
 
 Scenario = Callable[[Driver], Coroutine[None, None, None]]
 

@@ -42,14 +42,7 @@ def tokenizer(tiny_model: Path) -> Tokenizer:
 
 
 def make_engine(decoder: Decoder, tokenizer: Tokenizer, blocks: int = 200, **limits: int) -> Engine:
-    shape = decoder.config.attention
-    layout = CacheLayout(
-        layers=decoder.config.layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        dtype="float32",
-        block_size=BLOCK,
-    )
+    layout = CacheLayout.of(decoder.config, "float32", BLOCK)
     cache, pool = KVCache(layout, blocks, CPU), BlockPool(blocks, BLOCK)
     return Engine(Runner(decoder, cache), cache, pool, tokenizer, SchedulerLimits(**limits), IDENTITY, 30.0)
 

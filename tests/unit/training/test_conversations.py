@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
+from tandem.catalogue.position import Rope
 from tandem.errors import DataError
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
@@ -119,7 +120,7 @@ def test_packing_keeps_conversations_whole_and_prompts_silent() -> None:
 def test_packed_conversations_do_not_see_each_other() -> None:
     config = ModelConfig(
         family="llama", vocab_size=30, hidden_size=16, layers=2, attention=GQA(heads=2, kv_heads=1, head_dim=8),
-        position=Rope(theta=10000.0), feed_forward=SwiGLU(size=24), norm_eps=1e-5,
+        position=Rope(theta=10000.0, dims=8), feed_forward=SwiGLU(size=24), norm_eps=1e-5,
         tied_embeddings=True, max_position=64,
     )  # fmt: skip
     model = Decoder(config)

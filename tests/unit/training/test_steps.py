@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
+from tandem.catalogue.position import Rope
 from tandem.errors import CheckpointError
 from tandem.model.decoder import Decoder
 from tandem.training.config import StageConfig
@@ -23,7 +24,7 @@ STAGE = StageConfig(steps=4, seq_length=16, global_batch=4, micro_batch=2, lr=0.
 def model() -> Decoder:
     model = Decoder(ModelConfig(
         family="llama", vocab_size=64, hidden_size=16, layers=2, attention=GQA(heads=2, kv_heads=1, head_dim=8),
-        position=Rope(theta=10000.0), feed_forward=SwiGLU(size=24), norm_eps=1e-5,
+        position=Rope(theta=10000.0, dims=8), feed_forward=SwiGLU(size=24), norm_eps=1e-5,
         tied_embeddings=True, max_position=64,
     ))  # fmt: skip
     model.initialise(0, std=0.2)

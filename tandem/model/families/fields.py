@@ -1,0 +1,69 @@
+"""Reading the fields of a `config.json`, each checked and named when it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tandem.errors import ModelFolderError
+
+LARGEST = 1e30
+"""No field that is a number comes near it."""
+
+
+class Fields:
+    """One `config.json`.
+
+    Args:
+        fields: Its content.
+        where: Its path, for messages.
+    """
+
+    def __init__(self, fields: dict[str, Any], where: str) -> None:
+        self._fields = fields
+        self.where = where
+
+    def get(self, name: str) -> Any:
+        """A field as it stands; None where it is missing or null."""
+        return self._fields.get(name)
+
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number from `least` up."""
+        value = default if self.get(name) is None else self.get(name)
+        if type(value) is not int or value < least:
+            raise ModelFolderError(f"{self.where}: {name} is {value!r}; expected a whole number from {least} up")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive number."""
+        value = default if self.get(name) is None else self.get(name)
+        if type(value) not in (int, float) or not 0 < value < LARGEST:  # type: ignore[operator]
+            raise ModelFolderError(
+                f"{self.where}: {name} is {str(value)[:40]}; expected a number from 0 to {LARGEST:g}"
+            )
+        return float(value)  # type: ignore[arg-type]
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = default if self.get(name) is None else self.get(name)
+        if type(value) is not bool:
+            raise ModelFolderError(f"{self.where}: {name} is {value!r}; expected true or false")
+        return value
+
+    def part(self, name: str) -> Fields:
+        """A field that is an object; an empty one where it is missing or null."""
+        value = self.get(name) or {}
+        if not isinstance(value, dict):
+            raise ModelFolderError(f"{self.where}: {name} must be an object or null, not {str(value)[:40]!r}")
+        return Fields(value, f"{self.where}: {name}")
+
+    def only(self, supported: dict[str, tuple[object, ...]]) -> None:
+        """Refuse fields that change the computation and have a value the decoder does not compute.
+
+        A missing field counts as None, so None stands among the values wherever the family's own default is supported.
+        """
+        for name, values in supported.items():
+            if self.get(name) not in values:
+                first = next((value for value in values if value is not None), None)
+                raise ModelFolderError(
+                    f"{self.where}: {name} = {self.get(name)!r} is not supported; supported: {first!r}"
+                )
