@@ -53,11 +53,11 @@ def attend(
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | None) -> Tensor:
     """A lone token sees everything, so the G heads of a group are G rows of one head: no key is repeated."""
     batch, _, heads, _ = q.shape
-    grouped = q[:, 0].unflatten(1, (k.shape[2], -1))
+    grouped = q[:, 0].reshape(batch, k.shape[2], -1, q.shape[3])
     bias = None
     if slopes is not None:
         distance = torch.arange(1 - k.shape[1], 1, device=q.device)
-        bias = (slopes[:, None] * distance).to(q.dtype).unflatten(0, (k.shape[2], -1))[None]
+        bias = (slopes[:, None] * distance).to(q.dtype).view(1, *grouped.shape[1:3], -1)
     out = F.scaled_dot_product_attention(grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=bias, scale=scale)
     return out.reshape(batch, 1, heads, -1)
 

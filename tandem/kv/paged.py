@@ -110,7 +110,7 @@ class PagedContext:
     def _each(self, layer: int, q: Tensor, one: Callable[..., Tensor]) -> Tensor:
         """Every chunk's rows of `q` with the planes of its own sequence."""
         out = []
-        for chunk, table, rows in zip(self._chunks, self._tables, q.split(self._counts), strict=True):
+        for chunk, table, rows in zip(self._chunks, self._tables, torch.split(q, self._counts), strict=True):
             out.append(one(rows, *self._cache.read(layer, table, chunk.stop)))
         return torch.cat(out)
 

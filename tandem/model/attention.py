@@ -61,6 +61,9 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.shape = shape
+        self._query_parts = [shape.nope_dim, shape.rope_dim]
+        self._latent_parts = [shape.kv_rank, shape.rope_dim]
+        self._up_parts = [shape.nope_dim, shape.value_dim]
         self.scale = (shape.nope_dim + shape.rope_dim) ** -0.5 * _softmax_factor(config)
         query = shape.heads * (shape.nope_dim + shape.rope_dim)
         if shape.q_rank is None:
@@ -76,23 +79,23 @@ class LatentAttention(nn.Module):
 
     def forward(self, x: Tensor, place: Placement, context: AttentionContext) -> Tensor:
         """[T, E] -> [T, E]."""
-        nope, rope = self._queries(x).split((self.shape.nope_dim, self.shape.rope_dim), dim=-1)
+        nope, rope = torch.split(self._queries(x), self._query_parts, dim=-1)
         q = torch.cat((nope, place.turn(rope)), dim=-1)
-        compressed, key = self.kv_down(x).split((self.shape.kv_rank, self.shape.rope_dim), dim=-1)
+        compressed, key = torch.split(self.kv_down(x), self._latent_parts, dim=-1)
         latents = torch.cat((self.kv_norm(compressed), place.turn(key.unsqueeze(-2)).squeeze(-2)), dim=-1)
         return self.o(context.attend_latent(self.layer, q, latents, self).flatten(-2))  # type: ignore[no-any-return]
 
     def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents [T, R] -> keys [T, H, D] and values [T, H, Dv]."""
-        compressed, key = latents.split((self.shape.kv_rank, self.shape.rope_dim), dim=-1)
+        compressed, key = torch.split(latents, self._latent_parts, dim=-1)
         parts = self.kv_up(compressed).unflatten(-1, (self.shape.heads, -1))
-        nope, values = parts.split((self.shape.nope_dim, self.shape.value_dim), dim=-1)
+        nope, values = torch.split(parts, self._up_parts, dim=-1)
         shared = key.unsqueeze(-2).expand(*nope.shape[:-1], -1)
         return torch.cat((nope, shared), dim=-1), values
 
     def absorb(self, q: Tensor) -> Tensor:
         """Queries [T, H, D] -> [T, H, R]."""
-        nope, rope = q.split((self.shape.nope_dim, self.shape.rope_dim), dim=-1)
+        nope, rope = torch.split(q, self._query_parts, dim=-1)
         keys, _ = self._up()
         return torch.cat((torch.einsum("...hn,hnr->...hr", nope, keys), rope), dim=-1)
 
@@ -107,8 +110,8 @@ class LatentAttention(nn.Module):
 
     def _up(self) -> tuple[Tensor, Tensor]:
         """The projection's parts for keys [H, nope, kv_rank] and for values [H, Dv, kv_rank]."""
-        parts = self.kv_up.weight.unflatten(0, (self.shape.heads, -1))
-        keys, values = parts.split((self.shape.nope_dim, self.shape.value_dim), dim=1)
+        parts = self.kv_up.weight.view(self.shape.heads, -1, self.shape.kv_rank)
+        keys, values = torch.split(parts, self._up_parts, dim=1)
         return keys, values
 
 

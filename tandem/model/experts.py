@@ -35,7 +35,7 @@ class Router(nn.Module):
     def _grouped(self, x: Tensor, router: GroupedSigmoidRouter) -> tuple[Tensor, Tensor]:
         """The best groups by their two best experts, and the best experts within them (DeepSeek-V3, 2024)."""
         scores = F.linear(x.float(), self.weight.float()).sigmoid()
-        corrected = (scores + self.bias).unflatten(-1, (router.groups, -1))
+        corrected = (scores + self.bias).view(len(x), router.groups, -1)
         best = corrected.topk(2, dim=-1).values.sum(dim=-1).topk(router.chosen_groups, dim=-1).indices
         outside = torch.ones_like(corrected[..., 0], dtype=torch.bool).scatter(-1, best, value=False)
         corrected = corrected.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
@@ -58,7 +58,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """[N, E], [N, C], [N, C] -> [N, E]; only experts that some token chose compute."""
         out = torch.zeros_like(x)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             token, choice = torch.where(chosen == expert)
             rows = x[token]
             inner = F.silu(F.linear(rows, self.gate[expert])) * F.linear(rows, self.up[expert])

@@ -34,7 +34,7 @@ class NormHead(nn.Linear):
         """Lengths of the weight's rows, fp32 [V]; a row of zeros counts as 1e-12 long, as in torch's `normalize`."""
         if self._lengths is not None:
             return self._lengths
-        lengths = torch.linalg.vector_norm(self.weight, dim=1, dtype=torch.float32).clamp(min=1e-12)
+        lengths: Tensor = torch.linalg.vector_norm(self.weight, dim=1, dtype=torch.float32).clamp(min=1e-12)
         if not self.training:
             self._lengths = lengths.detach()
         return lengths
