@@ -1,0 +1,64 @@
+"""`NamedModel`: a published model, by the name the documents give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.layout import Layout, MinimumCards
+
+TokenizerKind = Literal[
+    "llama3-json",
+    "qwen2-json",
+    "deepseek-json",
+    "llama2-sentencepiece",
+    "mistral-sentencepiece",
+    "yi-sentencepiece",
+    "chatglm3-sentencepiece",
+    "baichuan2-sentencepiece",
+    "qwen-tiktoken",
+    "glm4-tiktoken",
+]
+"""Whose vocabulary, and in which kind of file."""
+
+ChatFormat = Literal["chatml", "llama2", "llama3", "mistral", "chatglm3", "glm4", "baichuan2", "deepseek"]
+"""How a conversation becomes text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """One published model."""
+
+    name: str
+    """What commands call it, as in `qwen2.5-7b`."""
+    series: str
+    """The documents' heading for it."""
+    repository: str
+    """On huggingface.co."""
+    revision: str | None = None
+    """The commit that must be used; None where any does."""
+    also: tuple[str, ...] = ()
+    """Other repositories of the same shape that the documents name."""
+    config: ModelConfig
+    """Its full size."""
+    dtype: str
+    """What its weights are published in; a key of `arithmetic.DTYPE_BYTES`."""
+    tokenizer: TokenizerKind
+    chat: ChatFormat
+    layouts: tuple[Layout, ...] = ()
+    """For training; the first is the recommended one. Empty where nothing is known."""
+    minimum_cards: tuple[MinimumCards, ...] = ()
+    note: str = ""
+    """What else a user should know."""
+
+    @property
+    def link(self) -> str:
+        """Where it can be looked at."""
+        return f"https://huggingface.co/{self.repository}" + (f"/tree/{self.revision}" if self.revision else "")
+
+    @property
+    def download(self) -> str:
+        """The command that fetches it."""
+        revision = f" --revision {self.revision}" if self.revision else ""
+        return f"hf download {self.repository}{revision} --local-dir models/{self.name}"
