@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 
 def instance(
-    model: Path,
+    model: str,
     *,
     role: Literal["prefill", "decode", "both"] = "both",
     port: int = 8000,
@@ -30,7 +29,7 @@ def instance(
     """Run one inference instance in the foreground.
 
     Args:
-        model: Hugging Face model folder.
+        model: Hugging Face model folder; or a name or organisation/model that is in the Hugging Face cache.
         role: Prefill only, decode only, or both.
         port: HTTP port.
         host: Address the ports bind to.
@@ -49,6 +48,7 @@ def instance(
     """
     import logging
 
+    from tandem.catalogue.source import model_folder, served_name
     from tandem.engine.config import InstanceConfig
     from tandem.engine.instance import run_instance
     from tandem.protocol.lifeline import hold_lifeline
@@ -56,11 +56,11 @@ def instance(
     hold_lifeline()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = InstanceConfig(
-        model=model,
+        model=model_folder(model),
         role=role,
         host=host,
         port=port,
-        served_model_names=tuple(served_model_name or ()),
+        served_model_names=tuple(served_model_name or (served_name(model),)),
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model: Path,
+    model: str,
     /,
     *,
     prefill: int = 1,
@@ -24,20 +24,21 @@ def serve(
     """Serve a model folder on this host until Ctrl-C.
 
     Args:
-        model: Model folder in Hugging Face format.
+        model: Model folder in Hugging Face format; or a name or organisation/model that is in the Hugging Face cache.
         prefill: Number of prefill instances; 0 makes each of the others do both.
         decode: Number of decode instances.
         port: Public port; 0 chooses a free one.
         host: Address to listen on; only the gateway is reachable there.
-        served_model_name: Name clients use; the folder's name by default.
+        served_model_name: Name clients use; the folder's name, or the one given, by default.
         run_dir: Folder for topology.yaml and logs/; a new one under ./runs by default.
     """
-    from tandem.deploy.service import local_topology, new_run_directory, require_model_folder, running
+    from tandem.catalogue.source import model_folder, served_name
+    from tandem.deploy.service import local_topology, new_run_directory, running
     from tandem.topology.file import write_topology
 
-    require_model_folder(model)
+    name = served_model_name or served_name(model)
     topology = local_topology(
-        model, prefill=prefill, decode=decode, port=port, host=host, served_model_name=served_model_name
+        model_folder(model), prefill=prefill, decode=decode, port=port, host=host, served_model_name=name
     )
     folder = run_dir or new_run_directory(Path("runs"), "serve")
     write_topology(topology, folder / "topology.yaml")

@@ -13,7 +13,7 @@ from pathlib import Path
 from tandem.deploy.command import instance_command
 from tandem.deploy.local import CommandBuilder, LocalDeployment, Progress
 from tandem.deploy.port import free_ports, port_is_free, require_port_number
-from tandem.errors import ModelFolderError, UsageError
+from tandem.errors import UsageError
 from tandem.topology.topology import Instance, Role, Topology
 
 READY_TIMEOUT = 1800.0
@@ -23,18 +23,6 @@ INSTANCE_HOST = "127.0.0.1"
 """Only the gateway is reachable from outside; the instances behind it are not."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def require_model_folder(folder: Path) -> None:
-    """Refuse what is not a model folder at first sight; the instances look closer.
-
-    Raises:
-        ModelFolderError: Naming the path and the fix.
-    """
-    if not folder.is_dir():
-        raise ModelFolderError(f"{folder}: no such folder; give the folder of a model, with its config.json")
-    if not (folder / "config.json").is_file():
-        raise ModelFolderError(f"{folder}: has no config.json; give a folder in Hugging Face format")
 
 
 def local_topology(

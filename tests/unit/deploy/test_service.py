@@ -10,8 +10,8 @@ import pytest
 from tandem.cli import run
 from tandem.deploy.command import instance_command, instance_environment
 from tandem.deploy.port import free_port
-from tandem.deploy.service import local_topology, new_run_directory, require_model_folder
-from tandem.errors import ModelFolderError, UsageError
+from tandem.deploy.service import local_topology, new_run_directory
+from tandem.errors import UsageError
 from tandem.topology.topology import Device, Instance, Role, Topology
 
 
@@ -61,14 +61,6 @@ def test_used_gateway_port_is_one_line(
     assert f"port {port} on 127.0.0.1 is in use" in error
     assert "--port" in error
     assert not (model.parent / "runs").exists()
-
-
-def test_model_folder_at_first_sight(model: Path, tmp_path: Path) -> None:
-    require_model_folder(model)
-    with pytest.raises(ModelFolderError, match=r"none: no such folder"):
-        require_model_folder(tmp_path / "none")
-    with pytest.raises(ModelFolderError, match=r"has no config.json"):
-        require_model_folder(tmp_path)
 
 
 def test_run_directories_are_never_shared(tmp_path: Path) -> None:
