@@ -39,7 +39,7 @@ class MinimumCards:
     """Up to which sequence length; None where they name none."""
 
 
-DOCUMENT = "recommended settings of the documents"
+DOCUMENT = "stated by the documents"
 
 
 def documented(seq_length: int, *, tp: int, pp: int, cards: int, basis: str = DOCUMENT) -> Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
-from tandem.catalogue.layout import documented
+from tandem.catalogue.layout import DOCUMENT, documented
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import Alibi
 
@@ -27,6 +27,6 @@ BAICHUAN2_13B = NamedModel(
     tokenizer="baichuan2-sentencepiece",
     chat="baichuan2",
     layouts=(
-        documented(4096, tp=8, pp=1, cards=8, basis="documents of an earlier release, which name no cards or length"),
+        documented(4096, tp=8, pp=1, cards=8, basis=f"{DOCUMENT} of an earlier release, without cards or length"),
     ),
 )
