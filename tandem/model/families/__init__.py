@@ -8,11 +8,20 @@ from typing import Any
 from tandem.catalogue.config import ModelConfig
 from tandem.errors import ModelFolderError
 from tandem.files import read_json_object
+from tandem.model.families.baichuan import BAICHUAN
+from tandem.model.families.chatglm import CHATGLM
+from tandem.model.families.deepseek_v3 import DEEPSEEK_V3
 from tandem.model.families.family import Family
+from tandem.model.families.glm import GLM
 from tandem.model.families.llama import LLAMA
+from tandem.model.families.mistral import MISTRAL
+from tandem.model.families.mixtral import MIXTRAL
+from tandem.model.families.qwen import QWEN
 from tandem.model.families.qwen2 import QWEN2
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (LLAMA, MISTRAL, MIXTRAL, QWEN, QWEN2, CHATGLM, GLM, BAICHUAN, DEEPSEEK_V3)
+}
 
 
 def read_config(folder: Path) -> ModelConfig:

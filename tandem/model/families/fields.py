@@ -26,35 +26,41 @@ class Fields:
         """A field as it stands; None where it is missing or null."""
         return self._fields.get(name)
 
+    def given(self, name: str) -> bool:
+        """Whether a field is there, be it null; for those whose default is not what null means."""
+        return name in self._fields
+
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
         """A whole number from `least` up."""
         value = default if self.get(name) is None else self.get(name)
         if type(value) is not int or value < least:
-            raise ModelFolderError(f"{self.where}: {name} is {value!r}; expected a whole number from {least} up")
+            raise self._wrong(name, value, f"a whole number from {least} up")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number."""
         value = default if self.get(name) is None else self.get(name)
         if type(value) not in (int, float) or not 0 < value < LARGEST:  # type: ignore[operator]
-            raise ModelFolderError(
-                f"{self.where}: {name} is {str(value)[:40]}; expected a number from 0 to {LARGEST:g}"
-            )
+            raise self._wrong(name, value, f"a number from 0 to {LARGEST:g}")
         return float(value)  # type: ignore[arg-type]
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = default if self.get(name) is None else self.get(name)
         if type(value) is not bool:
-            raise ModelFolderError(f"{self.where}: {name} is {value!r}; expected true or false")
+            raise self._wrong(name, value, "true or false")
         return value
 
     def part(self, name: str) -> Fields:
         """A field that is an object; an empty one where it is missing or null."""
-        value = self.get(name) or {}
+        value = {} if self.get(name) is None else self.get(name)
         if not isinstance(value, dict):
-            raise ModelFolderError(f"{self.where}: {name} must be an object or null, not {str(value)[:40]!r}")
+            raise self._wrong(name, value, "an object or null")
         return Fields(value, f"{self.where}: {name}")
+
+    def holds_parts(self) -> bool:
+        """Whether some field is itself an object."""
+        return any(isinstance(value, dict) for value in self._fields.values())
 
     def only(self, supported: dict[str, tuple[object, ...]]) -> None:
         """Refuse fields that change the computation and have a value the decoder does not compute.
@@ -67,3 +73,7 @@ class Fields:
                 raise ModelFolderError(
                     f"{self.where}: {name} = {self.get(name)!r} is not supported; supported: {first!r}"
                 )
+
+    def _wrong(self, name: str, value: object, expected: str) -> ModelFolderError:
+        state = "is missing" if value is None else f"is {value!r:.40}"
+        return ModelFolderError(f"{self.where}: {name} {state}; expected {expected}")

@@ -12,7 +12,7 @@ from tandem.catalogue.config import GQA, ModelConfig, Window
 from tandem.errors import ModelFolderError
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
-from tandem.model.families.llama import ignored, read_llama_like, tensors, write_llama_like
+from tandem.model.families.llama import NAMES, Defaults, ignored, read_llama_like, write_llama_like
 
 COMPUTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
@@ -27,7 +27,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
-    config = read_llama_like("qwen2", file, norm_eps=1e-6, max_position=32768)
+    config = read_llama_like("qwen2", file, Defaults(max_position=32768, kv_heads=32))
     assert isinstance(config.attention, GQA)
     window = _window(file, config.layers)
     return replace(config, attention=replace(config.attention, qkv_bias=True, window=window))
@@ -35,15 +35,17 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
 
 def _window(file: Fields, layers: int) -> Window | None:
     """Which layers slide: `layer_types` where it stands, else those from `max_window_layers` up."""
-    if not file.flag("use_sliding_window", False) or file.get("sliding_window") is None:
+    size = file.size("sliding_window", 4096)
+    null = file.given("sliding_window") and file.get("sliding_window") is None
+    if not file.flag("use_sliding_window", False) or null:
         return None
     kinds = file.get("layer_types")
     if kinds is None:
         kinds = [SLIDING if layer >= file.size("max_window_layers", 28, 0) else FULL for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= {SLIDING, FULL}:
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
         raise ModelFolderError(f"{file.where}: layer_types must name {SLIDING} or {FULL} for each of {layers} layers")
     sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
-    return Window(size=file.size("sliding_window"), layers=sliding) if sliding else None
+    return Window(size=size, layers=sliding) if sliding else None
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -65,6 +67,6 @@ QWEN2 = Family(
     architectures=("Qwen2ForCausalLM",),
     read_config=read_config,
     write_config=write_config,
-    tensors=tensors,
+    tensors=NAMES.tensors,
     ignored=ignored,
 )

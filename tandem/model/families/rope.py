@@ -13,27 +13,63 @@ from tandem.errors import ModelFolderError
 from tandem.model.families.fields import Fields
 
 
-def read_rope(fields: Fields, dims: int, max_position: int, *, interleaved: bool = False) -> Rope:
+def read_rope(
+    fields: Fields,
+    head_dim: int,
+    max_position: int,
+    *,
+    theta: float = 10000.0,
+    rotated: float = 1.0,
+) -> Rope:
     """The rotary positions a `config.json` asks for.
 
     Args:
         fields: The file.
-        dims: Rotated dimensions of each head.
+        head_dim: Dimensions of each head.
         max_position: Where a scaling leaves out what it was trained on.
-        interleaved: Whether pairs are neighbours.
+        theta: The family's own, where the file has none.
+        rotated: Share of a head's dimensions that the family rotates where the file does not say; a family that
+            rotates all of them is refused another share.
 
     Raises:
-        ModelFolderError: The type is unknown or a parameter is wrong.
+        ModelFolderError: The type is unknown, a parameter is wrong, or the two spellings contradict each other.
     """
+    spelled = _spelled(fields, max_position)
+    return Rope(
+        theta=_inside(spelled, fields, "rope_theta").number("rope_theta", theta),
+        dims=int(head_dim * _share(_inside(spelled, fields, "partial_rotary_factor"), rotated)),
+        scaling=_read_scaling(spelled, max_position),
+    )
+
+
+def _spelled(fields: Fields, max_position: int) -> Fields:
+    """The parameters of whichever spelling is there."""
     new, old = fields.part("rope_parameters"), fields.part("rope_scaling")
-    kind = new.get("rope_type") or old.get("rope_type") or old.get("type") or "default"
-    scaling = _read_scaling(kind, new if new.get("rope_type") else old, max_position)
-    theta = (new if new.get("rope_theta") is not None else fields).number("rope_theta", 10000.0)
-    return Rope(theta=theta, dims=dims, interleaved=interleaved, scaling=scaling)
+    if new.holds_parts():
+        raise ModelFolderError(f"{new.where}: one set for each kind of layer is not supported; supported: one for all")
+    if not fields.get("rope_parameters"):
+        return old
+    if fields.get("rope_scaling") and _read_scaling(new, max_position) != _read_scaling(old, max_position):
+        raise ModelFolderError(f"{fields.where}: rope_parameters and rope_scaling contradict each other; keep one")
+    return new
 
 
-def _read_scaling(kind: object, fields: Fields, max_position: int) -> Scaling | None:
-    match kind:
+def _inside(spelled: Fields, fields: Fields, name: str) -> Fields:
+    """Where a parameter stands: among the others or beside them."""
+    return fields if spelled.get(name) is None else spelled
+
+
+def _share(fields: Fields, rotated: float) -> float:
+    share = fields.number("partial_rotary_factor", rotated)
+    if share > 1 or (rotated == 1 and share != 1):
+        raise ModelFolderError(
+            f"{fields.where}: partial_rotary_factor = {share} is not supported; supported: {rotated}"
+        )
+    return share
+
+
+def _read_scaling(fields: Fields, max_position: int) -> Scaling | None:
+    match kind := fields.get("rope_type") or fields.get("type") or "default":
         case "default":
             return None
         case "linear":
