@@ -68,12 +68,13 @@ def model_lines(model: NamedModel, context: int | None = None) -> Iterator[Line]
         yield "also", ", ".join(model.also)
     yield from config_lines(model.config, context)
     yield "published in", model.dtype
-    yield "tokenizer", f"{model.tokenizer}, chats as {model.chat}"
+    yield "tokenizer", f"{model.tokenizer}'s, chats as {model.chat}"
     for layout in model.layouts:
         yield "training", layout_text(layout)
     for least in model.minimum_cards:
         yield "fewest cards", minimum_text(least)
-    yield "download", model.download
+    yield "download", f"tandem model fetch {model.name}"
+    yield "or", model.download
     if model.note:
         yield "note", model.note
 

@@ -8,19 +8,8 @@ from typing import Literal
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.layout import Layout, MinimumCards
 
-TokenizerKind = Literal[
-    "llama3-json",
-    "qwen2-json",
-    "deepseek-json",
-    "llama2-sentencepiece",
-    "mistral-sentencepiece",
-    "yi-sentencepiece",
-    "chatglm3-sentencepiece",
-    "baichuan2-sentencepiece",
-    "qwen-tiktoken",
-    "glm4-tiktoken",
-]
-"""Whose vocabulary, and in which kind of file."""
+TokenizerKind = Literal["llama2", "llama3", "qwen", "qwen2", "yi", "chatglm3", "baichuan2", "glm4", "mistral", "deepseek"]
+"""Whose tokenizer files the repository holds; `text/making` writes small ones of each kind."""
 
 ChatFormat = Literal["chatml", "llama2", "llama3", "mistral", "chatglm3", "glm4", "baichuan2", "deepseek"]
 """How a conversation becomes text."""

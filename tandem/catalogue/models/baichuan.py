@@ -24,7 +24,7 @@ BAICHUAN2_13B = NamedModel(
         max_position=4096,
     ),
     dtype="bfloat16",
-    tokenizer="baichuan2-sentencepiece",
+    tokenizer="baichuan2",
     chat="baichuan2",
     layouts=(
         documented(4096, tp=8, pp=1, cards=8, basis=f"{DOCUMENT} of an earlier release, without cards or length"),

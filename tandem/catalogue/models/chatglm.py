@@ -29,7 +29,7 @@ CHATGLM3 = NamedModel(
     repository="THUDM/chatglm3-6b",
     config=_config(vocab=65024, layers=28, theta=1e4, norm_eps=1e-5, max_position=8192),
     dtype="float16",
-    tokenizer="chatglm3-sentencepiece",
+    tokenizer="chatglm3",
     chat="chatglm3",
     layouts=(
         documented(8192, tp=2, pp=4, cards=8, basis=f"{DOCUMENT} of an earlier release, without cards"),
@@ -45,7 +45,7 @@ GLM4 = NamedModel(
     # rope_ratio 500 multiplies the base of 10000.
     config=_config(vocab=151552, layers=40, theta=5e6, norm_eps=1.5625e-07, max_position=131072),
     dtype="bfloat16",
-    tokenizer="glm4-tiktoken",
+    tokenizer="glm4",
     chat="glm4",
     layouts=(derived(EXAMPLE, 8192, tp=2, pp=2, cards=8),),
     note="the documents demand this revision",

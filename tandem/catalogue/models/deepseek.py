@@ -39,7 +39,7 @@ def _deepseek(short: str) -> NamedModel:
         repository=f"deepseek-ai/DeepSeek-{short}",
         config=CONFIG,
         dtype="float8_e4m3fn",
-        tokenizer="deepseek-json",
+        tokenizer="deepseek",
         chat="deepseek",
         note="serving: 4 machines of 8 cards in bfloat16, 2 in W8A8; the repository also holds a layer that drafts "
         "further tokens, which is not counted here",

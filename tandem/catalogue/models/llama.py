@@ -17,7 +17,7 @@ def _llama2(size: str, config: ModelConfig, layouts: tuple[Layout, ...], also: t
         also=also,
         config=config,
         dtype="float16",
-        tokenizer="llama2-sentencepiece",
+        tokenizer="llama2",
         chat="llama2",
         layouts=layouts,
     )
@@ -51,7 +51,7 @@ def _llama3(
         repository=f"meta-llama/{repository}",
         config=config,
         dtype="bfloat16",
-        tokenizer="llama3-json",
+        tokenizer="llama3",
         chat="llama3",
         layouts=layouts,
         minimum_cards=minimum_cards,
@@ -84,7 +84,7 @@ def _yi(size: str, config: ModelConfig, layouts: tuple[Layout, ...]) -> NamedMod
         repository=f"01-ai/Yi-{size}-Chat",
         config=config,
         dtype="bfloat16",
-        tokenizer="yi-sentencepiece",
+        tokenizer="yi",
         chat="chatml",
         layouts=layouts,
     )

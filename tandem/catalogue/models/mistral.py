@@ -28,7 +28,7 @@ MISTRAL_7B = NamedModel(
     repository="mistralai/Mistral-7B-Instruct-v0.2",
     config=SHAPE,
     dtype="bfloat16",
-    tokenizer="mistral-sentencepiece",
+    tokenizer="mistral",
     chat="mistral",
     layouts=(derived(EXAMPLE, 32768, tp=8, pp=1, cards=8),),
 )
@@ -39,7 +39,7 @@ MIXTRAL_8X7B = NamedModel(
     repository="mistralai/Mixtral-8x7B-Instruct-v0.1",
     config=replace(SHAPE, family="mixtral", feed_forward=MoE(experts=8, chosen=2, size=14336, router=SoftmaxRouter())),
     dtype="bfloat16",
-    tokenizer="mistral-sentencepiece",
+    tokenizer="mistral",
     chat="mistral",
     layouts=(derived(EXAMPLE, 32768, tp=8, pp=4, cp=2, cards=64),),
 )

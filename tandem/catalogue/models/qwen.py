@@ -21,7 +21,7 @@ def _qwen(size: str, config: ModelConfig, layouts: tuple[Layout, ...], note: str
         repository=f"Qwen/Qwen-{size}-Chat",
         config=config,
         dtype="bfloat16",
-        tokenizer="qwen-tiktoken",
+        tokenizer="qwen",
         chat="chatml",
         layouts=layouts,
         note=note,

@@ -22,7 +22,7 @@ def _qwen2(
         repository=f"Qwen/{series}-{size}-{tuned}",
         config=config,
         dtype="bfloat16",
-        tokenizer="qwen2-json",
+        tokenizer="qwen2",
         chat="chatml",
         layouts=layouts,
         minimum_cards=minimum_cards,
