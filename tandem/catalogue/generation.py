@@ -6,12 +6,16 @@ Source: Hugging Face `generation_config.json`; `config.json` where that file is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelFolderError
 from tandem.files import read_json_object
+
+KNOWN = ("bos_token_id", "eos_token_id", "do_sample", "temperature", "top_p", "top_k")
+"""The fields of that file that have a meaning here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +28,21 @@ class GenerationDefaults:
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps every token."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Whatever else `generation_config.json` says, by its own names: kept, so that an export loses nothing."""
 
     def as_json(self) -> dict[str, Any]:
         """The content of `generation_config.json`."""
-        sampled = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        eos = list(self.eos_token_ids)
-        return {"bos_token_id": self.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else eos, **sampled}
+        ends = list(self.eos_token_ids)
+        return {
+            **self.extra,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
+            # A temperature of 0 is written as other readers know it, who refuse the number.
+            **({"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}),
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }
 
 
 def read_generation_defaults(folder: Path) -> GenerationDefaults:
@@ -38,10 +51,9 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
     Raises:
         ModelFolderError: A file is not JSON, or a value is not of its kind or range.
     """
-    there = [path for name in ("config.json", "generation_config.json") if (path := folder / name).exists()]
-    fields: dict[str, Any] = {}
-    for path in there:
-        fields |= read_json_object(path, ModelFolderError)
+    own = _object(folder / "generation_config.json")
+    fields = _object(folder / "config.json") | own
+    sampled = fields.get("do_sample", True)
     eos = fields.get("eos_token_id")
     ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
     bos = fields.get("bos_token_id")
@@ -49,10 +61,16 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         eos_token_ids=tuple(_token(folder, "eos_token_id", end) for end in ends),
         bos_token_id=None if bos is None else _token(folder, "bos_token_id", bos),
         # `do_sample: false` is how a folder asks for greedy answers.
-        temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if fields.get("do_sample", True) else 0.0,
+        temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if sampled else 0.0,
         top_p=_number(folder, fields, "top_p", 1.0, 0, 1),
         top_k=int(_number(folder, fields, "top_k", 0, 0, 2**31)),
+        # Of greedy answers the temperature is nothing but something to keep.
+        extra={name: own[name] for name in own if name not in KNOWN or (name == "temperature" and not sampled)},
     )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json_object(path, ModelFolderError) if path.exists() else {}
 
 
 def _token(folder: Path, name: str, value: Any) -> int:

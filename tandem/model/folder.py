@@ -1,162 +1,160 @@
 """Hugging Face model folders: reading one into a `Decoder`, writing one from it.
 
-Weights stream tensor by tensor between the files and the decoder's own parameters, so there is never a second copy of
-the model in memory.
+Which files hold what, and whether it fits, is settled before the first number is read (`weights/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
+from tandem.catalogue.shapes import parameter_shapes
 from tandem.errors import ModelFolderError
-from tandem.files import json_bytes, read_json_object, whole_folder
+from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.families import FAMILIES, translate
+from tandem.model.weights.files import stored_tensors
+from tandem.model.weights.fill import fill
+from tandem.model.weights.fit import block_size, dtype_of, fit, require_fit
+from tandem.model.weights.memory import fresh
+from tandem.model.weights.shards import outgoing, write_shards
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_SHARD_BYTES = 5_000_000_000
+WIDE = "router.bias"
+"""The end of the names of parameters that are float32 in every model."""
+SAMPLED = 4096
+"""Bytes of each tensor that a fingerprint reads."""
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
-    """Load a model folder.
+    """Load a model folder; peak memory is the model and some megabytes.
 
     Args:
-        folder: Holds `config.json` and safetensors files.
+        folder: Holds `config.json` and the weights, as `*.safetensors` or `*.bin`, in one file or several.
         device: Where the parameters go.
-        dtype: What they become; None keeps the folder's own.
+        dtype: What they become; None keeps the folder's own. Block-quantised weights are dequantised.
 
     Raises:
         ModelFolderError: A file is missing or broken, or tensors are missing, surplus or misshapen; all are named.
     """
     family, config, fields = translate(folder)
-    dtype = dtype or _own_dtype(fields, folder)
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    wanted = {family.their_name(name): name for name, _ in decoder.named_parameters()}
-    faults = []
-    for theirs, tensor in _tensors(folder):
-        ours = wanted.pop(theirs, None)
-        if ours is None:
-            faults += [] if family.ignored(theirs, config) else [f"{theirs} is not part of the model"]
-        elif tensor.shape != (expected := decoder.get_parameter(ours).shape):
-            faults.append(f"{theirs} has shape {list(tensor.shape)}, config.json asks for {list(expected)}")
-        else:
-            # A copy: a mapped file that somebody overwrites would change the model, or kill the process.
-            _assign(decoder, ours, tensor.to(device=device, dtype=dtype, copy=True))
-    faults += [f"{theirs} is missing" for theirs in wanted]
-    if faults:
-        raise ModelFolderError(f"{folder}: weights do not fit config.json: {_first(faults)}; copy the folder again")
-    return decoder.eval()
+    stored = stored_tensors(folder)
+    found = fit(stored, family, config, block_size(fields, str(folder / "config.json")))
+    require_fit(found, folder)
+    dtype = dtype or _own_dtype(fields, dtype_of(stored), folder)
+    parameters = _allocate(config, device, dtype, folder)
+    fill(parameters, found.pieces)
+    return _assembled(config, parameters)
 
 
-def save(decoder: Decoder, folder: Path, generation: GenerationDefaults, tokenizer_files: dict[str, bytes]) -> None:
-    """Write a complete model folder: configuration, weights, generation defaults, tokenizer.
+def save(
+    decoder: Decoder,
+    folder: Path,
+    generation: GenerationDefaults,
+    tokenizer_files: Mapping[str, bytes],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a complete model folder in its family's own layout: configuration, weights, generation defaults, tokenizer.
 
     Args:
         decoder: Its parameters are written as they are, in their own dtype.
         folder: Must not exist.
         generation: Content of `generation_config.json`.
         tokenizer_files: File name -> content.
+        max_shard_bytes: Weights larger than this are split into several files with an index.
 
     Raises:
-        ModelFolderError: Something of that name exists.
+        ModelFolderError: Something of that name exists, or the disk is full.
     """
-    family = FAMILIES[decoder.config.family]
-    tensors = {family.their_name(name): p.detach().contiguous() for name, p in decoder.named_parameters()}
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    ids = {"bos_token_id": generation.bos_token_id, "eos_token_id": generation.as_json()["eos_token_id"]}
-    config = family.write_config(decoder.config) | ids | {"torch_dtype": dtype}
-    files = {"config.json": json_bytes(config), "generation_config.json": json_bytes(generation.as_json())}
     if folder.exists():
         raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
-    with whole_folder(folder) as part:
-        for name, content in (files | tokenizer_files).items():
-            (part / name).write_bytes(content)
-        try:
-            save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise ModelFolderError(f"{folder}: cannot be written ({error}); free disk space") from None
+    files = {
+        "config.json": json_bytes(_hf_config(decoder, generation)),
+        "generation_config.json": json_bytes(generation.as_json()),
+    }
+    layout = FAMILIES[decoder.config.family].tensors(decoder.config)
+    try:
+        with whole_folder(folder) as part:
+            for name, content in (files | dict(tokenizer_files)).items():
+                (part / name).write_bytes(content)
+            write_shards(part, outgoing(layout, dict(decoder.named_parameters())), max_shard_bytes)
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: cannot be written ({error.strerror}); free disk space") from None
 
 
 def fingerprint(folder: Path) -> str:
-    """A cheap hash of a folder's weights: name, shape, type and first row of every tensor.
+    """A cheap hash of a folder's weights: name, shape, dtype and first row of every tensor.
 
-    It tells two checkpoints of one shape apart without reading them whole: training moves every matrix.
+    It tells two checkpoints of one shape apart without reading them whole: training moves every matrix. How the
+    tensors are spread over files does not matter.
 
     Raises:
         ModelFolderError: A file is missing or broken.
     """
     digest = blake2b(digest_size=16)
-    for path in _weight_files(folder):
-        with _opened(path) as file:
-            for name in sorted(file.keys()):
-                part = file.get_slice(name)
-                digest.update(f"{name} {part.get_shape()} {part.get_dtype()}".encode())
-                digest.update(part[:1].contiguous().view(torch.uint8).numpy().tobytes())
+    stored = stored_tensors(folder)
+    handles: dict[Path, int] = {}
+    try:
+        for name in sorted(stored):
+            tensor = stored[name]
+            digest.update(f"{name!r} {list(tensor.shape)} {tensor.dtype}".encode())
+            handle = handles.get(tensor.path) or handles.setdefault(tensor.path, os.open(tensor.path, os.O_RDONLY))
+            digest.update(os.pread(handle, min(tensor.row_bytes, SAMPLED), tensor.offset))
+    except OSError as error:
+        raise ModelFolderError(f"{folder}: cannot be read ({error.strerror}); copy it again") from None
+    finally:
+        for handle in handles.values():
+            os.close(handle)
     return digest.hexdigest()
 
 
-def _own_dtype(fields: dict[str, Any], folder: Path) -> torch.dtype:
-    name = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+def _own_dtype(fields: Mapping[str, Any], otherwise: str, folder: Path) -> torch.dtype:
+    name = fields.get("dtype") or fields.get("torch_dtype") or otherwise
     if name not in DTYPES:
         known = ", ".join(DTYPES)
         raise ModelFolderError(f"{folder}: dtype {name!r} is not supported; supported: {known}; choose with --dtype")
     return DTYPES[name]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json_object(index, ModelFolderError).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ModelFolderError(f"{index}: weight_map is no map from tensors to files; copy the file again")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelFolderError(f"{folder}: has no *.safetensors file; copy the weights too")
-    for path in files:
-        if path.parent != folder or not path.exists():
-            raise ModelFolderError(f"{index}: names {path.name}, which is not there; copy that file too")
-    return files
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, mapped from its file only until the next one is asked for.
-
-    Each opens the file anew: one mapping for all would keep the pages of all in memory.
-    """
-    for path in _weight_files(folder):
-        with _opened(path) as file:
-            names = list(file.keys())
-        for name in names:
-            with _opened(path) as file:
-                yield name, file.get_tensor(name)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype, folder: Path) -> dict[str, Tensor]:
+    shapes = parameter_shapes(config)
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ModelFolderError(f"{path}: is damaged or half-written ({error}); copy it again") from None
+        return {
+            name: fresh(shape, torch.float32 if name.endswith(WIDE) else dtype, device)
+            for name, shape in shapes.items()
+        }
+    except (RuntimeError, OSError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelFolderError(f"{folder}: does not fit into the memory of {device} ({reason}); free some") from None
 
 
-def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:
-    module, _, attribute = name.rpartition(".")
-    setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))
+def _assembled(config: ModelConfig, parameters: Mapping[str, Tensor]) -> Decoder:
+    """A decoder that has these parameters, ready to compute and not to train."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    for name, tensor in parameters.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))
+    return decoder.eval()
 
 
-def _first(faults: list[str], most: int = 4) -> str:
-    more = f" and {len(faults) - most} more" if len(faults) > most else ""
-    return "; ".join(faults[:most]) + more
+def _hf_config(decoder: Decoder, generation: GenerationDefaults) -> dict[str, Any]:
+    family = FAMILIES[decoder.config.family]
+    defaults = generation.as_json()
+    return {
+        "architectures": [family.architectures[0]],
+        "model_type": family.model_type,
+        **family.write_config(decoder.config),
+        "bos_token_id": defaults["bos_token_id"],
+        "eos_token_id": defaults["eos_token_id"],
+        "torch_dtype": str(decoder.embedding.weight.dtype).removeprefix("torch."),
+    }

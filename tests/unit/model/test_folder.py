@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tandem.catalogue.arithmetic import kv_bytes_per_token, parameters
-from tandem.catalogue.config import GQA, ModelConfig, Rope, SwiGLU
+from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
+from tandem.catalogue.position import Rope
 from tandem.errors import ModelFolderError
 from tandem.model.decoder import Decoder
 from tandem.model.families import read_config
@@ -31,7 +32,7 @@ def config(**changes: object) -> ModelConfig:
         "hidden_size": 16,
         "layers": 2,
         "attention": GQA(heads=4, kv_heads=2, head_dim=8),
-        "position": Rope(theta=1e4),
+        "position": Rope(theta=1e4, dims=8),
         "feed_forward": SwiGLU(size=24),
         "norm_eps": 1e-5,
         "tied_embeddings": False,
@@ -48,13 +49,13 @@ def decoder(of: ModelConfig, seed: int = 0) -> Decoder:
 
 @st.composite
 def configs(draw: st.DrawFn) -> ModelConfig:
-    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 6))
     return config(
         vocab_size=draw(st.integers(2, 50)),
         hidden_size=draw(st.integers(1, 24)),
         layers=draw(st.integers(1, 3)),
-        attention=GQA(heads=kv_heads * group, kv_heads=kv_heads, head_dim=2 * draw(st.integers(1, 6))),
-        position=Rope(theta=draw(st.floats(1, 1e7))),
+        attention=GQA(heads=kv_heads * group, kv_heads=kv_heads, head_dim=head_dim),
+        position=Rope(theta=draw(st.floats(1, 1e7)), dims=head_dim),
         feed_forward=SwiGLU(size=draw(st.integers(1, 30))),
         norm_eps=draw(st.floats(1e-8, 1e-2)),
         tied_embeddings=draw(st.booleans()),
@@ -188,22 +189,22 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "sliding window": (lambda f: edit_config(f, sliding_window=4096), "sliding_window = 4096 is not supported"),
     "quantised": (lambda f: edit_config(f, quantization_config={"quant_method": "fp8"}), "quantization_config = "),
     "unknown dtype": (lambda f: edit_config(f, torch_dtype="float8_e4m3fn"), "dtype 'float8_e4m3fn' is not supported"),
-    "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is 1e-5; expected a number"),
+    "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is '?1e-5'?; expected a number"),
     "no heads": (lambda f: edit_config(f, num_attention_heads=0), "num_attention_heads is 0"),
-    "rope is text": (lambda f: edit_config(f, rope_scaling="yarn"), "rope_scaling must be objects or null"),
+    "rope is text": (lambda f: edit_config(f, rope_scaling="yarn"), "rope_scaling is 'yarn'; expected an object or null"),
     "size is text": (lambda f: edit_config(f, hidden_size="16"), "hidden_size is '16'"),
     "heads do not divide": (lambda f: edit_config(f, num_key_value_heads=3), "not divisible by 3 kv heads"),
     "shard is gone": (
         lambda f: (f / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {HEAD: "x-1.safetensors"}})
         ),
-        "names x-1.safetensors, which is not there",
+        "names x-1.safetensors, which is not in this folder",
     ),
     "shard outside": (
         lambda f: (f / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {HEAD: "../m.safetensors"}})
         ),
-        "names m.safetensors, which is not there",
+        "names ../m.safetensors, which is not in this folder",
     ),
 }
 

@@ -1,0 +1,105 @@
+"""The tensors of a `.bin` file as `torch.save` writes it: a zip archive of a pickled table and the numbers beside it.
+
+`torch.load` reads the table alone, with `weights_only=True`: it builds tensors and containers and calls nothing else,
+and on the meta device it leaves the numbers where they are. What it keeps is where they lie.
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tandem.errors import ModelFolderError
+from tandem.model.weights.dtypes import STORED_DTYPES
+from tandem.model.weights.stored import StoredTensor, printable
+
+ZIP = b"PK\x03\x04"
+
+
+def read_table(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, in its own order; no tensor is read.
+
+    Raises:
+        ModelFolderError: The file cannot be read, is damaged, asks for code to be run, or holds other things than
+            tensors that lie in rows.
+    """
+    try:
+        _require_plain_zip(path)
+        tensors = _load(path)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error.strerror}); copy it again") from None
+    if not isinstance(tensors, dict):
+        raise ModelFolderError(f"{path}: holds no table of tensors; give the weights of a model")
+    return {str(name): _stored(printable(str(name)), tensor, path, size) for name, tensor in tensors.items()}
+
+
+def _require_plain_zip(path: Path) -> None:
+    """Numbers are read from where they lie, so they must lie there as they are."""
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            raise ModelFolderError(
+                f"{path}: is damaged, or was written by torch before 1.6; copy it again, or load it with "
+                "weights_only=True and save it anew"
+            )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+            orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
+    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
+        raise _damaged(path, str(error)) from None
+    if packed or any(order != sys.byteorder.encode() for order in orders):
+        raise ModelFolderError(f"{path}: is compressed or of another byte order; load it with torch and save it anew")
+
+
+def _load(path: Path) -> Any:
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        located = all(_offset_of(tensor) is not None for tensor in _tensors_in(tensors))
+        return tensors if located else _load_faked(path)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's bytes provoke in torch is that file's fault
+        raise _damaged(path, str(error)) from None
+
+
+def _load_faked(path: Path) -> Any:
+    """The way of older torch, which keeps offsets for fake tensors alone; slower."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.load(path, weights_only=True)
+
+
+def _tensors_in(table: Any) -> list[Tensor]:
+    return [value for value in table.values() if isinstance(value, Tensor)] if isinstance(table, dict) else []
+
+
+def _offset_of(tensor: Tensor) -> int | None:
+    """Where in its file the storage of a tensor lies that was loaded without its numbers."""
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
+def _stored(name: str, tensor: Any, path: Path, file_size: int) -> StoredTensor:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in STORED_DTYPES:
+        raise ModelFolderError(f"{path}: {name} is no plain tensor; give a model's weights and no training state")
+    if not tensor.is_contiguous():
+        raise ModelFolderError(f"{path}: {name} does not lie in rows; save it with .contiguous()")
+    begin, size = int(tensor.storage_offset()) * tensor.itemsize, tensor.numel() * tensor.itemsize
+    storage = _offset_of(tensor)
+    assert storage is not None, "both ways of loading keep offsets"
+    if begin + size > tensor.untyped_storage().nbytes() or storage + begin + size > file_size:
+        raise _damaged(path, f"{name} reaches beyond its end")
+    return StoredTensor(path, STORED_DTYPES[tensor.dtype], tuple(tensor.shape), storage + begin, size)
+
+
+def _damaged(path: Path, reason: str) -> ModelFolderError:
+    """Torch explains itself at length; one line of it says what is wrong."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no reason given"]
+    telling = next((line for line in lines if "nsupported" in line), lines[0])
+    return ModelFolderError(f"{path}: is damaged or asks for code to be run ({printable(telling)}); get it anew")
