@@ -96,9 +96,12 @@ def config_lines(config: ModelConfig, context: int | None = None) -> Iterator[Li
 
 def cost_lines(costs: Costs) -> Iterator[Line]:
     """Bytes, cache and operations."""
-    yield "weights", ", ".join(f"{dtype} {_gib(size)}" for dtype, size in costs.weight_bytes.items())
-    yield "KV cache", f"{costs.kv_bytes_per_token:,} bytes per token, {_gib(costs.kv_bytes)} at {costs.context} tokens"
-    yield "operations", f"{costs.flops_per_token / 1e9:,.1f} GFLOP per token at {costs.context} tokens"
+    yield "weights", ", ".join(f"{dtype} {size_text(size)}" for dtype, size in costs.weight_bytes.items())
+    yield (
+        "KV cache",
+        f"{costs.kv_bytes_per_token:,} bytes per token, {size_text(costs.kv_bytes)} at {costs.context} tokens",
+    )
+    yield "operations", f"{operations_text(costs.flops_per_token)} per token at {costs.context} tokens"
 
 
 def attention_text(attention: GQA | MLA) -> str:
@@ -156,5 +159,17 @@ def minimum_text(least: MinimumCards) -> str:
     return f"{least.cards} for {tuning}{length}"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def size_text(size: int) -> str:
+    """Bytes in the largest binary unit that leaves at least one."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 2**power:
+            return f"{size / 2**power:,.2f} {unit}"
+    return f"{size} bytes"
+
+
+def operations_text(operations: int) -> str:
+    """Floating-point operations in the largest decimal unit that leaves at least one."""
+    for unit, power in (("T", 12), ("G", 9), ("M", 6)):
+        if operations >= 10**power:
+            return f"{operations / 10**power:,.2f} {unit}FLOP"
+    return f"{operations} FLOP"

@@ -8,7 +8,9 @@ from typing import Literal
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.layout import Layout, MinimumCards
 
-TokenizerKind = Literal["llama2", "llama3", "qwen", "qwen2", "yi", "chatglm3", "baichuan2", "glm4", "mistral", "deepseek"]
+TokenizerKind = Literal[
+    "llama2", "llama3", "qwen", "qwen2", "yi", "chatglm3", "baichuan2", "glm4", "mistral", "deepseek"
+]
 """Whose tokenizer files the repository holds; `text/making` writes small ones of each kind."""
 
 ChatFormat = Literal["chatml", "llama2", "llama3", "mistral", "chatglm3", "glm4", "baichuan2", "deepseek"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from tandem.catalogue.arithmetic import weight_bytes
 from tandem.catalogue.config import GQA, MLA, GroupedSigmoidRouter, ModelConfig, MoE, SwiGLU, Window
 from tandem.catalogue.position import Alibi, DynamicNTK, Llama3Scaling, QwenNTK, Rope, Scaling, Yarn
 from tandem.errors import UsageError
@@ -60,6 +61,18 @@ def parse_shape(text: str) -> SmallShape:
             raise UsageError(f"shape: {part.strip()!r} is not NAME=NUMBER with one of {', '.join(known)}")
         sizes[name] = int(number)
     return SmallShape(**sizes)
+
+
+def chosen_config(config: ModelConfig, *, tiny: bool, shape: str | None, full: bool) -> ModelConfig:
+    """The configuration that exactly one of the three asks for.
+
+    Raises:
+        UsageError: None of them is given, or more than one, or the shape does not fit.
+    """
+    if sum((tiny, shape is not None, full)) != 1:
+        size = weight_bytes(config, "bfloat16") / 2**30
+        raise UsageError(f"choose one of --tiny, --shape and --full; the full size is {size:,.1f} GiB in bfloat16")
+    return config if full else shrink(config, parse_shape(shape) if shape is not None else None)
 
 
 def shrink(config: ModelConfig, shape: SmallShape | None = None) -> ModelConfig:

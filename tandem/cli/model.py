@@ -1,9 +1,9 @@
-"""`tandem model`: the models that have names, and what a model folder holds."""
+"""`tandem model`: the models that have names, what a model folder holds, fetching one, and random ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -53,6 +53,61 @@ def show(model: str, /, *, context: int | None = None, json: Annotated[bool, Par
     return _show_named(find_model(model), context, json)
 
 
+@app.command
+def fetch(model: str, /, *, revision: str | None = None, to: Path | None = None) -> int:
+    """Download a model: configuration, tokenizer, and weights in one form; no code.
+
+    Args:
+        model: A name of `tandem model list`, or ORGANISATION/MODEL on the Hugging Face hub.
+        revision: Branch, tag or commit. Default: the one the name is pinned to, else main.
+        to: Folder for it. Default: the Hugging Face cache, where other commands find it by its name.
+    """
+    from tandem.catalogue.download import fetch as fetch_source
+    from tandem.catalogue.models import find_model
+    from tandem.catalogue.source import Source
+
+    source = Source.of(model, revision) or Source.of(find_model(model).name, revision)
+    assert source is not None
+    print(fetch_source(source, to))
+    return 0
+
+
+@app.command
+def random(
+    model: str,
+    out: Path,
+    /,
+    *,
+    tiny: Annotated[bool, Parameter(negative="")] = False,
+    shape: str | None = None,
+    full: Annotated[bool, Parameter(negative="")] = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    seed: int = 0,
+) -> int:
+    """Write a model folder of the same architecture with random weights and a small working tokenizer.
+
+    Args:
+        model: A name of `tandem model list`.
+        out: Folder to write; must not exist.
+        tiny: About a million parameters; everything that is special about the model stays.
+        shape: The same with sizes of your choice, as in layers=8,hidden=256.
+        full: The model's real size.
+        dtype: Type of the weights; auto takes the published one, or bfloat16 for quantised models.
+        seed: The same one gives the same folder.
+    """
+    from tandem.catalogue.models import find_model
+    from tandem.catalogue.shrink import chosen_config
+
+    named = find_model(model)
+    config = chosen_config(named.config, tiny=tiny, shape=shape, full=full)
+    from tandem.model.random_folder import native_dtype, write_random_folder
+
+    wanted = native_dtype(named) if dtype == "auto" else dtype
+    write_random_folder(config, named.tokenizer, out, dtype=wanted, seed=seed)
+    print(out)
+    return 0
+
+
 def _show_named(model: NamedModel, context: int | None, json: bool) -> int:
     from tandem.catalogue.description import model_fields
     from tandem.catalogue.drawing import draw_lines, model_lines
@@ -65,20 +120,16 @@ def _show_named(model: NamedModel, context: int | None, json: bool) -> int:
 
 
 def _show_folder(folder: Path, context: int | None, json: bool) -> int:
-    from dataclasses import asdict
-
-    from tandem.catalogue.costs import costs_of
-    from tandem.catalogue.description import config_fields
     from tandem.catalogue.drawing import config_lines, draw_lines
-    from tandem.model.families import read_config
+    from tandem.model.examination import examine, weight_lines
 
-    config = read_config(folder)
+    found = examine(folder)
     if json:
-        costs = asdict(costs_of(config, context))
-        _print_json({"folder": str(folder), "config": config_fields(config), "costs": costs})
+        _print_json(found.as_json(context) | {"folder": str(folder)})
     else:
-        _print(draw_lines([("folder", str(folder)), *config_lines(config, context)]), folded=True)
-    return 0
+        lines = [("folder", str(folder)), *config_lines(found.config, context), *weight_lines(found)]
+        _print(draw_lines(lines), folded=True)
+    return 3 if found.faults else 0
 
 
 def _print_json(value: Any) -> None:

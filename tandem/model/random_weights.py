@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from tandem.catalogue.config import ModelConfig
 from tandem.model.decoder import RESIDUAL, Decoder
+from tandem.model.folder import WIDE
 
 LOGIT_STD = 2.0
 BIAS_STD = 0.2
 NORM_STD = 0.1
 SHARPNESS = 1.5
 """Factor on query and key matrices, so that attention is not close to an average."""
-LOUDNESS = 3.0
+LOUDNESS = 4.0
 """Factor on what the layers of a model with a tied head add: such a head finds the token just read in the residual
 stream, and would repeat it for ever."""
 SHARP = ("attention.q.weight", "attention.k.weight", "attention.q_up.weight", "attention.kv_down.weight")
@@ -34,7 +35,7 @@ def random_decoder(config: ModelConfig, dtype: torch.dtype, seed: int) -> Decode
     for name, parameter in list(decoder.named_parameters()):
         tensor = _draw(name, parameter.shape, config, generator)
         # What the decoder keeps in fp32 whatever the model's dtype stays so.
-        keeps = name.endswith("router.bias")
+        keeps = name.endswith(WIDE)
         _assign(decoder, name, tensor if keeps else tensor.to(dtype))
     return decoder.eval()
 

@@ -11,12 +11,6 @@ import pytest
 from tandem.catalogue.models import MODELS
 from tandem.cli import run
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 256,
-    "model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5, "vocab_size": 300,
-}  # fmt: skip
-
 
 def words(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     return [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -75,12 +69,73 @@ def test_show_every_name_as_json(name: str, capsys: pytest.CaptureFixture[str]) 
     assert run(["model", "show", name]) == 0
 
 
-def test_show_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    run(["model", "show", str(tmp_path)])
-    assert "2 layers, hidden size 64, vocabulary 300" in capsys.readouterr().out
-    run(["model", "show", str(tmp_path), "--json"])
-    assert json.loads(capsys.readouterr().out)["costs"]["context"] == 256
+def test_random_then_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "llama"
+    assert run(["model", "random", "llama3.2-1b", str(folder), "--tiny"]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    fields = json.loads((folder / "config.json").read_text())
+    assert (fields["architectures"], fields["torch_dtype"]) == (["LlamaForCausalLM"], "bfloat16")
+    assert fields["rope_scaling"]["rope_type"] == "llama3"
+    assert fields["tie_word_embeddings"]
+    assert run(["model", "show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "Llama 3 scaling by 32, trained on 64 tokens" in shown
+    assert "38 tensors of 609.12 KiB, every one that is needed" in shown
+    assert run(["model", "show", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tensors"], found["faults"], found["costs"]["context"]) == (38, [], 1024)
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        shape = "layers=1,hidden=32,heads=2"
+        assert run(["model", "random", "qwen2-7b", str(tmp_path / name), "--shape", shape, "--seed", seed]) == 0
+    a, b, c = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc")
+    assert a == b
+    assert {name for name in a if a[name] != c[name]} == {"model.safetensors"}
+
+
+def test_show_names_faulty_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "llama"
+    assert run(["model", "random", "llama3-8b", str(folder), "--tiny"]) == 0
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 5, "intermediate_size": 16}))
+    capsys.readouterr()
+    assert run(["model", "show", str(folder), "--json"]) == 3
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert "model.layers.4.self_attn.q_proj.weight is missing" in faults
+    assert "model.layers.0.mlp.up_proj.weight has shape [224, 64], config.json asks for [16, 64]" in faults
+    assert run(["model", "show", str(folder)]) == 3
+    assert "and 1 more; --json lists all" in capsys.readouterr().out
+    (folder / "model.safetensors").unlink()
+    assert run(["model", "show", str(folder)]) == 3
+    assert "has no *.safetensors and no *.bin file" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "choose one of --tiny, --shape and --full; the full size is 128.5 GiB in bfloat16"),
+        (["--tiny", "--full"], "choose one of"),
+        (["--shape", "depth=3"], "'depth=3' is not NAME=NUMBER"),
+    ],
+)
+def test_random_needs_a_size(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["model", "random", "llama2-70b", str(tmp_path / "out"), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_random_in_full_needs_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "random", "deepseek-v3", str(tmp_path / "out"), "--full"]) == 2
+    assert "random weights need 1249.9 GiB" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", "random", "llama2-7b", str(tmp_path), "--tiny"]) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,7 +154,16 @@ def test_wrong_arguments_are_one_line(arguments: list[str], said: str, capsys: p
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list", "--help"], ["show", "--help"], ["list"], ["show", "deepseek-r1"]]
+    "arguments",
+    [
+        ["--help"],
+        ["list", "--help"],
+        ["show", "--help"],
+        ["fetch", "--help"],
+        ["random", "--help"],
+        ["list"],
+        ["show", "deepseek-r1"],
+    ],
 )
 def test_needs_no_torch(arguments: list[str]) -> None:
     code = f"import sys; from tandem.cli import run; run({['model', *arguments]!r}); assert 'torch' not in sys.modules"

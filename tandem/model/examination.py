@@ -1,0 +1,67 @@
+"""Whether a model folder is whole: its configuration, and every tensor by name and shape. No torch, no weight is read.
+
+Weights in torch's own files are the exception: their tables are torch's to open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.costs import costs_of
+from tandem.catalogue.description import config_fields
+from tandem.catalogue.drawing import size_text
+from tandem.errors import ModelFolderError
+from tandem.model.families import translate
+from tandem.model.weights.files import stored_tensors
+from tandem.model.weights.fit import block_size, fit
+
+MOST_SHOWN = 20
+"""Faults that are shown to people; a folder without its first file has thousands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What a folder holds."""
+
+    config: ModelConfig
+    tensors: int
+    stored_bytes: int
+    """Of all tensors, as they lie in the files."""
+    faults: tuple[str, ...]
+    """One phrase each: which tensor is missing, surplus or misshapen, or why the files cannot be read."""
+
+    def as_json(self, context: int | None = None) -> dict[str, Any]:
+        """All of it, with what the model costs at `context` tokens."""
+        costs = asdict(costs_of(self.config, context))
+        found = {"tensors": self.tensors, "stored_bytes": self.stored_bytes, "faults": list(self.faults)}
+        return {"config": config_fields(self.config), "costs": costs, **found}
+
+
+def examine(folder: Path) -> Examination:
+    """Look at a model folder without loading it.
+
+    Raises:
+        ModelFolderError: The configuration is missing, broken or not supported; faults of the weights are returned.
+    """
+    family, config, fields = translate(folder)
+    try:
+        stored = stored_tensors(folder)
+        faults = fit(stored, family, config, block_size(fields, str(folder / "config.json"))).faults
+    except ModelFolderError as error:
+        return Examination(config=config, tensors=0, stored_bytes=0, faults=(str(error),))
+    size = sum(tensor.size for tensor in stored.values())
+    return Examination(config=config, tensors=len(stored), stored_bytes=size, faults=faults)
+
+
+def weight_lines(found: Examination) -> Iterator[tuple[str, str]]:
+    """The verdict for people, as `catalogue/drawing.py` draws it."""
+    held = f"{found.tensors} tensors of {size_text(found.stored_bytes)}"
+    yield "files hold", held if found.faults else f"{held}, every one that is needed"
+    for fault in found.faults[:MOST_SHOWN]:
+        yield "fault", fault
+    if len(found.faults) > MOST_SHOWN:
+        yield "", f"and {len(found.faults) - MOST_SHOWN} more; --json lists all"
