@@ -40,8 +40,9 @@ def attend(
     """
     new, seen = q.shape[1], k.shape[1]
     if new == 1 and same is None:
-        first = 0 if window is None else max(seen - window, 0)
-        return _attend_one(q, k[:, first:], v[:, first:], scale, slopes)
+        if window is not None and window < seen:
+            k, v = k[:, -window:], v[:, -window:]
+        return _attend_one(q, k, v, scale, slopes)
     if slopes is not None:
         return _attend_biased(q, k, v, scale, window, slopes, same)
     if same is None and new == seen and (window is None or window >= seen):
@@ -52,8 +53,8 @@ def attend(
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | None) -> Tensor:
     """A lone token sees everything, so the G heads of a group are G rows of one head: no key is repeated."""
-    batch, _, heads, _ = q.shape
-    grouped = q[:, 0].reshape(batch, k.shape[2], -1, q.shape[3])
+    batch, _, heads, dim = q.shape
+    grouped = q.reshape(batch, k.shape[2], -1, dim)
     bias = None
     if slopes is not None:
         distance = torch.arange(1 - k.shape[1], 1, device=q.device)
