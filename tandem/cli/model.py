@@ -82,6 +82,7 @@ def random(
     shape: str | None = None,
     full: Annotated[bool, Parameter(negative="")] = False,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    fp8: Annotated[bool, Parameter(negative="")] = False,
     seed: int = 0,
 ) -> int:
     """Write a model folder of the same architecture with random weights and a small working tokenizer.
@@ -93,6 +94,7 @@ def random(
         shape: The same with sizes of your choice, as in layers=8,hidden=256.
         full: The model's real size.
         dtype: Type of the weights; auto takes the published one, or bfloat16 for quantised models.
+        fp8: Write the matrices in fp8 blocks, as DeepSeek publishes them; the rest in dtype.
         seed: The same one gives the same folder.
     """
     from tandem.catalogue.models import find_model
@@ -103,7 +105,7 @@ def random(
     from tandem.model.random_folder import native_dtype, write_random_folder
 
     wanted = native_dtype(named) if dtype == "auto" else dtype
-    write_random_folder(config, named.tokenizer, out, dtype=wanted, seed=seed)
+    write_random_folder(config, named.tokenizer, out, dtype=wanted, seed=seed, fp8=fp8)
     print(out)
     return 0
 

@@ -16,15 +16,19 @@ from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.named import NamedModel, TokenizerKind
 from tandem.errors import UsageError
 from tandem.model.folder import DTYPES, save
+from tandem.model.fp8_folder import write_quantised
 from tandem.model.random_weights import random_decoder
 from tandem.text.making.ids import TokenizerIds
 from tandem.text.making.writer import write_tokenizer
 
+QUANTISED_FAMILY = "deepseek_v3"
 LARGEST_VOCABULARY = 4096
 """Ids that the texts at hand can fill; a model's table may be larger, as published ones are."""
 
 
-def write_random_folder(config: ModelConfig, tokenizer: TokenizerKind, folder: Path, *, dtype: str, seed: int) -> None:
+def write_random_folder(
+    config: ModelConfig, tokenizer: TokenizerKind, folder: Path, *, dtype: str, seed: int, fp8: bool = False
+) -> None:
     """Write configuration, random weights, generation defaults and a tokenizer.
 
     Args:
@@ -33,16 +37,25 @@ def write_random_folder(config: ModelConfig, tokenizer: TokenizerKind, folder: P
         folder: Must not exist.
         dtype: One of `DTYPES`, for the weights.
         seed: The same one gives the same folder.
+        fp8: Quantise the matrices as DeepSeek does; only for its family.
 
     Raises:
-        UsageError: The folder exists, or disk or memory are too small for the weights.
+        UsageError: The folder exists, disk or memory are too small for the weights, or the family has no fp8.
     """
     if folder.exists():
         raise UsageError(f"{folder}: exists already; choose another folder or remove it")
-    _require_room(config, dtype, folder)
+    if fp8 and config.family != QUANTISED_FAMILY:
+        raise UsageError(f"--fp8: {config.family} models are not published so; leave it out")
+    _require_room(config, dtype, folder, fp8=fp8)
     files, ids = _tokenizer(tokenizer, min(config.vocab_size, LARGEST_VOCABULARY))
     decoder = random_decoder(config, DTYPES[dtype], seed)
-    save(decoder, folder, _generation(ids), files)
+    if not fp8:
+        return save(decoder, folder, _generation(ids), files)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+        save(decoder, Path(scratch) / "wide", _generation(ids), files)
+        write_quantised(Path(scratch) / "wide", folder)
+    return None
 
 
 def native_dtype(model: NamedModel) -> str:
@@ -62,14 +75,15 @@ def _generation(ids: TokenizerIds) -> GenerationDefaults:
     return GenerationDefaults(eos_token_ids=ids.eos, bos_token_id=ids.bos, extra=extra)
 
 
-def _require_room(config: ModelConfig, dtype: str, folder: Path) -> None:
+def _require_room(config: ModelConfig, dtype: str, folder: Path, *, fp8: bool) -> None:
     size = weight_bytes(config, dtype)
+    written = size + (weight_bytes(config, "float8_e4m3fn") if fp8 else 0)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     # The largest tensor is drawn in 32 bits before it is rounded.
     largest = config.vocab_size * config.hidden_size * DTYPE_BYTES["float32"]
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for have, need, what in ((free, size, f"disk of {there}"), (memory, size + largest, "memory")):
+    for have, need, what in ((free, written, f"disk of {there}"), (memory, size + largest, "memory")):
         if have < need:
             raise UsageError(
                 f"{folder}: random weights need {need / 2**30:.1f} GiB, the {what} has {have / 2**30:.1f} GiB free; "
