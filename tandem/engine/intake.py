@@ -48,10 +48,9 @@ class Intake:
             RequestError: Naming the field at fault.
         """
         if self.tokenizer.chat is None:
-            raise RequestError("this model has no chat template; use /v1/completions", param="messages")
+            raise RequestError("this model has no chat format; use /v1/completions", param="messages")
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
-        # The template writes the special tokens itself.
-        tokens = self.tokenizer.encode(self.tokenizer.chat.render(messages), special=False)
+        tokens = self.tokenizer.chat.encode(messages)
         return self._request(body, request_id, tokens, body.token_limit or self._left(tokens), "messages")
 
     def _left(self, tokens: list[int]) -> int:

@@ -1,97 +1,77 @@
-"""A conversation as the text a model was trained on: the folder's own Jinja template, run in a sandbox.
-
-Source: Hugging Face chat templating; the names a template may use (`messages`, `add_generation_prompt`, `bos_token`,
-`eos_token`, `raise_exception`, `strftime_now`) are theirs.
-"""
+"""A conversation as the token ids a model was trained on: what every chat format offers, and the checks they share."""
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from tandem.errors import ModelFolderError, RequestError
+from tandem.errors import RequestError
 
 Message = dict[str, str]
 """One turn: `role` and `content`."""
 
 
-class ChatTemplate:
-    """One compiled template.
+class ChatFormat(Protocol):
+    """How one model is spoken to. Nothing here changes it, and several threads may call it at once."""
 
-    Args:
-        source: The Jinja text.
-        special_tokens: `bos_token` and the like, as the template may name them.
-        where: The file it came from, for messages.
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end the assistant's turn, beside those the folder's `eos_token_id` names."""
 
-    Raises:
-        ModelFolderError: The text is no template.
-    """
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation, complete: nothing is to be added around them.
 
-    def __init__(self, source: str, special_tokens: dict[str, str], where: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ModelFolderError(f"{where}: the chat template is broken: {error}") from None
-        self._special_tokens = special_tokens
-
-    @classmethod
-    def from_folder(cls, folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
-        """The template of a model folder: its own file, or the one in `tokenizer_config.json`, or none."""
-        path = folder / "chat_template.jinja"
-        source = _read(path) if path.exists() else settings.get("chat_template")
-        if isinstance(source, list):
-            source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
-        if source is None:
-            return None
-        if not isinstance(source, str):
-            raise ModelFolderError(f"{folder}: chat_template in tokenizer_config.json is no text; correct it")
-        tokens = {name: _text(value) for name, value in settings.items() if name.endswith("_token") and value}
-        return cls(source, tokens, str(path if path.exists() else folder / "tokenizer_config.json"))
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as text; `add_generation_prompt` opens the assistant's next turn.
+        Args:
+            messages: The turns, at least one.
+            add_generation_prompt: Whether to open the assistant's next turn.
 
         Raises:
-            RequestError: The template refuses this conversation, such as two user turns in a row.
+            RequestError: The format cannot say this conversation; the message names the turn.
         """
-        try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special_tokens
+
+    def encode_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Ids of a finished conversation, and for each whether it is part of an answer, its end token included.
+
+        Raises:
+            DataError: The format does not build conversations turn by turn.
+            RequestError: The format cannot say this conversation; the message names the turn.
+        """
+
+
+def refuse_turn(turn: int, reason: str) -> RequestError:
+    """The error for a conversation that a format cannot say."""
+    return RequestError(f"messages: turn {turn}: {reason}", param="messages")
+
+
+def check_roles(messages: Sequence[Message], roles: Collection[str]) -> None:
+    """Refuse a conversation without turns, and a role the format has no words for.
+
+    Raises:
+        RequestError: Naming the turn.
+    """
+    if not messages:
+        raise refuse_turn(0, "there is none; send at least one")
+    for turn, message in enumerate(messages):
+        if message["role"] not in roles:
+            raise refuse_turn(turn, f"role {message['role']} is unknown; use {', '.join(roles)}")
+
+
+def check_alternation(messages: Sequence[Message], *, opens_answer: bool) -> None:
+    """Refuse a conversation that is not an optional system message, then user and assistant in turns.
+
+    Args:
+        messages: The turns.
+        opens_answer: Whether the assistant speaks next, so that the last turn must be the user's.
+
+    Raises:
+        RequestError: Naming the turn.
+    """
+    begin = 1 if messages and messages[0]["role"] == "system" else 0
+    for turn, message in enumerate(messages[begin:], begin):
+        expected = "assistant" if (turn - begin) % 2 else "user"
+        if message["role"] != expected:
+            raise refuse_turn(
+                turn, f"role {message['role']} where {expected} must be; let user and assistant alternate"
             )
-        except TemplateError as error:
-            raise RequestError(f"messages: the model's chat template refuses them: {error}", param="messages") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelFolderError(f"{path}: cannot be read ({error}); copy the file again") from None
-
-
-def _text(value: Any) -> str:
-    return value["content"] if isinstance(value, dict) else str(value)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Jinja's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=False, **options)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().astimezone().strftime(form)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
+    if opens_answer and (len(messages) - begin) % 2 == 0:
+        raise refuse_turn(len(messages), "the assistant answers a user; end with a turn of the user")

@@ -1,25 +1,28 @@
-"""Token ids to text as they come, never half a character.
+"""Token ids to text, all at once or as they come, never half a character.
 
-A token's text can depend on its neighbours (a byte of a longer character, a space that SentencePiece drops at the
-start), so a short window of earlier tokens is decoded twice, with and without the new ones, and the difference is new.
+Both ways are one: the bytes of the tokens, read as UTF-8, where bytes that are no character become U+FFFD. An
+incremental reader holds back at most three bytes, and what it gave out never has to be taken back.
 """
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterable
 from typing import Protocol
 
 HALF = "�"
-"""How a decoder shows bytes that are not a whole character yet."""
-
-PATIENCE = 16
-"""Tokens after which bytes that still make no character are given up: no character takes so many."""
+"""What bytes that are not a whole character are shown as."""
 
 
 class Decodes(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`."""
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a space at the very beginning of a text is the tokenizer's own and not shown."""
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes `token` adds to a text; none for special tokens and for ids that are no token."""
 
 
 class Detokenizer:
@@ -27,25 +30,27 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Decodes) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        # ids[start:read] is the window whose text is out already; everything before `start` no longer matters.
-        self._start = 0
-        self._read = 0
+        self._reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._at_start = True
 
     def push(self, token: int) -> str:
         """The new text that is certain once `token` is known; may be empty."""
-        self._ids.append(token)
-        known = self._tokenizer.decode(self._ids[self._start : self._read])
-        text = self._tokenizer.decode(self._ids[self._start :])
-        waited = len(self._ids) - self._read
-        if (text.endswith(HALF) and waited < PATIENCE) or len(text) <= len(known):
-            return ""
-        self._start, self._read = self._read, len(self._ids)
-        return text[len(known) :]
+        piece = self._tokenizer.bytes_of(token)
+        if self._at_start and piece:
+            self._at_start = False
+            piece = without_first_space(piece, self._tokenizer.drops_first_space)
+        return self._reader.decode(piece)
 
     def flush(self) -> str:
         """What is left when no token will follow: bytes that never became a character, shown as U+FFFD."""
-        known = self._tokenizer.decode(self._ids[self._start : self._read])
-        text = self._tokenizer.decode(self._ids[self._start :])
-        self._start = self._read = len(self._ids)
-        return text[len(known) :]
+        return self._reader.decode(b"", final=True)
+
+
+def join_text(pieces: Iterable[bytes], drops_first_space: bool) -> str:
+    """The text that `pieces` make up together."""
+    return without_first_space(b"".join(pieces), drops_first_space).decode("utf-8", errors="replace")
+
+
+def without_first_space(piece: bytes, drops_first_space: bool) -> bytes:
+    """The beginning of a text, less the one space that the tokenizer put there."""
+    return piece.removeprefix(b" ") if drops_first_space else piece

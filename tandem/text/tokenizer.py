@@ -1,81 +1,105 @@
 """Text to token ids and back, from the tokenizer files of a model folder.
 
-Nothing in a folder is executed: `tokenizer.json` is data for the `tokenizers` library, and the chat template runs in a
-sandbox (`text/chat.py`).
+Nothing in a folder is executed: tokenizer files are data for libraries, the chat template runs in a sandbox
+(`text/template.py`), and Python files that `auto_map` names are not looked at.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import tokenizers
+from tandem.text.backend import Backend, Span
+from tandem.text.built_in_chat import built_in_chat
+from tandem.text.chat import ChatFormat
+from tandem.text.detokenizer import join_text
+from tandem.text.folder import TokenizerFolder, open_backend
+from tandem.text.template import ChatTemplate, TemplateFormat
 
-from tandem.errors import ModelFolderError
-from tandem.files import read_json_object
-from tandem.text.chat import ChatTemplate
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-"""What belongs to a tokenizer in a Hugging Face folder, and goes along when a model is exported."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "qwen.tiktoken",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What belongs to a tokenizer in any family's folder, and goes along when a model is exported; never Python."""
 
 
 class Tokenizer:
-    """One tokenizer and, where the folder has one, its chat template.
+    """One tokenizer and, where the model has one, its chat format.
 
     Args:
-        backend: The `tokenizers` object.
-        chat: How a conversation becomes text; None where the folder has no template.
+        backend: The opened tokenizer file.
+        chat: How a conversation becomes token ids; None where the model has no chat format.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatTemplate | None) -> None:
+    def __init__(self, backend: Backend, chat: ChatFormat | None) -> None:
         self._backend = backend
         self.chat = chat
+        self.drops_first_space = backend.drops_first_space
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read the tokenizer files of a model folder.
+        """Read the tokenizer files of a model folder. Its own chat template goes before a built-in format.
 
         Raises:
-            ModelFolderError: `tokenizer.json` is missing or broken, or the chat template is.
+            ModelFolderError: Tokenizer files are missing, broken or of an unknown family; or the chat template is.
         """
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise ModelFolderError(f"{folder}: has no tokenizer.json; copy the tokenizer files too")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            raise ModelFolderError(f"{path}: is no tokenizer ({error}); copy the file again") from None
-        settings_path = folder / "tokenizer_config.json"
-        settings = read_json_object(settings_path, ModelFolderError) if settings_path.exists() else {}
-        return cls(backend, ChatTemplate.from_folder(folder, settings))
+        files = TokenizerFolder(folder)
+        backend = open_backend(files)
+        chat, own = built_in_chat(files, backend), ChatTemplate.from_folder(files)
+        if own is not None:
+            # Where the family ends its turns stays true when the folder words them itself.
+            chat = TemplateFormat(own, backend, chat.end_token_ids if chat is not None else ())
+        return cls(backend, chat)
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids this tokenizer can produce; a model's table may be larger, never smaller."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        """One above the highest id; a model's table may be larger, never smaller."""
+        return self._backend.vocab_size
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, if there is such a token."""
-        return self._backend.token_to_id(token)
+        return self._backend.id_of(token)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of `text`; `special` adds what the tokenizer puts around a prompt, such as a first `<s>`."""
-        # The batch form is the one that lets other Python threads run meanwhile; a long prompt takes seconds.
-        return self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids
+        """Token ids of `text`; `special` adds what the tokenizer puts around a prompt, such as a first `<s>`.
+
+        Special tokens that `text` spells are those tokens where the family's own tokenizer does so.
+        """
+        return self._backend.encode(text, special=special)
 
     def encode_many(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids of several texts, encoded in parallel."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=special)]
+        """Token ids of several texts; in parallel where the library can."""
+        return self._backend.encode_many(texts, special=special)
 
-    def encode_with_offsets(self, text: str, *, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text`, and for each the characters [begin, end) of `text` it stands for."""
-        encoding = self._backend.encode(text, add_special_tokens=special)
-        return encoding.ids, encoding.offsets
+    def encode_with_offsets(self, text: str, *, special: bool = True) -> tuple[list[int], list[Span]]:
+        """Token ids of `text`, and for each the characters [begin, end) of `text` it stands for.
+
+        Each of several tokens that make up one character has that character's span. Spans never go back. They are empty
+        for tokens added around the text and for a space put before it. Where the tokenizer normalises (NFC, NFKC), a
+        span is that of the characters its own came from; of those that became one, it may name the first alone.
+        """
+        return self._backend.encode_with_offsets(text, special=special)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes a token adds to an answer; none for special tokens and for ids that are no token."""
+        return b"" if self._backend.is_special(token) else self._backend.bytes_of(token)
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        """Text of `ids`; half a character at the end comes out as U+FFFD."""
-        return self._backend.decode(ids, skip_special_tokens=skip_special)
+        """Text of `ids`; bytes that are no character come out as U+FFFD, and ids beyond the tokenizer's as nothing."""
+        bytes_of = self.bytes_of if skip_special else self._backend.bytes_of
+        return join_text(map(bytes_of, ids), self.drops_first_space)
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """The tokenizer files of a folder, to be written beside exported weights."""
+    """The tokenizer files of a folder, to be written beside exported weights.
+
+    A `tokenizer_config.json` keeps its `auto_map` entry; the Python it names stays behind, and nothing here needs it.
+    """
     return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}

@@ -9,19 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 
-from tandem.errors import UsageError
 from tandem.files import json_bytes, whole_folder
+from tandem.text.byte_pairs import train_byte_pairs
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 USER, ASSISTANT, SYSTEM, END = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT, SYSTEM, END)
 """In the order of their ids, which are 0 to 6."""
-
-SMALLEST = len(SPECIAL_TOKENS) + 256
-"""Special tokens and one token for each byte."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -49,32 +45,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
     Raises:
         UsageError: `vocab_size` has no room for the bytes, or the texts are too few to fill it.
     """
-    if vocab_size < SMALLEST:
-        raise UsageError(f"vocab_size {vocab_size}: a byte-level tokenizer needs at least {SMALLEST}; raise it")
-    backend = _train(texts, vocab_size)
-    if (size := backend.get_vocab_size(with_added_tokens=True)) != vocab_size:
-        raise UsageError(f"vocab_size {vocab_size}: the texts hold only {size} tokens; lower it or add texts")
+    backend = train_byte_pairs(texts, vocab_size, first_tokens=SPECIAL_TOKENS)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS))]
+    )
     with whole_folder(folder) as part:
         (part / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         (part / "tokenizer_config.json").write_bytes(json_bytes(_settings(max_length)))
         (part / "special_tokens_map.json").write_bytes(json_bytes(dict(_named())))
-
-
-def _train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS))]
-    )
-    return backend
 
 
 def _named() -> dict[str, str]:

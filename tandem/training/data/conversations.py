@@ -1,9 +1,4 @@
-"""Conversations to token ids with a loss mask.
-
-Each conversation is rendered and tokenised once, whole. Which characters are the assistant's answers is found on the
-text, and the tokens follow from their character offsets; tokenising the prompt by itself could cut it elsewhere than
-the whole and shift the mask.
-"""
+"""Rows of conversations to token ids with a loss mask; how one becomes tokens is the chat format's affair."""
 
 from __future__ import annotations
 
@@ -18,10 +13,8 @@ from numpy.typing import NDArray
 
 from tandem.errors import DataError, RequestError
 from tandem.files import write_whole
-from tandem.text.chat import ChatTemplate, Message
+from tandem.text.chat import Message
 from tandem.text.tokenizer import Tokenizer
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +51,16 @@ def read_conversations(path: Path) -> list[Any]:
 
 
 def encode_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> Example:
-    """Render and tokenise one conversation, and mark the tokens of its answers.
+    """Tokenise one conversation, and mark the tokens of its answers.
 
     Raises:
-        DataError: The tokenizer has no chat template, or the template does not build conversations turn by turn.
-        RequestError: The template refuses the conversation.
+        DataError: The tokenizer has no chat format, or its template does not build conversations turn by turn.
+        RequestError: The format refuses the conversation.
     """
     if tokenizer.chat is None:
-        raise DataError("the tokenizer has no chat template; add chat_template to its tokenizer_config.json")
-    text = tokenizer.chat.render(messages, add_generation_prompt=False)
-    spans = answer_spans(tokenizer.chat, messages, text)
-    ids, offsets = tokenizer.encode_with_offsets(text, special=False)
-    loss_mask = [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
+        raise DataError("the tokenizer has no chat format; add chat_template to its tokenizer_config.json")
+    ids, loss_mask = tokenizer.chat.encode_answers(messages)
     return Example(ids=np.array(ids, dtype=np.int64), loss_mask=np.array(loss_mask, dtype=np.bool_))
-
-
-def answer_spans(chat: ChatTemplate, messages: Sequence[Message], text: str) -> list[Span]:
-    """Characters [begin, end) of each answer in the rendered `text`, from after its opening to after its end mark.
-
-    Raises:
-        DataError: The template renders a conversation's beginning otherwise than the whole.
-        RequestError: The template refuses the conversation.
-    """
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = chat.render(messages[:turn], add_generation_prompt=True)
-            through = chat.render(messages[: turn + 1], add_generation_prompt=False)
-            if not (text.startswith(through) and through.startswith(before)):
-                raise DataError(f"turn {turn}: the chat template renders it otherwise inside the whole conversation")
-            spans.append((len(before), len(through)))
-    return spans
 
 
 def encode_rows(rows: Sequence[Any], tokenizer: Tokenizer, seq_length: int) -> tuple[list[Example], list[Skipped]]:
@@ -96,7 +68,7 @@ def encode_rows(rows: Sequence[Any], tokenizer: Tokenizer, seq_length: int) -> t
 
     Args:
         rows: Each `{"messages": [{"role": ..., "content": ...}, ...]}`.
-        tokenizer: With a chat template.
+        tokenizer: With a chat format.
         seq_length: Longest conversation, in tokens.
     """
     examples, skipped = [], []

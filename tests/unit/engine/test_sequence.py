@@ -13,8 +13,10 @@ END = 99
 class Letters:
     """Token 0 is `a`, 1 is `b`, and so on; 99 is an end token without text."""
 
-    def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
-        return "".join("" if token == END else chr(97 + token) for token in ids)
+    drops_first_space = False
+
+    def bytes_of(self, token: int) -> bytes:
+        return b"" if token == END else bytes([97 + token])
 
 
 def sequence(**sampling: object) -> Sequence:

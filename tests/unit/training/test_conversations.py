@@ -9,10 +9,9 @@ import torch
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.position import Rope
-from tandem.errors import DataError
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
-from tandem.text.chat import ChatTemplate
+from tandem.text.template import ChatTemplate, TemplateFormat
 from tandem.text.tokenizer import Tokenizer
 from tandem.text.trainer import train_tokenizer
 from tandem.training.data.batch import IGNORED
@@ -20,7 +19,6 @@ from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.conversations import (
     Example,
     Skipped,
-    answer_spans,
     encode_conversation,
     encode_rows,
     read_conversations,
@@ -56,7 +54,7 @@ def test_only_answers_and_their_ends_are_learnt(tokenizer: Tokenizer) -> None:
 
 def test_a_token_that_reaches_from_prompt_into_answer_is_not_learnt(tokenizer: Tokenizer) -> None:
     glued = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {}, "test")
-    plain = Tokenizer(tokenizer._backend, glued)
+    plain = Tokenizer(tokenizer._backend, TemplateFormat(glued, tokenizer._backend))
     example = encode_conversation(
         plain, [{"role": "user", "content": "hel"}, {"role": "assistant", "content": "lo bye"}]
     )
@@ -91,12 +89,6 @@ def test_rows_that_cannot_be_trained_on_are_named(tokenizer: Tokenizer, tmp_path
     write_skipped(tmp_path / "skipped.jsonl", [])
     assert not (tmp_path / "skipped.jsonl").exists()
     assert skipped[0] == Skipped(row=1, reason="the row has no list `messages`")
-
-
-def test_templates_that_rewrite_history_are_refused() -> None:
-    chat = ChatTemplate("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", {}, "test")
-    with pytest.raises(DataError, match="turn 2"):
-        answer_spans(chat, TALK, chat.render(TALK, add_generation_prompt=False))
 
 
 def examples_of(lengths: list[int]) -> list[Example]:

@@ -1,0 +1,158 @@
+"""A conversation as text by a Jinja template, run in a sandbox, and that text as token ids.
+
+Source: Hugging Face chat templating; the names a template may use (`messages`, `add_generation_prompt`, `bos_token`,
+`eos_token`, `raise_exception`, `strftime_now`) are theirs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from tandem.errors import DataError, ModelFolderError, RequestError
+from tandem.files import read_json_object
+from tandem.text.backend import Backend, Span
+from tandem.text.chat import Message
+from tandem.text.folder import TokenizerFolder
+from tandem.text.special_tokens import spelling
+
+
+class ChatTemplate:
+    """One compiled template.
+
+    Args:
+        source: The Jinja text.
+        special_tokens: `bos_token` and the like, as the template may name them.
+        where: The file it came from, for messages.
+
+    Raises:
+        ModelFolderError: The text is no template.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], where: str) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ModelFolderError(f"{where}: the chat template is broken: {error}") from None
+        self._special_tokens = special_tokens
+
+    @classmethod
+    def from_folder(cls, folder: TokenizerFolder) -> ChatTemplate | None:
+        """The folder's own template, from its own file or from `tokenizer_config.json`; None where there is none."""
+        for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+            if (source := _source(folder, name)) is not None:
+                tokens = {kind: spelling(value) for kind, value in folder.named_tokens.items() if _is_one(value)}
+                return cls(source, tokens, str(folder.path / name))
+        return None
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text; `add_generation_prompt` opens the assistant's next turn.
+
+        Raises:
+            RequestError: The template refuses this conversation, such as two user turns in a row.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special_tokens
+            )
+        except TemplateError as error:
+            raise RequestError(f"messages: the model's chat template refuses them: {error}", param="messages") from None
+
+
+class TemplateFormat:
+    """A template and the tokenizer its text is for.
+
+    The text is tokenised whole, so a message that spells a special token says that token: the reference does so too.
+
+    Args:
+        template: The folder's own, or a built-in one.
+        backend: The tokenizer.
+        end_token_ids: Tokens that end the assistant's turn.
+    """
+
+    def __init__(self, template: ChatTemplate, backend: Backend, end_token_ids: tuple[int, ...] = ()) -> None:
+        self._template = template
+        self._backend = backend
+        self.end_token_ids = end_token_ids
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text, as `ChatTemplate.render`."""
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        """Ids of the rendered conversation; the template writes the special tokens itself."""
+        return self._backend.encode(self.render(messages, add_generation_prompt=add_generation_prompt), special=False)
+
+    def encode_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Ids of the rendered conversation, and whether each begins inside an answer.
+
+        The conversation is rendered and tokenised once, whole. Which characters are answers is found on the text, and
+        the tokens follow from their offsets; tokenising the prompt by itself could cut it elsewhere than the whole.
+        """
+        text = self.render(messages, add_generation_prompt=False)
+        spans = answer_spans(self._template, messages, text)
+        ids, offsets = self._backend.encode_with_offsets(text, special=False)
+        return ids, [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
+
+
+def answer_spans(template: ChatTemplate, messages: Sequence[Message], text: str) -> list[Span]:
+    """Characters [begin, end) of each answer in the rendered `text`, from after its opening to after its end mark.
+
+    Raises:
+        DataError: The template renders a conversation's beginning otherwise than the whole.
+        RequestError: The template refuses the conversation.
+    """
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = template.render(messages[:turn], add_generation_prompt=True)
+            through = template.render(messages[: turn + 1], add_generation_prompt=False)
+            if not (text.startswith(through) and through.startswith(before)):
+                raise DataError(f"turn {turn}: the chat template renders it otherwise inside the whole conversation")
+            spans.append((len(before), len(through)))
+    return spans
+
+
+def _source(folder: TokenizerFolder, name: str) -> str | None:
+    """The template in one file; of several named ones, the default."""
+    path = folder.path / name
+    if not path.exists():
+        return None
+    if path.suffix == ".jinja":
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFolderError(f"{path}: cannot be read ({error}); copy the file again") from None
+    source = read_json_object(path, ModelFolderError).get("chat_template")
+    if isinstance(source, list) and all(isinstance(entry, dict) for entry in source):
+        source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
+    if source is not None and not isinstance(source, str):
+        raise ModelFolderError(f"{folder.path}: chat_template in {name} is no text; correct it")
+    return source
+
+
+def _is_one(value: Any) -> bool:
+    return not isinstance(value, list)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """Jinja's own filter escapes HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=False, **options)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().astimezone().strftime(form)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise TemplateError(message)
