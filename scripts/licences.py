@@ -10,7 +10,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FREE = re.compile(
-    r"\b(MIT|BSD|BSL|Apache|PSF|CNRI-Python|Python Software Foundation|ISC|MPL|Mozilla Public|HPND|Unlicense|0BSD|CC0|Zlib)", re.I
+    r"\b(MIT|BSD|BSL|Apache|PSF|CNRI-Python|Python Software Foundation|ISC|MPL|Mozilla Public|HPND|Unlicense|0BSD|CC0"
+    r"|Zlib)",
+    re.I,
 )
 
 
