@@ -48,6 +48,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config.position, Rope)
     return llama.write_llama_like(config) | {
         "attention_bias": config.attention.qkv_bias,
+        "pad_token_id": None,  # what a missing one means to transformers is outside of a small vocabulary
         "partial_rotary_factor": config.position.dims / config.attention.head_dim,
     }
 
