@@ -145,6 +145,10 @@ def _print(table: Table, *, folded: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    if not (folded and console.is_terminal):
-        console.width = Console(width=1000).measure(table).maximum
-    console.print(table)
+    if folded and console.is_terminal:
+        return console.print(table)
+    console.width = Console(width=1000).measure(table).maximum
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
+    return None
