@@ -60,10 +60,10 @@ QUANTISED: dict[str, tuple[object, ...]] = {
 def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
-    file.only(COMPUTED | {"num_key_value_heads": (file.get("num_attention_heads"), None)})
+    attention, trained = _read_attention(file), file.size("max_position_embeddings", 4096)
+    file.only(COMPUTED | {"num_key_value_heads": (attention.heads, None)})
     if file.get("quantization_config") is not None:
         file.part("quantization_config").only(QUANTISED)
-    attention, trained = _read_attention(file), file.size("max_position_embeddings", 4096)
     position = read_rope(file, attention.rope_dim, trained)
     return ModelConfig(
         family="deepseek_v3",
@@ -82,7 +82,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
 def _read_attention(file: Fields) -> MLA:
     return MLA(
         heads=file.size("num_attention_heads"),
-        q_rank=None if file.get("q_lora_rank") is None else file.size("q_lora_rank"),
+        q_rank=None if file.null("q_lora_rank") else file.size("q_lora_rank", 1536),
         kv_rank=file.size("kv_lora_rank"),
         nope_dim=file.size("qk_nope_head_dim"),
         rope_dim=file.size("qk_rope_head_dim"),
@@ -91,7 +91,8 @@ def _read_attention(file: Fields) -> MLA:
 
 
 def _read_mixture(file: Fields) -> MoE:
-    size, dense = file.size("moe_intermediate_size"), file.size("first_k_dense_replace", 0, least=0)
+    size, dense = file.size("moe_intermediate_size"), file.size("first_k_dense_replace", 3, least=0)
+    shared = 0 if file.null("n_shared_experts") else file.size("n_shared_experts", 1, least=0)
     return MoE(
         experts=file.size("n_routed_experts"),
         chosen=file.size("num_experts_per_tok"),
@@ -102,7 +103,7 @@ def _read_mixture(file: Fields) -> MoE:
             scale=file.number("routed_scaling_factor"),
             normalise=file.flag("norm_topk_prob", True),
         ),
-        shared_size=size * file.size("n_shared_experts", 0, least=0),
+        shared_size=size * shared,
         dense_layers=dense,
         dense_size=file.size("intermediate_size") if dense else 0,
     )

@@ -26,9 +26,9 @@ class Fields:
         """A field as it stands; None where it is missing or null."""
         return self._fields.get(name)
 
-    def given(self, name: str) -> bool:
-        """Whether a field is there, be it null; for those whose default is not what null means."""
-        return name in self._fields
+    def null(self, name: str) -> bool:
+        """Whether a field is there and null; for those where that is not the default."""
+        return name in self._fields and self._fields[name] is None
 
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
         """A whole number from `least` up."""

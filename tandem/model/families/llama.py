@@ -81,8 +81,8 @@ def read_llama_like(family: str, file: Fields, defaults: Defaults) -> ModelConfi
 def _read_attention(file: Fields, defaults: Defaults) -> GQA:
     heads = file.size("num_attention_heads")
     left = max(file.size("hidden_size") // heads, 1)
-    kv_heads = heads if file.given("num_key_value_heads") else defaults.kv_heads or heads
-    head_dim = left if file.given("head_dim") else defaults.head_dim or left
+    kv_heads = heads if file.null("num_key_value_heads") else defaults.kv_heads or heads
+    head_dim = left if file.null("head_dim") else defaults.head_dim or left
     return GQA(
         heads=heads, kv_heads=file.size("num_key_value_heads", kv_heads), head_dim=file.size("head_dim", head_dim)
     )

@@ -29,15 +29,13 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     file = Fields(fields, where)
     file.only(COMPUTED)
     config = read_llama_like("mistral", file, Defaults(max_position=131072, kv_heads=8))
-    return with_window(config, file, None if file.given("sliding_window") else WINDOW)
+    return config if file.null("sliding_window") else with_window(config, file.size("sliding_window", WINDOW))
 
 
-def with_window(config: ModelConfig, file: Fields, default: int | None) -> ModelConfig:
-    """The same with the file's window, or the default one, on all layers."""
+def with_window(config: ModelConfig, size: int) -> ModelConfig:
+    """The same with a window on all layers."""
     assert isinstance(config.attention, GQA)
-    if file.get("sliding_window") is None and default is None:
-        return config
-    window = Window(size=file.size("sliding_window", default), layers=tuple(range(config.layers)))
+    window = Window(size=size, layers=tuple(range(config.layers)))
     return replace(config, attention=replace(config.attention, window=window))
 
 

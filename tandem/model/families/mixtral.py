@@ -44,7 +44,10 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
         size=file.size("intermediate_size"),
         router=SoftmaxRouter(),
     )
-    return mistral.with_window(replace(config, feed_forward=mixture), file, None)
+    config = replace(config, feed_forward=mixture)
+    if file.get("sliding_window") is None:
+        return config
+    return mistral.with_window(config, file.size("sliding_window"))
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -35,9 +35,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
 
 def _window(file: Fields, layers: int) -> Window | None:
     """Which layers slide: `layer_types` where it stands, else those from `max_window_layers` up."""
-    size = file.size("sliding_window", 4096)
-    null = file.given("sliding_window") and file.get("sliding_window") is None
-    if not file.flag("use_sliding_window", False) or null:
+    if not file.flag("use_sliding_window", False) or file.null("sliding_window"):
         return None
     kinds = file.get("layer_types")
     if kinds is None:
@@ -45,7 +43,7 @@ def _window(file: Fields, layers: int) -> Window | None:
     if not isinstance(kinds, list) or len(kinds) != layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
         raise ModelFolderError(f"{file.where}: layer_types must name {SLIDING} or {FULL} for each of {layers} layers")
     sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
-    return Window(size=size, layers=sliding) if sliding else None
+    return Window(size=file.size("sliding_window", 4096), layers=sliding) if sliding else None
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
