@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import tandem
@@ -48,6 +49,8 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     layout = CacheLayout.of(decoder.config, dtype, config.block_size)
     length = _max_model_len(config, decoder.config)
     defaults = read_generation_defaults(config.model)
+    ends = tokenizer.chat.end_token_ids if tokenizer.chat is not None else ()
+    defaults = replace(defaults, eos_token_ids=tuple(dict.fromkeys((*defaults.eos_token_ids, *ends))))
     _check_ends(config.model, defaults, decoder.config)
     blocks = _block_count(config, layout, length)
     identity = EngineIdentity(
