@@ -140,11 +140,11 @@ class Rope:
         match self.scaling:
             case DynamicNTK() | QwenNTK():
                 return None
-            case Yarn(factor=factor, trained=own) | Llama3Scaling(factor=factor, trained=own):
+            case Yarn(factor=factor, trained=own):
                 return int(own * factor)
             case LinearScaling(factor=factor):
                 return int(trained * factor)
-            case None:
+            case Llama3Scaling() | None:  # Llama's own length counts its scaling in
                 return trained
 
 

@@ -31,15 +31,22 @@ FILES = {
 }
 
 
+def hash_of(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
 class Hub(BaseHTTPRequestHandler):
-    """The two answers of the hub that a snapshot needs."""
+    """The answers of the hub that a snapshot needs."""
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
+        files = [{"type": "file", "path": f, "size": len(c), "oid": hash_of(c)} for f, c in FILES.items()]
         name = self.path.split("?")[0].rpartition("/")[2]
-        if self.path.startswith("/api/models/org/name/"):
+        if self.path.startswith("/api/models/org/name/tree/"):
+            self.answer(json.dumps(files).encode())
+        elif self.path.startswith("/api/models/org/name/"):
             siblings = [{"rfilename": file} for file in FILES]
             self.answer(json.dumps({"id": "org/name", "sha": COMMIT, "siblings": siblings}).encode())
         elif "/resolve/" in self.path and name in FILES:
@@ -50,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, content: bytes) -> None:
         self.send_response(200)
         headers = {"Content-Length": len(content), "X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
-        for header, value in {**headers, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}.items():
+        for header, value in {**headers, "ETag": f'"{hash_of(content)}"'}.items():
             self.send_header(header, str(value))
         self.end_headers()
         if self.command == "GET":
