@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
@@ -21,6 +21,7 @@ from tandem.errors import ModelFolderError
 from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.families import FAMILIES, translate
+from tandem.model.skeleton import assembled
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fill import fill
 from tandem.model.weights.fit import block_size, dtype_of, fit, require_fit
@@ -53,7 +54,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -
     dtype = dtype or _own_dtype(fields, dtype_of(stored), folder)
     parameters = _allocate(config, device, dtype, folder)
     fill(parameters, found.pieces)
-    return _assembled(config, parameters)
+    return assembled(config, parameters)
 
 
 def save(
@@ -135,16 +136,6 @@ def _allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype, fol
     except (RuntimeError, OSError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise ModelFolderError(f"{folder}: does not fit into the memory of {device} ({reason}); free some") from None
-
-
-def _assembled(config: ModelConfig, parameters: Mapping[str, Tensor]) -> Decoder:
-    """A decoder that has these parameters, ready to compute and not to train."""
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    for name, tensor in parameters.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))
-    return decoder.eval()
 
 
 def _hf_config(decoder: Decoder, generation: GenerationDefaults) -> dict[str, Any]:

@@ -76,12 +76,11 @@ def _indexed(index: Path) -> WeightFiles:
     named = read_json_object(index, ModelFolderError).get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
         raise ModelFolderError(f"{index}: weight_map is no map from tensors to files; copy the file again")
-    names = sorted(set(named.values()))
-    absent = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    names, there = sorted(set(named.values())), {path.name for path in index.parent.iterdir()}
+    absent = [name for name in names if name not in there]
     if absent:
-        more = f" nor {len(absent) - 1} more" if len(absent) > 1 else ""
-        first = printable(absent[0])
-        raise ModelFolderError(f"{index}: names {first}, which is not in this folder{more}; copy all files of the model")
+        first, more = printable(absent[0]), f", and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise ModelFolderError(f"{index}: names {first}, which is not in this folder{more}; copy the missing files")
     return WeightFiles(tuple(index.parent / name for name in names), index, named)
 
 

@@ -60,7 +60,7 @@ def _require_plain_zip(path: Path) -> None:
 def _load(path: Path) -> Any:
     try:
         tensors = torch.load(path, map_location="meta", weights_only=True)
-        located = all(_offset_of(tensor) is not None for tensor in _tensors_in(tensors))
+        located = all(_offset_of(tensor) is not None for tensor in _plain_tensors(tensors))
         return tensors if located else _load_faked(path)
     except OSError:
         raise
@@ -76,8 +76,12 @@ def _load_faked(path: Path) -> Any:
         return torch.load(path, weights_only=True)
 
 
-def _tensors_in(table: Any) -> list[Tensor]:
-    return [value for value in table.values() if isinstance(value, Tensor)] if isinstance(table, dict) else []
+def _plain_tensors(table: Any) -> list[Tensor]:
+    return [value for value in table.values() if _is_plain(value)] if isinstance(table, dict) else []
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in STORED_DTYPES
 
 
 def _offset_of(tensor: Tensor) -> int | None:
@@ -86,7 +90,7 @@ def _offset_of(tensor: Tensor) -> int | None:
 
 
 def _stored(name: str, tensor: Any, path: Path, file_size: int) -> StoredTensor:
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in STORED_DTYPES:
+    if not _is_plain(tensor):
         raise ModelFolderError(f"{path}: {name} is no plain tensor; give a model's weights and no training state")
     if not tensor.is_contiguous():
         raise ModelFolderError(f"{path}: {name} does not lie in rows; save it with .contiguous()")

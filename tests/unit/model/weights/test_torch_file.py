@@ -1,0 +1,163 @@
+"""The table of a `.bin` file: where its tensors lie, and that nothing in it is ever run."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tandem.errors import ModelFolderError
+from tandem.model.weights import torch_file
+from tandem.model.weights.dtypes import STORED_DTYPES
+from tandem.model.weights.torch_file import read_table
+
+
+def sample() -> dict[str, torch.Tensor]:
+    whole = torch.arange(40, dtype=torch.float32).view(10, 4)
+    return {
+        "matrix": torch.arange(6, dtype=torch.float32).view(2, 3),
+        "bias": torch.arange(5).to(torch.bfloat16),
+        "eight": torch.arange(4).to(torch.float8_e4m3fn),
+        "part of a storage": whole[2:5],
+        "shared": whole,
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+    }
+
+
+def check_table(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    table, content = read_table(path), path.read_bytes()
+    assert list(table) == list(tensors)
+    for name, tensor in tensors.items():
+        stored = table[name]
+        assert (stored.path, stored.dtype, stored.shape) == (path, STORED_DTYPES[tensor.dtype], tuple(tensor.shape))
+        raw = content[stored.offset : stored.offset + stored.size]
+        assert raw == tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("container", [dict, OrderedDict])
+def test_tensors_lie_where_the_table_says(container: type[dict[str, Any]], tmp_path: Path) -> None:
+    torch.save(container(sample()), tmp_path / "x.bin")
+    check_table(tmp_path / "x.bin", sample())
+
+
+def test_older_torch_gives_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.bin"
+    torch.save(sample(), path)
+    loaded = torch_file._load_faked(path)
+    monkeypatch.setattr(torch_file, "_load", lambda _: loaded)
+    check_table(path, sample())
+
+
+def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
+    torch.save({1: torch.ones(2)}, tmp_path / "x.bin")
+    assert list(read_table(tmp_path / "x.bin")) == ["1"]
+
+
+class Malice:
+    """Unpickling it runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_malicious_pickle_does_not_run(zipped: bool, tmp_path: Path) -> None:
+    path, marker = tmp_path / "x.bin", tmp_path / "ran"
+    evil = {"weight": torch.ones(2), "evil": Malice(f"touch {marker}")}
+    torch.save(evil, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelFolderError, match=r"posix\.system" if zipped else "written by torch before 1.6") as caught:
+        read_table(path)
+    assert not marker.exists()
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def save_legacy(path: Path) -> None:
+    torch.save(sample(), path, _use_new_zipfile_serialization=False)
+
+
+def cut(path: Path) -> None:
+    torch.save(sample(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def compress(path: Path) -> None:
+    torch.save(sample(), path)
+    rewrite(path, zipfile.ZIP_DEFLATED, {})
+
+
+def turn_bytes(path: Path) -> None:
+    torch.save(sample(), path)
+    rewrite(path, zipfile.ZIP_STORED, {"byteorder": b"big"})
+
+
+def drop_table(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/version", "3")
+
+
+def rewrite(path: Path, compression: int, changed: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, changed.get(name.rpartition("/")[2], content))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda p: p.write_bytes(b""), "damaged, or was written by torch before 1.6"),
+    "legacy": (save_legacy, "damaged, or was written by torch before 1.6"),
+    "cut": (cut, "is damaged"),
+    "no table": (drop_table, "is damaged"),
+    "compressed": (compress, "compressed or of another byte order"),
+    "other byte order": (turn_bytes, "compressed or of another byte order"),
+    "a list": (lambda p: torch.save([torch.ones(2)], p), "holds no table of tensors"),
+    "a tensor": (lambda p: torch.save(torch.ones(2), p), "holds no table of tensors"),
+    "training state": (lambda p: torch.save(sample() | {"epoch": 3}, p), "epoch is no plain tensor"),
+    "nested": (lambda p: torch.save({"model": sample()}, p), "model is no plain tensor"),
+    "sparse": (lambda p: torch.save({"s": torch.eye(3).to_sparse()}, p), "s is no plain tensor"),
+    "complex": (lambda p: torch.save({"c": torch.ones(2, dtype=torch.complex64)}, p), "c is no plain tensor"),
+    "transposed": (lambda p: torch.save({"t": torch.ones(2, 3).t()}, p), "t does not lie in rows"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_each_fault_gives_one_clear_line(case: str, tmp_path: Path) -> None:
+    spoil, message = BROKEN[case]
+    path = tmp_path / "x.bin"
+    spoil(path)
+    with pytest.raises(ModelFolderError, match=message) as caught:
+        read_table(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), shorten=st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_mutated_files_are_read_or_refused(
+    at: float, byte: int, shorten: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("f") / "x.bin"
+    torch.save({"a": torch.ones(2, 3), "b": torch.ones(4)}, path)
+    content = bytearray(path.read_bytes())
+    where = int(at * len(content))
+    content[where] = byte
+    path.write_bytes(content[:where] if shorten else content)
+    table, message = {}, ""
+    try:
+        table = read_table(path)
+    except ModelFolderError as error:
+        message = str(error)
+    assert message.isprintable()
+    assert all(one.offset + one.size <= path.stat().st_size for one in table.values())
