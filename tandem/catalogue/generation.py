@@ -17,6 +17,24 @@ from tandem.files import read_json_object
 KNOWN = ("bos_token_id", "eos_token_id", "do_sample", "temperature", "top_p", "top_k")
 """The fields of that file that have a meaning here."""
 
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1, None),
+    "encoder_repetition_penalty": (1, None),
+    "no_repeat_ngram_size": (0, None),
+    "typical_p": (1, None),
+    "min_p": (0, None),
+    "epsilon_cutoff": (0, None),
+    "eta_cutoff": (0, None),
+    "penalty_alpha": (0, None),
+    "num_beams": (1, None),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "sequence_bias": (None, {}),
+    "guidance_scale": (1, None),
+}
+"""Fields that would change which token is chosen and are not applied, with the values that change nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
@@ -30,6 +48,11 @@ class GenerationDefaults:
     """0 keeps every token."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else `generation_config.json` says, by its own names: kept, so that an export loses nothing."""
+
+    @property
+    def unapplied(self) -> dict[str, Any]:
+        """Fields that ask for something else than what is done here."""
+        return {name: value for name, value in self.extra.items() if value not in NEUTRAL.get(name, (value,))}
 
     def as_json(self) -> dict[str, Any]:
         """The content of `generation_config.json`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from tandem.model.folder import DTYPES, fingerprint, load
 from tandem.parallel.device import choose_device
 from tandem.protocol.identity import Identity
 from tandem.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 
@@ -48,10 +51,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     layout = CacheLayout.of(decoder.config, dtype, config.block_size)
     length = _max_model_len(config, decoder.config)
-    defaults = read_generation_defaults(config.model)
-    ends = tokenizer.chat.end_token_ids if tokenizer.chat is not None else ()
-    defaults = replace(defaults, eos_token_ids=tuple(dict.fromkeys((*defaults.eos_token_ids, *ends))))
-    _check_ends(config.model, defaults, decoder.config)
+    defaults = _generation_defaults(config.model, tokenizer, decoder.config)
     blocks = _block_count(config, layout, length)
     identity = EngineIdentity(
         engine_id=secrets.token_hex(8),
@@ -102,6 +102,17 @@ def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:
     if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
         raise UsageError(f"--max-model-len {config.max_model_len}: the model was made for {longest}; lower it")
     return config.max_model_len or model.max_position
+
+
+def _generation_defaults(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> GenerationDefaults:
+    """The folder's own, with the tokens at which its chat format ends a turn."""
+    defaults = read_generation_defaults(folder)
+    for name, value in defaults.unapplied.items():
+        log.warning("%s: %s %s in generation_config.json is not applied", folder, name, value)
+    ends = tokenizer.chat.end_token_ids if tokenizer.chat is not None else ()
+    defaults = replace(defaults, eos_token_ids=tuple(dict.fromkeys((*defaults.eos_token_ids, *ends))))
+    _check_ends(folder, defaults, config)
+    return defaults
 
 
 def _check_ends(folder: Path, defaults: GenerationDefaults, config: ModelConfig) -> None:
