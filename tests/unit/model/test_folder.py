@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from tandem.catalogue.arithmetic import kv_bytes_per_token, parameters
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
+from tandem.catalogue.models import MODELS
 from tandem.catalogue.position import Rope
+from tandem.catalogue.shrink import SmallShape, shrink
 from tandem.errors import ModelFolderError
 from tandem.model.decoder import Decoder
 from tandem.model.families import read_config
-from tandem.model.folder import fingerprint, load, save
+from tandem.model.folder import DTYPES, fingerprint, load, save
+from tandem.model.random_weights import random_decoder
+from tandem.model.weights.dtypes import TORCH_DTYPES
 
 CPU = torch.device("cpu")
 
@@ -72,9 +78,7 @@ def test_export_then_import_is_bit_identical(
     model = decoder(of, seed)
     save(model, folder, GenerationDefaults(), {})
     again = load(folder, CPU)
-    assert again.config == of
-    for (name, one), (_, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
-        assert torch.equal(one, other), name
+    assert_same(again, model)
     assert sum(p.numel() for p in again.parameters()) == parameters(of)
 
 
@@ -95,6 +99,136 @@ def test_generation_defaults_survive(tmp_path: Path) -> None:
     save(decoder(config()), tmp_path / "m", defaults, {"tokenizer.json": b"{}"})
     assert read_generation_defaults(tmp_path / "m") == defaults
     assert (tmp_path / "m" / "tokenizer.json").read_bytes() == b"{}"
+
+
+ONE_PER_FAMILY = [
+    "llama3.2-1b", "qwen-7b", "qwen2-0.5b", "glm3-6b", "baichuan2-13b", "mistral-7b", "mixtral-8x7b", "deepseek-v3",
+]  # fmt: skip
+FORMS: dict[str, Callable[[Path], object]] = {
+    "single": lambda folder: None,
+    "no name": lambda folder: (folder / "model.safetensors").rename(folder / "weights.safetensors"),
+    "bin": lambda folder: into_bins(folder, 1),
+    "sharded bin": lambda folder: into_bins(folder, 3),
+}
+
+
+def into_bins(folder: Path, count: int) -> None:
+    """The same weights as torch's own files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if count == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    files = {name: f"pytorch_model-{number % count + 1}.bin" for number, name in enumerate(tensors)}
+    for file in set(files.values()):
+        torch.save({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def assert_same(one: Decoder, other: Decoder) -> None:
+    assert one.config == other.config
+    for (name, mine), (_, yours) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert mine.dtype == yours.dtype, name
+        assert torch.equal(mine, yours), name
+
+
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_form_of_a_folder_is_the_same_model(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    original = random_decoder(shrink(MODELS[name].config), dtype, 0)
+    save(original, tmp_path / "shards", GenerationDefaults(), {}, max_shard_bytes=100_000)
+    assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
+    assert_same(load(tmp_path / "shards", CPU), original)
+    prints = {fingerprint(tmp_path / "shards")}
+    for form, change in FORMS.items():
+        save(original, tmp_path / form, GenerationDefaults(), {})
+        change(tmp_path / form)
+        assert_same(load(tmp_path / form, CPU), original)
+        prints.add(fingerprint(tmp_path / form))
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+def test_weights_become_the_dtype_asked_for(name: str, tmp_path: Path) -> None:
+    original = random_decoder(shrink(MODELS[name].config), torch.float32, 0)
+    save(original, tmp_path / "m", GenerationDefaults(), {})
+    for (name, parameter), (_, own) in zip(
+        load(tmp_path / "m", CPU, torch.bfloat16).named_parameters(), original.named_parameters(), strict=True
+    ):
+        # The router's correction decides which experts compute: rounded, it would choose others.
+        assert parameter.dtype == (torch.float32 if name.endswith("router.bias") else torch.bfloat16)
+        assert torch.equal(parameter, own.to(parameter.dtype)), name
+
+
+@pytest.mark.parametrize(("dtype", "field"), [("BF16", "bfloat16"), ("F32", "float32"), ("F16", "float16")])
+def test_without_a_word_in_the_configuration_the_weights_decide(dtype: str, field: str, tmp_path: Path) -> None:
+    save(decoder(config()).to(DTYPES[field]), tmp_path / "m", GenerationDefaults(), {})
+    edit_config(tmp_path / "m", torch_dtype=None)
+    assert {parameter.dtype for parameter in load(tmp_path / "m", CPU).parameters()} == {TORCH_DTYPES[dtype]}
+
+
+def quantise(folder: Path) -> dict[str, torch.Tensor]:
+    """Turn a DeepSeek folder's matrices into fp8 and scales of 128 x 128, as published; returns what they mean."""
+    tensors = load_file(folder / "model.safetensors")
+    meant = dict(tensors)
+    for name in [name for name in tensors if name.endswith("_proj.weight") or "_proj_" in name]:
+        weight = tensors[name].float()
+        rows, columns = weight.shape
+        scales = torch.rand(-(-rows // 128), -(-columns // 128)) / 100
+        spread = scales[torch.arange(rows) // 128][:, torch.arange(columns) // 128]
+        small = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+        tensors |= {name: small, f"{name}_scale_inv": scales}
+        meant[name] = (small.float() * spread).to(meant[name].dtype)
+    save_file(tensors, folder / "model.safetensors")
+    block = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    edit_config(folder, quantization_config=block)
+    return meant
+
+
+def test_fp8_weights_are_dequantised(tmp_path: Path) -> None:
+    of = shrink(MODELS["deepseek-v3"].config, SmallShape(hidden=160, inner=144, layers=2))
+    save(random_decoder(of, torch.bfloat16, 0), tmp_path / "m", GenerationDefaults(), {})
+    meant = quantise(tmp_path / "m")
+    assert any(tensor.dtype == torch.float8_e4m3fn for tensor in load_file(tmp_path / "m/model.safetensors").values())
+    save(load(tmp_path / "m", CPU), tmp_path / "again", GenerationDefaults(), {})
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == meant.keys()
+    for name, tensor in meant.items():
+        assert torch.equal(again[name], tensor), name
+
+
+def test_weights_nobody_needs_are_passed_over(tmp_path: Path) -> None:
+    save(decoder(config(tied_embeddings=True)), tmp_path / "m", GenerationDefaults(), {})
+    edit_weights(tmp_path / "m", lambda t: t.update({HEAD: torch.ones(31, 16), "x.rotary_emb.inv_freq": torch.ones(4)}))
+    assert load(tmp_path / "m", CPU).head is None
+
+
+def test_an_exported_folder_says_what_it_is(tmp_path: Path) -> None:
+    defaults = GenerationDefaults(eos_token_ids=(3, 5), bos_token_id=1)
+    save(decoder(config()).to(torch.bfloat16), tmp_path / "m", defaults, {})
+    fields = json.loads((tmp_path / "m" / "config.json").read_text())
+    said = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
+    assert fields.items() >= (said | {"bos_token_id": 1, "eos_token_id": [3, 5]}).items()
+
+
+def test_a_model_without_room_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory\nbacktrace")
+
+    save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
+    monkeypatch.setattr("tandem.model.folder.fresh", full)
+    with pytest.raises(ModelFolderError, match=r"does not fit into the memory of cpu \(.+allocate memory\); free some"):
+        load(tmp_path / "m", CPU)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tandem.model.folder.write_shards", full)
+    with pytest.raises(ModelFolderError, match=r"m: cannot be written \(No space left on device\); free disk space"):
+        save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fingerprint_tells_weights_apart(tmp_path: Path) -> None:
@@ -124,23 +258,6 @@ def test_a_loaded_model_does_not_follow_its_file(tmp_path: Path) -> None:
     assert torch.equal(model.embedding.weight, before)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", "0.7"),
-        ("temperature", -1),
-        ("top_p", 2),
-        ("top_k", -3),
-        ("eos_token_id", ["x"]),
-        ("bos_token_id", 1.5),
-    ],
-)
-def test_broken_generation_defaults_are_named(field: str, value: object, tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
-    with pytest.raises(ModelFolderError, match=f"{field} is "):
-        read_generation_defaults(tmp_path)
-
-
 def test_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
     with pytest.raises(ModelFolderError, match="exists already"):
@@ -156,10 +273,6 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
-
-
-def write_index(folder: Path, shard: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {HEAD: shard}}))
 
 
 def truncate(path: Path) -> None:
@@ -179,6 +292,20 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(1))),
         "extra is not part of the model",
     ),
+    "tensor of whole numbers": (
+        lambda f: edit_weights(f, lambda t: t.update({HEAD: t[HEAD].int()})),
+        "lm_head.weight is of dtype I32",
+    ),
+    "half a shard": (lambda f: (into_bins(f, 3), truncate(f / "pytorch_model-2.bin")), "model-2.bin: is damaged"),
+    "missing shard": (
+        lambda f: (into_bins(f, 3), (f / "pytorch_model-2.bin").unlink()),
+        "names pytorch_model-2.bin, which is not in this folder",
+    ),
+    "missing tensor in a bin": (
+        lambda f: (edit_weights(f, lambda t: t.pop(HEAD)), into_bins(f, 1)),
+        "lm_head.weight is missing",
+    ),
+    "absurd size": (lambda f: edit_config(f, num_hidden_layers=10**9), "1000000000 layers cannot belong to 21 tensors"),
     "misshapen tensor": (lambda f: edit_config(f, vocab_size=30), r"lm_head.weight has shape \[31, 16\]"),
     "unknown architecture": (
         lambda f: edit_config(f, architectures=["MambaForCausalLM"]),
@@ -191,7 +318,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown dtype": (lambda f: edit_config(f, torch_dtype="float8_e4m3fn"), "dtype 'float8_e4m3fn' is not supported"),
     "eps is text": (lambda f: edit_config(f, rms_norm_eps="1e-5"), "rms_norm_eps is '?1e-5'?; expected a number"),
     "no heads": (lambda f: edit_config(f, num_attention_heads=0), "num_attention_heads is 0"),
-    "rope is text": (lambda f: edit_config(f, rope_scaling="yarn"), "rope_scaling is 'yarn'; expected an object or null"),
+    "rope is text": (
+        lambda f: edit_config(f, rope_scaling="yarn"),
+        "rope_scaling is 'yarn'; expected an object or null",
+    ),
     "size is text": (lambda f: edit_config(f, hidden_size="16"), "hidden_size is '16'"),
     "heads do not divide": (lambda f: edit_config(f, num_key_value_heads=3), "not divisible by 3 kv heads"),
     "shard is gone": (
@@ -229,3 +359,27 @@ def test_nothing_in_a_folder_is_executed(tmp_path: Path) -> None:
     load(folder, CPU)
     assert read_config(folder) == config()
     assert not marker.exists()
+
+
+def test_a_malicious_pickle_is_refused(tmp_path: Path) -> None:
+    folder, marker = tmp_path / "m", tmp_path / "ran"
+    save(decoder(config()), folder, GenerationDefaults(), {})
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors | {"evil": Evil(str(marker))}, folder / "pytorch_model.bin")
+    for look in (lambda: load(folder, CPU), lambda: fingerprint(folder)):
+        with pytest.raises(
+            ModelFolderError, match=r"pytorch_model\.bin: .*asks for code to be run \(.+\); get it anew$"
+        ):
+            look()
+    assert not marker.exists()
+
+
+class Evil:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.path,)
