@@ -63,6 +63,8 @@ class Request:
     id: str
     prompt: list[int]
     sampling: SamplingParams
+    continues: bool = True
+    """The answer goes on with the prompt's text; an answer in a chat is a text of its own."""
     keep_for_remote: bool = False
     """Only prefill, then lease the blocks to another instance."""
     fetch_from: KVTransferParams | None = None
@@ -93,7 +95,7 @@ class Sequence:
         """Start from the prompt."""
         self.token_ids = list(self.request.prompt)
         self.sampling = self.request.sampling
-        self._detokenizer = Detokenizer(self.tokenizer)
+        self._detokenizer = Detokenizer(self.tokenizer, continues=self.request.continues)
         self._matcher = StopMatcher(self.request.sampling.stops)
 
     @property

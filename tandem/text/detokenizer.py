@@ -26,12 +26,17 @@ class Decodes(Protocol):
 
 
 class Detokenizer:
-    """The text of one growing sequence of token ids."""
+    """The text of one growing sequence of token ids.
 
-    def __init__(self, tokenizer: Decodes) -> None:
+    Args:
+        tokenizer: Whose ids.
+        continues: The text goes on with another one, so a space at its beginning belongs to it.
+    """
+
+    def __init__(self, tokenizer: Decodes, *, continues: bool = False) -> None:
         self._tokenizer = tokenizer
         self._reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = True
+        self._at_start = not continues
 
     def push(self, token: int) -> str:
         """The new text that is certain once `token` is known; may be empty."""

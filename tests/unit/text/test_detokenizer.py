@@ -49,6 +49,14 @@ def test_any_bytes_read_the_same_in_pieces(tokens: list[int], drops: bool) -> No
     assert text == (whole[1:] if drops and tokens[:1] == [0x20] else whole)
 
 
+def test_a_text_that_goes_on_with_another_keeps_its_first_space() -> None:
+    texts = {}
+    for continues in (False, True):
+        detokenizer = Detokenizer(Bytes(True), continues=continues)
+        texts[continues] = "".join(map(detokenizer.push, b" time")) + detokenizer.flush()
+    assert texts == {False: "time", True: " time"}
+
+
 def test_a_character_comes_when_its_last_byte_does(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("€", special=False)
     assert len(tokens) == 3
