@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class _Chunk:
     scales: Scales | None
 
 
-def fill(parameters: Mapping[str, Tensor], pieces: Iterable[Piece]) -> None:
+def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
     """Read pieces into the parameters they belong to, with as many threads as torch computes with.
 
     Args:
@@ -52,7 +52,7 @@ def fill(parameters: Mapping[str, Tensor], pieces: Iterable[Piece]) -> None:
     todo = deque(chunk for piece in pieces for chunk in _chunks(piece, _target(parameters, piece)))
     threads = min(torch.get_num_threads(), MOST_THREADS)
     with ExitStack() as stack:
-        handles = {path: _open(path, stack) for path in _paths(todo)}
+        handles = {path: _open(path, stack) for path in _paths(pieces)}
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="load"))
         stack.callback(todo.clear)  # an error or Ctrl-C ends the others after the chunk they are at
         for worker in [pool.submit(_work, todo, handles) for _ in range(threads)]:
@@ -88,9 +88,8 @@ def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:
         yield _Chunk(piece.stored, piece.first + start, target[start : start + step], piece.scales)
 
 
-def _paths(chunks: Iterable[_Chunk]) -> set[Path]:
-    stored = {id(one): one for chunk in chunks for one in (chunk.stored, chunk.scales and chunk.scales.stored) if one}
-    return {one.path for one in stored.values()}
+def _paths(pieces: Iterable[Piece]) -> set[Path]:
+    return {one.path for piece in pieces for one in (piece.stored, piece.scales and piece.scales.stored) if one}
 
 
 def _open(path: Path, stack: ExitStack) -> int:
@@ -105,19 +104,24 @@ def _open(path: Path, stack: ExitStack) -> int:
 def _work(todo: deque[_Chunk], handles: Mapping[Path, int]) -> None:
     """One thread: take chunks until there are no more."""
     buffer = torch.empty(0, dtype=torch.uint8)
-    try:
-        while True:
-            chunk = todo.popleft()
-            if _goes_straight(chunk):
-                _read_rows(chunk.stored, chunk.first, chunk.target, handles)
-                continue
-            if buffer.numel() < (size := len(chunk.target) * chunk.stored.row_bytes):
-                buffer = torch.empty(size, dtype=torch.uint8, pin_memory=chunk.target.is_cuda)
-            raw = buffer[:size].view(TORCH_DTYPES[chunk.stored.dtype]).view(chunk.target.shape)
-            _read_rows(chunk.stored, chunk.first, raw, handles)
-            chunk.target.copy_(_scaled(raw, chunk, handles))
-    except IndexError:  # there are no more
-        return
+    for chunk in _taken(todo):
+        if _goes_straight(chunk):
+            _read_rows(chunk.stored, chunk.first, chunk.target, handles)
+            continue
+        if buffer.numel() < (size := len(chunk.target) * chunk.stored.row_bytes):
+            buffer = torch.empty(size, dtype=torch.uint8, pin_memory=chunk.target.is_cuda)
+        raw = buffer[:size].view(TORCH_DTYPES[chunk.stored.dtype]).view(chunk.target.shape)
+        _read_rows(chunk.stored, chunk.first, raw, handles)
+        chunk.target.copy_(_scaled(raw, chunk, handles))
+
+
+def _taken(todo: deque[_Chunk]) -> Iterator[_Chunk]:
+    # Asking whether one is left and then taking it would race with the other threads.
+    while True:
+        try:
+            yield todo.popleft()
+        except IndexError:
+            return
 
 
 def _goes_straight(chunk: _Chunk) -> bool:

@@ -86,6 +86,16 @@ def test_several_threads_fill_large_parameters(
     assert torch.equal(target, large.to(ours))
 
 
+def test_a_fault_of_ours_is_not_taken_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise IndexError("a fault of ours")
+
+    pieces = stored(tmp_path, matrix=torch.randn(10, 7))
+    monkeypatch.setattr(filling, "read_into", faulty)
+    with pytest.raises(IndexError, match="a fault of ours"):
+        fill({"matrix": torch.empty(10, 7)}, pieces.values())
+
+
 def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
     pieces = stored(tmp_path, matrix=torch.randn(10, 7))
     path = tmp_path / "x.safetensors"
