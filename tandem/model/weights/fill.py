@@ -104,7 +104,7 @@ def _open(path: Path, stack: ExitStack) -> int:
 def _work(todo: deque[_Chunk], handles: Mapping[Path, int]) -> None:
     """One thread: take chunks until there are no more."""
     buffer = torch.empty(0, dtype=torch.uint8)
-    for chunk in _taken(todo):
+    while chunk := _next(todo):
         if _goes_straight(chunk):
             _read_rows(chunk.stored, chunk.first, chunk.target, handles)
             continue
@@ -115,13 +115,11 @@ def _work(todo: deque[_Chunk], handles: Mapping[Path, int]) -> None:
         chunk.target.copy_(_scaled(raw, chunk, handles))
 
 
-def _taken(todo: deque[_Chunk]) -> Iterator[_Chunk]:
-    # Asking whether one is left and then taking it would race with the other threads.
-    while True:
-        try:
-            yield todo.popleft()
-        except IndexError:
-            return
+def _next(todo: deque[_Chunk]) -> _Chunk | None:
+    try:
+        return todo.popleft()
+    except IndexError:  # another thread took the last one
+        return None
 
 
 def _goes_straight(chunk: _Chunk) -> bool:
