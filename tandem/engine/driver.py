@@ -72,7 +72,8 @@ class Driver:
     @property
     def alive(self) -> bool:
         """Whether requests make progress."""
-        return self._thread.is_alive() and not self._stopping
+        failed = self.failure is not None and self.failure.done()
+        return self._thread.is_alive() and not self._stopping and not failed
 
     async def generate(self, request: Request) -> AsyncGenerator[Update, None]:
         """The updates of one request, the last of which has a reason.

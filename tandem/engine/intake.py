@@ -12,6 +12,7 @@ from tandem.errors import RequestError
 from tandem.protocol.identity import Role
 from tandem.protocol.kv import KVTransferParams
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
+from tandem.text.detokenizer import Start
 from tandem.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -39,7 +40,7 @@ class Intake:
         prompt = body.single_prompt()
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         limit = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._left(tokens))
-        return self._request(body, request_id, tokens, limit, "prompt", continues=True)
+        return self._request(body, request_id, tokens, limit, "prompt", Start.CONTINUES)
 
     def chat(self, body: ChatRequest, request_id: str) -> Request:
         """Admit a chat completion.
@@ -51,15 +52,14 @@ class Intake:
             raise RequestError("this model has no chat format; use /v1/completions", param="messages")
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         tokens = self.tokenizer.chat.encode(messages)
-        return self._request(
-            body, request_id, tokens, body.token_limit or self._left(tokens), "messages", continues=False
-        )
+        limit = body.token_limit or self._left(tokens)
+        return self._request(body, request_id, tokens, limit, "messages", self.tokenizer.chat.start)
 
     def _left(self, tokens: list[int]) -> int:
         return max(self.max_model_len - len(tokens), 1)
 
     def _request(
-        self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str, *, continues: bool
+        self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str, start: Start
     ) -> Request:
         self._check_name(body.model)
         self._check_tokens(tokens, limit, param)
@@ -76,7 +76,7 @@ class Intake:
             id=f"{request_id}-{uuid.uuid4().hex[:8]}",
             prompt=tokens,
             sampling=SamplingParams.from_request(body, self.defaults, 1 if keep else limit),
-            continues=continues,
+            start=start,
             keep_for_remote=keep,
             fetch_from=hand_off if hand_off.do_remote_prefill else None,
         )

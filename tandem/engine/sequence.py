@@ -16,7 +16,7 @@ from typing import Final
 from tandem.engine.sampling import SamplingParams
 from tandem.protocol.answers import FinishReason
 from tandem.protocol.kv import KVTransferParams
-from tandem.text.detokenizer import Decodes, Detokenizer
+from tandem.text.detokenizer import Decodes, Detokenizer, Start
 from tandem.text.stop import StopMatcher
 
 
@@ -63,8 +63,8 @@ class Request:
     id: str
     prompt: list[int]
     sampling: SamplingParams
-    continues: bool = True
-    """The answer goes on with the prompt's text; an answer in a chat is a text of its own."""
+    start: Start = Start.CONTINUES
+    """An answer goes on with the prompt's text; in a chat it is a text of its own."""
     keep_for_remote: bool = False
     """Only prefill, then lease the blocks to another instance."""
     fetch_from: KVTransferParams | None = None
@@ -95,7 +95,7 @@ class Sequence:
         """Start from the prompt."""
         self.token_ids = list(self.request.prompt)
         self.sampling = self.request.sampling
-        self._detokenizer = Detokenizer(self.tokenizer, continues=self.request.continues)
+        self._detokenizer = Detokenizer(self.tokenizer, self.request.start)
         self._matcher = StopMatcher(self.request.sampling.stops)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from tandem.errors import RequestError
+from tandem.text.detokenizer import Start
 
 Message = dict[str, str]
 """One turn: `role` and `content`."""
@@ -17,6 +18,10 @@ class ChatFormat(Protocol):
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens that end the assistant's turn, beside those the folder's `eos_token_id` names."""
+
+    @property
+    def start(self) -> Start:
+        """What becomes of blanks at the beginning of an answer."""
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of a conversation, complete: nothing is to be added around them.

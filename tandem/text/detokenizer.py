@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Protocol
 
 HALF = "�"
 """What bytes that are not a whole character are shown as."""
+
+
+class Start(Enum):
+    """What becomes of blanks at the beginning of a text."""
+
+    CONTINUES = auto()
+    """The text goes on with another one, so a space belongs to it."""
+    ALONE = auto()
+    """The text stands for itself, so a space that the tokenizer puts before every text is taken off."""
+    STRIPPED = auto()
+    """All blanks are taken off: the model writes them because its chat format begins an answer so."""
 
 
 class Decodes(Protocol):
@@ -30,21 +42,28 @@ class Detokenizer:
 
     Args:
         tokenizer: Whose ids.
-        continues: The text goes on with another one, so a space at its beginning belongs to it.
+        start: What becomes of blanks at its beginning.
     """
 
-    def __init__(self, tokenizer: Decodes, *, continues: bool = False) -> None:
+    def __init__(self, tokenizer: Decodes, start: Start = Start.ALONE) -> None:
         self._tokenizer = tokenizer
         self._reader = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._at_start = not continues
+        self._start = start
+        self._at_start = start is not Start.CONTINUES
 
     def push(self, token: int) -> str:
         """The new text that is certain once `token` is known; may be empty."""
         piece = self._tokenizer.bytes_of(token)
-        if self._at_start and piece:
-            self._at_start = False
-            piece = without_first_space(piece, self._tokenizer.drops_first_space)
-        return self._reader.decode(piece)
+        return self._reader.decode(self._begun(piece) if self._at_start else piece)
+
+    def _begun(self, piece: bytes) -> bytes:
+        """What is left of a piece at the beginning."""
+        if self._start is Start.STRIPPED:
+            piece = piece.lstrip()
+            self._at_start = not piece
+            return piece
+        self._at_start = not piece
+        return without_first_space(piece, self._tokenizer.drops_first_space)
 
     def flush(self) -> str:
         """What is left when no token will follow: bytes that never became a character, shown as U+FFFD."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tandem.text.backend import Backend
 from tandem.text.chat import Message, check_alternation, check_roles, refuse_turn
+from tandem.text.detokenizer import Start
 
 QWEN_SYSTEM = "You are a helpful assistant."
 
@@ -33,6 +34,7 @@ class PieceFormat(ABC):
     """A conversation as pieces, one after the other."""
 
     end_token_ids: tuple[int, ...]
+    start = Start.ALONE
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Ids of all pieces."""
@@ -88,8 +90,10 @@ class QwenChat(PieceFormat):
 class GlmChat(PieceFormat):
     """ChatGLM 3 and GLM-4: a role's token opens its turn, and the next role's token ends it.
 
-    An answer begins with the newline that follows its role, because the model writes that itself.
+    An answer begins with the newline that follows its role, because the model writes that itself; it is not shown.
     """
+
+    start = Start.STRIPPED
 
     def __init__(self, backend: Backend, end: int, prefix: Sequence[int], roles: dict[str, int]) -> None:
         self._backend = backend

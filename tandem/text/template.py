@@ -18,6 +18,7 @@ from tandem.errors import DataError, ModelFolderError, RequestError
 from tandem.files import read_json_object
 from tandem.text.backend import Backend, Span
 from tandem.text.chat import Message
+from tandem.text.detokenizer import Start
 from tandem.text.folder import TokenizerFolder
 from tandem.text.special_tokens import spelling
 
@@ -78,12 +79,20 @@ class TemplateFormat:
         template: The folder's own, or a built-in one.
         backend: The tokenizer.
         end_token_ids: Tokens that end the assistant's turn.
+        start: What becomes of blanks at the beginning of an answer.
     """
 
-    def __init__(self, template: ChatTemplate, backend: Backend, end_token_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        backend: Backend,
+        end_token_ids: tuple[int, ...] = (),
+        start: Start = Start.ALONE,
+    ) -> None:
         self._template = template
         self._backend = backend
         self.end_token_ids = end_token_ids
+        self.start = start
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text, as `ChatTemplate.render`."""

@@ -54,8 +54,9 @@ class Tokenizer:
         backend = open_backend(files)
         chat, own = built_in_chat(files, backend), ChatTemplate.from_folder(files)
         if own is not None:
-            # Where the family ends its turns stays true when the folder words them itself.
-            chat = TemplateFormat(own, backend, chat.end_token_ids if chat is not None else ())
+            # Where the family's turns end, and how they begin, stays true when the folder words them itself.
+            family = (chat.end_token_ids, chat.start) if chat is not None else ()
+            chat = TemplateFormat(own, backend, *family)
         return cls(backend, chat)
 
     @property

@@ -12,6 +12,7 @@ from tandem.catalogue.generation import GenerationDefaults
 from tandem.engine.intake import Intake
 from tandem.errors import RequestError
 from tandem.protocol.openai import ChatRequest, CompletionRequest, parse
+from tandem.text.detokenizer import Start
 from tandem.text.tokenizer import Tokenizer
 
 TICKET = {
@@ -58,8 +59,8 @@ def test_chat_fills_the_context_by_default(tiny_model: Path) -> None:
     body = parse(msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}]}), ChatRequest)
     request = intake(tiny_model).chat(body, "id")
     assert request.sampling.max_tokens == 64 - len(request.prompt)
-    assert not request.continues, "an answer is a text of its own"
-    assert completion(intake(tiny_model), prompt="a").continues
+    assert request.start is Start.ALONE
+    assert completion(intake(tiny_model), prompt="a").start is Start.CONTINUES
     assert request.prompt.count(0) == 1, "the template writes <s>, the tokenizer must not add another"
 
 

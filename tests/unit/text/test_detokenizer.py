@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.text.detokenizer import HALF, Detokenizer, join_text
+from tandem.text.detokenizer import HALF, Detokenizer, Start, join_text
 from tandem.text.tokenizer import Tokenizer
 
 
@@ -49,12 +49,12 @@ def test_any_bytes_read_the_same_in_pieces(tokens: list[int], drops: bool) -> No
     assert text == (whole[1:] if drops and tokens[:1] == [0x20] else whole)
 
 
-def test_a_text_that_goes_on_with_another_keeps_its_first_space() -> None:
-    texts = {}
-    for continues in (False, True):
-        detokenizer = Detokenizer(Bytes(True), continues=continues)
-        texts[continues] = "".join(map(detokenizer.push, b" time")) + detokenizer.flush()
-    assert texts == {False: "time", True: " time"}
+@pytest.mark.parametrize(
+    ("start", "expected"), [(Start.CONTINUES, " \n time"), (Start.ALONE, "\n time"), (Start.STRIPPED, "time")]
+)
+def test_blanks_at_the_beginning(start: Start, expected: str) -> None:
+    detokenizer = Detokenizer(Bytes(True), start)
+    assert "".join(map(detokenizer.push, b" \n time")) + detokenizer.flush() == expected
 
 
 def test_a_character_comes_when_its_last_byte_does(tokenizer: Tokenizer) -> None:

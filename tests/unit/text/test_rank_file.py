@@ -117,7 +117,8 @@ def test_text_is_tiktokens(made, kind: str) -> None:
     @settings(max_examples=200, deadline=None)
     def check(text: str, ids: list[int]) -> None:
         normal = unicodedata.normalize("NFC", text) if kind == "qwen" else text
-        assert ours.encode(text, special=False) == theirs.encode_ordinary(normal)
+        # Plain: the text may well spell a special token, of which `theirs` knows none.
+        assert ours._backend.encode_plain(text) == theirs.encode_ordinary(normal)
         assert ours.decode(ids) == theirs.decode(ids, errors="replace")
 
     check()
