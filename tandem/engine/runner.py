@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 
 from tandem.engine.sampler import sample
-from tandem.engine.scheduler import Plan
+from tandem.engine.scheduler import Plan, Work
 from tandem.kv.cache import KVCache
 from tandem.kv.paged import Chunk, PagedContext
 from tandem.model.decoder import Decoder
@@ -35,7 +35,7 @@ class Runner:
         """Compute the plan; the sampled tokens of its works that sample, in order."""
         works = plan.works
         fed = [token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]]
-        chunks = [Chunk(w.blocks, w.start, w.count, len(w.sequence.request.prompt)) for w in works]
+        chunks = [_chunk(work) for work in works]
         tokens = torch.tensor(fed, device=self._cache.device)
         hidden = self._decoder.hidden(tokens, PagedContext(self._cache, chunks))
         ends = accumulate(work.count for work in works)
@@ -45,3 +45,8 @@ class Runner:
             return []
         logits = self._decoder.logits(hidden[torch.tensor(last, device=hidden.device)])
         return sample(logits, [s.sampling for s in sequences], [s.output_count for s in sequences])
+
+
+def _chunk(work: Work) -> Chunk:
+    prompt = len(work.sequence.request.prompt)
+    return Chunk(blocks=work.blocks, start=work.start, count=work.count, prompt=prompt)

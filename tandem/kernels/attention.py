@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BIAS_NUMBERS = 2**24
-"""Most numbers of a bias held at a time: ALiBi's is as large as the scores."""
+MASK_NUMBERS = 2**24
+"""Most scores under one mask: ALiBi's bias is as large as they are, and so are the scores where a device's kernel does
+not take the mask and computes them whole."""
 
 
 def attend(
@@ -43,12 +44,9 @@ def attend(
         if window is not None and window < seen:
             k, v = k[:, -window:], v[:, -window:]
         return _attend_one(q, k, v, scale, slopes)
-    if slopes is not None:
-        return _attend_biased(q, k, v, scale, window, slopes, same)
-    if same is None and new == seen and (window is None or window >= seen):
+    if slopes is None and same is None and new == seen and (window is None or window >= seen):
         return _sdpa(q, k, v, scale, None)
-    mask = _visible(seen - new, new, seen, window, q.device)
-    return _sdpa(q, k, v, scale, mask if same is None else (mask & same)[:, None])
+    return _attend_masked(q, k, v, scale, window, slopes, same)
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | None) -> Tensor:
@@ -63,12 +61,12 @@ def _attend_one(q: Tensor, k: Tensor, v: Tensor, scale: float, slopes: Tensor | 
     return out.reshape(batch, 1, heads, -1)
 
 
-def _attend_biased(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, slopes: Tensor, same: Tensor | None
+def _attend_masked(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, slopes: Tensor | None, same: Tensor | None
 ) -> Tensor:
-    """ALiBi in pieces of rows, each with its own bias."""
-    new, seen, heads = q.shape[1], k.shape[1], q.shape[2]
-    rows = max(BIAS_NUMBERS // (heads * seen), 1)
+    """In pieces of rows, each with its own mask and without the tokens that none of its rows may see."""
+    new, seen = q.shape[1], k.shape[1]
+    rows = max(MASK_NUMBERS // (q.shape[2] * seen), 1)
     pieces = []
     for begin in range(0, new, rows):
         end = min(begin + rows, new)
@@ -76,10 +74,17 @@ def _attend_biased(
         visible = _visible(first, end - begin, stop, window, q.device)
         if same is not None:
             visible = (visible & same[:, begin:end, :stop])[:, None]
-        distance = torch.arange(stop, device=q.device) - torch.arange(first, stop, device=q.device)[:, None]
-        bias = (slopes[:, None, None] * distance).masked_fill(~visible, float("-inf"))
-        pieces.append(_sdpa(q[:, begin:end], k[:, :stop], v[:, :stop], scale, bias.to(q.dtype)))
+        mask = visible if slopes is None else _biased(visible, first, slopes).to(q.dtype)
+        pieces.append(_sdpa(q[:, begin:end], k[:, :stop], v[:, :stop], scale, mask))
     return torch.cat(pieces, dim=1)
+
+
+def _biased(visible: Tensor, first: int, slopes: Tensor) -> Tensor:
+    """ALiBi for rows from position `first`: bool [..., rows, stop] -> [..., H, rows, stop]."""
+    rows, stop = visible.shape[-2:]
+    place = torch.arange(stop, device=visible.device)
+    distance = place - place[first : first + rows, None]
+    return (slopes[:, None, None] * distance).masked_fill(~visible, float("-inf"))
 
 
 def _visible(start: int, new: int, seen: int, window: int | None, device: torch.device) -> Tensor:

@@ -10,36 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tandem.kernels.attention import attend
+from tandem.kernels.latent import Latent
 from tandem.kv.cache import KVCache
 
 EXPANDED_FROM = 128
 """New tokens of a chunk from which expanding every cached latent once costs less than absorbing every query.
 
-With DeepSeek's sizes, and for each head, a query costs 131 thousand multiplications to absorb and 768 more for every
-token it sees; a cached token costs 131 thousand to expand. The two are even at 171 new tokens of a long sequence, and
+With DeepSeek's sizes, and for each head, a query costs 131 thousand multiplications to absorb and 832 more for every
+token it sees; a cached token costs 131 thousand to expand. The two are even at 158 new tokens of a long sequence, and
 earlier in short ones: a whole prompt is always expanded.
 """
 
-
-class Latent(Protocol):
-    """What a layer with latent attention does with latents; `model/context.py` says more."""
-
-    scale: float
-
-    def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [S, R] -> keys [S, H, D] and values [S, H, Dv]."""
-
-    def absorb(self, q: Tensor) -> Tensor:
-        """Queries [T, H, D] -> [T, H, R]."""
-
-    def values(self, weighted: Tensor) -> Tensor:
-        """Weighted sums of latents [T, H, R] -> [T, H, Dv]."""
+LONGEST_EXPANDED = 16384
+"""Tokens beyond which latents are not expanded: with DeepSeek's sizes these take 1.3 GB in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ class PagedContext:
         self._cache.write(layer, self._slots, latents.unsqueeze(-2))
 
         def one(rows: Tensor, seen: Tensor) -> Tensor:
-            if len(rows) >= min(EXPANDED_FROM, len(seen)):
+            if len(rows) >= min(EXPANDED_FROM, len(seen)) and len(seen) <= LONGEST_EXPANDED:
                 return _single(rows, *by.expand(seen.squeeze(-2)), scale=by.scale)
             return by.values(_single(by.absorb(rows), seen, seen, scale=by.scale))
 

@@ -39,8 +39,8 @@ class Attention(nn.Module):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q, self.k, self.v))
         out = context.attend(
             self.layer,
-            place.turn_query(q),
-            place.turn(k),
+            place.rotate_query(q),
+            place.rotate(k),
             v,
             scale=self.scale,
             window=self.window,
@@ -80,9 +80,9 @@ class LatentAttention(nn.Module):
     def forward(self, x: Tensor, place: Placement, context: AttentionContext) -> Tensor:
         """[T, E] -> [T, E]."""
         nope, rope = torch.split(self._queries(x), self._query_parts, dim=-1)
-        q = torch.cat((nope, place.turn(rope)), dim=-1)
+        q = torch.cat((nope, place.rotate(rope)), dim=-1)
         compressed, key = torch.split(self.kv_down(x), self._latent_parts, dim=-1)
-        latents = torch.cat((self.kv_norm(compressed), place.turn(key.unsqueeze(-2)).squeeze(-2)), dim=-1)
+        latents = torch.cat((self.kv_norm(compressed), place.rotate(key.unsqueeze(-2)).squeeze(-2)), dim=-1)
         return self.o(context.attend_latent(self.layer, q, latents, self).flatten(-2))  # type: ignore[no-any-return]
 
     def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,22 +15,7 @@ import torch
 from torch import Tensor
 
 from tandem.kernels.attention import attend
-
-
-class Latent(Protocol):
-    """What a layer with latent attention does with latents: make keys and values of them, or do without."""
-
-    scale: float
-    """Factor on the scores."""
-
-    def expand(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [T, R] -> keys [T, H, D] and values [T, H, Dv]."""
-
-    def absorb(self, q: Tensor) -> Tensor:
-        """Queries [T, H, D] -> [T, H, R], whose products with latents are those of `q` with expanded keys."""
-
-    def values(self, weighted: Tensor) -> Tensor:
-        """Weighted sums of latents [T, H, R] -> the same sums of expanded values [T, H, Dv]."""
+from tandem.kernels.latent import Latent
 
 
 class AttentionContext(Protocol):

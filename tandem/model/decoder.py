@@ -52,6 +52,12 @@ class Decoder(nn.Module):
         """Token ids [T] -> logits [T, V]."""
         return self.logits(self.hidden(tokens, context))
 
+    def unfreeze(self) -> Decoder:
+        """Let gradients move what a folder's load left frozen: everything but the routers' biases."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.endswith("router.bias"))
+        return self
+
     @torch.no_grad()
     def initialise(self, seed: int, std: float = 0.02) -> None:
         """Draw all matrices from a normal distribution; those that feed the residual stream get less (GPT-2)."""

@@ -56,15 +56,19 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(mixture.experts, hidden, mixture.size))
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """[N, E], [N, C], [N, C] -> [N, E]; only experts that some token chose compute."""
-        out = torch.zeros_like(x)
-        for expert in torch.unique(chosen).tolist():
-            token, choice = torch.where(chosen == expert)
-            rows = x[token]
-            inner = F.silu(F.linear(rows, self.gate[expert])) * F.linear(rows, self.up[expert])
-            result = F.linear(inner, self.down[expert]) * weights[token, choice, None]
-            out = out.index_add(0, token, result.to(out.dtype))
-        return out
+        """[N, E], [N, C], [N, C] -> [N, E], summed in at least fp32; only experts that some token chose compute."""
+        choices = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=len(self.gate)).tolist()
+        # Taken apart at once: the gradient of one expert cut out of a stack is as large as the whole stack.
+        experts = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        for (gate, up, down), mine in zip(experts, torch.split(choices, counts), strict=True):
+            if len(mine):
+                token = mine // chosen.shape[1]
+                rows = x[token]
+                result = F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down)
+                out = out.index_add(0, token, (result * weights.flatten()[mine, None]).to(out.dtype))
+        return out.to(x.dtype)
 
 
 class Mixture(nn.Module):

@@ -1,6 +1,6 @@
 """Where tokens stand, as what attention needs of it: rotation by angles, and factors on queries.
 
-Everything is computed in fp32 and cast to the model's dtype at the end, as the reference implementations do.
+Angles are computed in fp32 and their cosines and sines cast to the model's dtype, as transformers does.
 
 Shapes: T tokens (any leading dimensions), H heads, D head dimension, P pairs of rotated dimensions.
 """
@@ -19,42 +19,51 @@ from tandem.model.context import AttentionContext
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Angles to rotate pairs by."""
+
+    cos: Tensor
+    """[T, 1, P]."""
+    sin: Tensor
+    interleaved: bool
+    """Pairs are neighbours and not halves apart."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate the first 2 P dimensions of each head of [T, H, D]; the others stay."""
+        dims = 2 * self.cos.shape[-1]
+        rotated = (self._neighbours if self.interleaved else self._halves)(x[..., :dims])
+        return rotated if dims == x.shape[-1] else torch.cat((rotated, x[..., dims:]), dim=-1)
+
+    def _halves(self, x: Tensor) -> Tensor:
+        """Pairs (x[i], x[i + P])."""
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
+
+    def _neighbours(self, x: Tensor) -> Tensor:
+        """Pairs (x[2i], x[2i + 1])."""
+        first, second = x[..., 0::2], x[..., 1::2]
+        pairs = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.stack(pairs, dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True)
 class Placement:
     """A batch's places: the same for all layers."""
 
-    cos: Tensor | None = None
-    """[T, 1, P]; None where nothing is rotated."""
-    sin: Tensor | None = None
-    interleaved: bool = False
+    rotation: Rotation | None = None
     query_scale: Tensor | None = None
     """Factor on every query, [T, 1, 1]."""
     slopes: Tensor | None = None
     """ALiBi's, [H]."""
 
-    def turn(self, x: Tensor) -> Tensor:
-        """Rotate the first 2 P dimensions of each head of [T, H, D]; the others stay."""
-        if self.cos is None or self.sin is None:
-            return x
-        dims = 2 * self.cos.shape[-1]
-        turned = (self._neighbours if self.interleaved else self._halves)(x[..., :dims], self.cos, self.sin)
-        return turned if dims == x.shape[-1] else torch.cat((turned, x[..., dims:]), dim=-1)
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate keys or queries [T, H, D]."""
+        return x if self.rotation is None else self.rotation(x)
 
-    def turn_query(self, q: Tensor) -> Tensor:
+    def rotate_query(self, q: Tensor) -> Tensor:
         """Rotate queries [T, H, D] and apply their factor."""
-        q = self.turn(q)
+        q = self.rotate(q)
         return q if self.query_scale is None else q * self.query_scale
-
-    @staticmethod
-    def _halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Pairs (x[i], x[i + P])."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-    @staticmethod
-    def _neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Pairs (x[2i], x[2i + 1])."""
-        first, second = x[..., 0::2], x[..., 1::2]
-        return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
 
 
 class Positions:
@@ -80,15 +89,15 @@ class Positions:
         angles = context.positions[..., None].float() * self._frequencies(rope, context, training=training)
         amplitude = rope.scaling.amplitude if isinstance(rope.scaling, Yarn) else 1.0
         cos, sin = ((wave(angles) * amplitude).unsqueeze(-2).to(dtype) for wave in (torch.cos, torch.sin))
-        return Placement(cos, sin, rope.interleaved, query_scale)
+        return Placement(Rotation(cos, sin, rope.interleaved), query_scale)
 
     def _frequencies(self, rope: Rope, context: AttentionContext, *, training: bool) -> Tensor:
         """Radians per position: [P], or [T, P] where they depend on the sequence."""
         device = context.positions.device
         if isinstance(rope.scaling, DynamicNTK):
-            return _frequencies(rope, _dynamic_base(rope, rope.scaling, context), device)
+            return _falling(rope, _dynamic_base(rope, rope.scaling, context), device)
         if isinstance(rope.scaling, QwenNTK) and not training:
-            return _frequencies(rope, _qwen_base(rope, rope.scaling, context), device)
+            return _falling(rope, _qwen_base(rope, rope.scaling, context), device)
         return self._once(device)
 
     def _once(self, device: torch.device) -> Tensor:
@@ -98,12 +107,13 @@ class Positions:
             self._fixed[device] = (
                 alibi_slopes(self._heads, device)
                 if rope is None
-                else _stretched(rope, _frequencies(rope, rope.theta, device))
+                else _stretched(rope, _falling(rope, rope.theta, device))
             )
         return self._fixed[device]
 
 
-def _frequencies(rope: Rope, base: float | Tensor, device: torch.device) -> Tensor:
+def _falling(rope: Rope, base: float | Tensor, device: torch.device) -> Tensor:
+    """Frequencies of the pairs, each lower than the one before: [P], or [T, P] for bases [T, 1]."""
     exponents = torch.arange(0, rope.dims, 2, device=device, dtype=torch.float32) / rope.dims
     return 1.0 / base**exponents
 

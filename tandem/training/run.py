@@ -83,7 +83,7 @@ def sft(job: Job, base: Path, conversations: Path, tokens: Path, progress: Progr
         DivergenceError: Training diverged.
     """
     recipe = job.recipe
-    decoder = load(base, torch.device("cpu"), torch.float32).requires_grad_(True)
+    decoder = load(base, torch.device("cpu"), torch.float32).unfreeze()
     tokenizer = Tokenizer.from_folder(job.tokenizer)
     examples = _examples(job, tokenizer, conversations, progress)
     length, seed = recipe.sft.seq_length, recipe.seed

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tandem.kernels.attention import attend
-from tandem.model.context import Latent
+from tandem.kernels.latent import Latent
 
 
 class PackedContext:

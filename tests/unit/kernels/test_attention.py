@@ -131,7 +131,7 @@ def test_a_bias_in_pieces_is_the_same_bias(rows: int, monkeypatch: pytest.Monkey
     same = torch.rand(2, 11, 17) > 0.5
     same |= torch.eye(17, dtype=torch.bool)[6:]
     exact = formula(q, k, v, 0.5, 7, slopes, same)
-    monkeypatch.setattr(attention, "BIAS_NUMBERS", rows * 4 * 17)
+    monkeypatch.setattr(attention, "MASK_NUMBERS", rows * 4 * 17)
     assert_close(attend(q, k, v, scale=0.5, window=7, slopes=slopes, same=same), exact)
 
 

@@ -104,6 +104,38 @@ def test_experts_compute_what_each_alone_would() -> None:
         torch.testing.assert_close(layer(x), expected.view_as(x) + layer.shared(x), atol=1e-5, rtol=1e-4)
 
 
+def test_gradients_are_those_of_each_expert_alone() -> None:
+    layer = Mixture(HIDDEN, MoE(experts=5, chosen=2, size=5, router=SoftmaxRouter())).double()
+    for parameter in layer.parameters():
+        parameter.detach().normal_(0, 0.5)
+    x = torch.randn(9, HIDDEN, dtype=torch.float64)
+    weights, chosen = (tensor.detach() for tensor in layer.router(x))
+    experts = layer.experts
+    matrices = (experts.gate, experts.up, experts.down)
+    found = torch.autograd.grad(experts(x, weights, chosen).double().pow(2).sum(), matrices)
+    alone = torch.stack([_one(layer, *row) for row in zip(x, weights, chosen, strict=True)])
+    expected = torch.autograd.grad(alone.pow(2).sum(), matrices)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_experts_are_summed_wide() -> None:
+    """In bf16, eight parts added in bf16 lose more than the parts themselves."""
+    layer = Mixture(64, MoE(experts=8, chosen=8, size=32, router=SoftmaxRouter())).bfloat16()
+    for parameter in layer.parameters():
+        parameter.detach().normal_(0, 0.3)
+    x = torch.randn(256, 64).bfloat16()
+    with torch.inference_mode():
+        weights, chosen = layer.router(x)
+        found = layer.experts(x, weights, chosen)
+        narrow = torch.zeros_like(x)
+        for weight, expert in zip(weights.T, chosen.T, strict=True):
+            parts = [_one(layer, *row) for row in zip(x, weight[:, None], expert[:, None], strict=True)]
+            narrow += torch.stack(parts).bfloat16()
+        exact = layer.double().experts(x.double(), weights.double(), chosen)
+    assert (found - exact).abs().mean() < 0.9 * (narrow - exact).abs().mean()
+
+
 def _one(layer: Mixture, row: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
     parts = []
     for weight, expert in zip(weights, chosen.tolist(), strict=True):

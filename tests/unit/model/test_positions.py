@@ -79,10 +79,9 @@ def place(of: Positions, at: list[int], prompts: list[int] | None = None, *, tra
 
 def assert_turns(found: Placement, frequencies: Tensor, at: list[int], amplitude: float = 1.0) -> None:
     angles = torch.tensor(at)[:, None].double() * frequencies.double()
-    assert found.cos is not None
-    assert found.sin is not None
-    torch.testing.assert_close(found.cos[:, 0].double(), angles.cos() * amplitude, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found.sin[:, 0].double(), angles.sin() * amplitude, atol=1e-4, rtol=1e-4)
+    assert found.rotation is not None
+    torch.testing.assert_close(found.rotation.cos[:, 0].double(), angles.cos() * amplitude, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.rotation.sin[:, 0].double(), angles.sin() * amplitude, atol=1e-4, rtol=1e-4)
 
 
 @given(scaling=scalings, theta=st.floats(100, 1e7), pairs=st.integers(2, 32), length=st.integers(1, 400))
@@ -116,8 +115,8 @@ def test_qwens_factors_are_for_inference_only() -> None:
     of, plain = positions(rope, logn=32), positions(replace(rope, scaling=None))
     trained = place(of, [99], [100], training=True)
     assert trained.query_scale is None
-    assert trained.cos is not None
-    assert torch.equal(trained.cos, place(plain, [99], [100]).cos)  # type: ignore[arg-type]
+    assert trained.rotation is not None
+    assert torch.equal(trained.rotation.cos, place(plain, [99], [100]).rotation.cos)  # type: ignore[union-attr]
 
 
 def test_queries_are_scaled_beyond_the_trained_length() -> None:
@@ -133,21 +132,21 @@ def test_each_sequence_has_its_own_frequencies() -> None:
     of = positions(Rope(theta=1e4, dims=16, scaling=DynamicNTK(factor=3.0, trained=TRAINED)))
     at, prompts = [5, 5, 99, 99], [10, 100, 90, 100]
     together = place(of, at, prompts)
-    assert together.cos is not None
+    assert together.rotation is not None
     for number, (position, prompt) in enumerate(zip(at, prompts, strict=True)):
         alone = place(of, [position], [prompt])
-        assert alone.cos is not None
-        assert torch.equal(together.cos[number], alone.cos[0])
-    assert not torch.equal(together.cos[0], together.cos[1])
-    assert torch.equal(together.cos[2], together.cos[3])
+        assert alone.rotation is not None
+        assert torch.equal(together.rotation.cos[number], alone.rotation.cos[0])
+    assert not torch.equal(together.rotation.cos[0], together.rotation.cos[1])
+    assert torch.equal(together.rotation.cos[2], together.rotation.cos[3])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dims", [16, 8])
-def test_turning_is_complex_multiplication(interleaved: bool, dims: int) -> None:
+def test_rotating_is_complex_multiplication(interleaved: bool, dims: int) -> None:
     x = torch.randn(1, 20, 6, 16)
     of = positions(Rope(theta=1e4, dims=dims, interleaved=interleaved))
-    found = of.place(CausalContext(1, 20, CPU), torch.float32, training=False).turn(x)
+    found = of.place(CausalContext(1, 20, CPU), torch.float32, training=False).rotate(x)
     rotate = rotate_neighbours if interleaved else rotate_halves
     exact = rotate(x[0].transpose(0, 1).double().numpy(), turns(20, dims, 1e4))
     np.testing.assert_allclose(found[0].transpose(0, 1).numpy(), exact, atol=1e-5)
@@ -158,9 +157,9 @@ def test_slopes_are_those_of_the_formula(heads: int) -> None:
     np.testing.assert_allclose(alibi_slopes(heads, CPU).numpy(), baichuan.alibi_slopes(heads), rtol=1e-6)
 
 
-def test_alibi_turns_nothing() -> None:
+def test_alibi_rotates_nothing() -> None:
     found = place(positions(Alibi()), [3])
-    assert found.cos is None
+    assert found.rotation is None
     assert found.slopes is not None
     x = torch.randn(1, 6, 16)
-    assert found.turn_query(x) is x
+    assert found.rotate_query(x) is x
