@@ -17,7 +17,7 @@ from tandem.catalogue.drawing import size_text
 from tandem.errors import ModelFolderError
 from tandem.model.families import translate
 from tandem.model.weights.files import stored_tensors
-from tandem.model.weights.fit import block_size, fit
+from tandem.model.weights.fit import fit
 
 MOST_SHOWN = 20
 """Faults that are shown to people; a folder without its first file has thousands."""
@@ -50,7 +50,7 @@ def examine(folder: Path) -> Examination:
     family, config, fields = translate(folder)
     try:
         stored = stored_tensors(folder)
-        faults = fit(stored, family, config, block_size(fields, str(folder / "config.json"))).faults
+        faults = fit(stored, family, config, fields).faults
     except ModelFolderError as error:
         return Examination(config=config, tensors=0, stored_bytes=0, faults=(str(error),))
     size = sum(tensor.size for tensor in stored.values())

@@ -24,7 +24,7 @@ from tandem.model.families import FAMILIES, translate
 from tandem.model.skeleton import assembled
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fill import fill
-from tandem.model.weights.fit import block_size, dtype_of, fit, require_fit
+from tandem.model.weights.fit import dtype_of, fit, require_fit
 from tandem.model.weights.memory import fresh
 from tandem.model.weights.shards import outgoing, write_shards
 
@@ -49,7 +49,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -
     """
     family, config, fields = translate(folder)
     stored = stored_tensors(folder)
-    found = fit(stored, family, config, block_size(fields, str(folder / "config.json")))
+    found = fit(stored, family, config, fields)
     require_fit(found, folder)
     dtype = dtype or _own_dtype(fields, dtype_of(stored), folder)
     parameters = _allocate(config, device, dtype, folder)

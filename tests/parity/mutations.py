@@ -117,6 +117,7 @@ CHANGED: dict[str, Any] = {
     "moe_layer_freq": 2,
     "scoring_func": "softmax",
     "topk_method": "greedy",
+    "num_nextn_predict_layers": 1,
     # Qwen v1
     "kv_channels": 8,
     "layer_norm_epsilon": 3e-3,
@@ -152,6 +153,7 @@ CHANGED: dict[str, Any] = {
 
 LENGTH = "a length that nothing goes by"
 ALONE = {"mscale": "counts only beside mscale_all_dim", "mscale_all_dim": "counts only beside mscale"}
+DRAFTING = {"num_nextn_predict_layers": "only says which layers may be left out"}
 NULL = {"max_position_embeddings": LENGTH, "use_sliding_window": "sliding_window is null"}
 
 BASES = (
@@ -203,8 +205,8 @@ BASES = (
         inert=NULL | ALONE,
     ),
     Base("glm", saved=True, changed={"attention_bias": False}, inert={"max_position_embeddings": LENGTH}),
-    Base("deepseek_v3, yarn", inert={"max_position_embeddings": LENGTH}),
-    Base("deepseek_v3, yarn", saved=True, inert={"max_position_embeddings": LENGTH}),
+    Base("deepseek_v3, yarn", inert={"max_position_embeddings": LENGTH} | DRAFTING),
+    Base("deepseek_v3, yarn", saved=True, inert={"max_position_embeddings": LENGTH} | DRAFTING),
     Base("qwen", changed={"num_attention_heads": 2}, inert={"max_position_embeddings": LENGTH}),
     Base(
         "chatglm3",

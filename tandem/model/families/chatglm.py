@@ -8,6 +8,7 @@ base by it. Only the name it was published under tells it apart, and by that it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
@@ -124,7 +125,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def ignored(theirs: str, config: ModelConfig) -> bool:
+def ignored(theirs: str, config: ModelConfig, fields: Mapping[str, Any]) -> bool:
     """The rotary frequencies, which even the original computes anew."""
     return theirs == "transformer.rotary_pos_emb.inv_freq"
 

@@ -4,12 +4,13 @@ Source: `configuration_deepseek.py` and `modeling_deepseek.py` beside the weight
 Face transformers 5.23, `models/deepseek_v3`. What R1 was distilled into are Llama and Qwen2 folders.
 
 Weights in fp8 with a scale for each block of 128 x 128 are accepted; reading them is the weights' business. The layers
-that predict a second token (`num_nextn_predict_layers`, behind the last one) are left out.
+that draft further tokens, as many as `num_nextn_predict_layers` says and behind the last one, are left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,8 @@ QUANTISED: dict[str, tuple[object, ...]] = {
 }
 """The same within `quantization_config`."""
 
+DRAFTING = "num_nextn_predict_layers"
+
 
 def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
@@ -64,6 +67,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     file.only(COMPUTED | {"num_key_value_heads": (attention.heads, None)})
     if file.get("quantization_config") is not None:
         file.part("quantization_config").only(QUANTISED)
+    file.size(DRAFTING, 0, least=0)  # no part of the computation; `ignored` goes by it
     position = read_rope(file, attention.rope_dim, trained)
     return ModelConfig(
         family="deepseek_v3",
@@ -120,7 +124,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "max_position_embeddings": config.max_position,
         "num_hidden_layers": config.layers,
-        "num_nextn_predict_layers": 0,
+        DRAFTING: 0,
         "rms_norm_eps": config.norm_eps,
         "rope_interleave": config.position.interleaved,
         **_write_attention(config),
@@ -168,10 +172,13 @@ def _write_mixture(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def ignored(theirs: str, config: ModelConfig) -> bool:
-    """The layers behind the last one, which predict a second token; and what Llama's folders carry."""
+def ignored(theirs: str, config: ModelConfig, fields: Mapping[str, Any]) -> bool:
+    """The layers that draft further tokens; and what Llama's folders carry."""
+    if llama.ignored(theirs, config, fields):
+        return True
     layer = re.match(r"model\.layers\.(\d+)\.", theirs)
-    return llama.ignored(theirs, config) or (layer is not None and int(layer[1]) >= config.layers)
+    drafting = range(config.layers, config.layers + (fields.get(DRAFTING) or 0))
+    return layer is not None and int(layer[1]) in drafting
 
 
 DEEPSEEK_V3 = Family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,5 +39,7 @@ class Family:
     """Our configuration -> `config.json`, without `architectures`, `model_type`, token ids and dtype."""
     tensors: Callable[[ModelConfig], TensorMap]
     """Every tensor of a checkpoint, in the order of our layers."""
-    ignored: Callable[[str, ModelConfig], bool]
-    """Whether a checkpoint's tensor of this name is known to carry nothing that is needed."""
+    ignored: Callable[[str, ModelConfig, Mapping[str, Any]], bool]
+    """Whether a checkpoint's tensor of this name is known to carry nothing that is needed.
+
+    Beside the configuration it is given `config.json` as it stands, which may announce more than the decoder has."""

@@ -5,6 +5,7 @@ Source: Hugging Face transformers 5.23, `models/llama/configuration_llama.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +117,7 @@ def write_llama_like(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def ignored(theirs: str, config: ModelConfig) -> bool:
+def ignored(theirs: str, config: ModelConfig, fields: Mapping[str, Any]) -> bool:
     """Old folders carry the rotary frequencies, and some tied ones a copy of the embedding as head."""
     return theirs.endswith("rotary_emb.inv_freq") or (config.tied_embeddings and theirs == "lm_head.weight")
 

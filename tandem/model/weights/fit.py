@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.config import ModelConfig, MoE
 from tandem.catalogue.shapes import Shape, parameter_shapes
 from tandem.errors import ModelFolderError
 from tandem.model.families.family import Family, Rows
@@ -53,22 +53,21 @@ class Fit:
     """One phrase each: what is surplus, missing, misshapen or of a dtype no weight has."""
 
 
-def fit(stored: Mapping[str, StoredTensor], family: Family, config: ModelConfig, block: Block | None) -> Fit:
+def fit(stored: Mapping[str, StoredTensor], family: Family, config: ModelConfig, fields: Mapping[str, Any]) -> Fit:
     """Match a checkpoint's tensors with the parameters of a model.
 
     Args:
         stored: The checkpoint's tensors.
         family: Whose layout they are in.
         config: The model.
-        block: Of block-quantised matrices, as `block_size` reads it.
-
-    Raises:
-        ModelFolderError: The configuration asks for so many layers or experts that it cannot belong to these tensors.
+        fields: The `config.json` that the family read it from.
     """
-    _refuse_absurd(config, len(stored))
+    if absurd := _absurd(config, len(stored)):
+        return Fit((), absurd)
+    block = block_size(fields)
     shapes, wanted = parameter_shapes(config), family.tensors(config)
     known = wanted.keys() | {theirs + SCALE for theirs in wanted if theirs in stored and stored[theirs].dtype == SCALED}
-    surplus = [name for name in stored if name not in known and not family.ignored(name, config)]
+    surplus = [name for name in stored if name not in known and not family.ignored(name, config, fields)]
     faults = [f"{printable(name)} is not part of the model" for name in surplus]
     pieces: list[Piece] = []
     for theirs, rows in wanted.items():
@@ -93,21 +92,13 @@ def require_fit(result: Fit, folder: Path) -> None:
         )
 
 
-def block_size(fields: Mapping[str, Any], where: str) -> Block | None:
+def block_size(fields: Mapping[str, Any]) -> Block | None:
     """The block that `config.json` says the weights were quantised in; None where they are not.
 
-    Whether a family's weights may be quantised at all is the family's business.
-
-    Raises:
-        ModelFolderError: It is no pair of sizes.
+    Its family has refused what is no pair of sizes, as it has quantised weights where there are none.
     """
     block = (fields.get("quantization_config") or {}).get("weight_block_size")
-    if block is None:
-        return None
-    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
-        shown = printable(str(block))
-        raise ModelFolderError(f"{where}: weight_block_size is {shown}; expected two sizes, such as [128, 128]")
-    return block[0], block[1]
+    return None if block is None else (block[0], block[1])
 
 
 def dtype_of(stored: Mapping[str, StoredTensor]) -> str:
@@ -119,14 +110,12 @@ def dtype_of(stored: Mapping[str, StoredTensor]) -> str:
     return {"F16": "float16", "BF16": "bfloat16", SCALED: "bfloat16"}.get(most, "float32")
 
 
-def _refuse_absurd(config: ModelConfig, tensors: int) -> None:
-    """Before a table of parameters is made that no memory holds."""
-    experts = getattr(config.feed_forward, "experts", 0)
-    for count, what in ((config.layers, "layers"), (experts, "experts")):
-        if count > max(MANY, tensors):
-            raise ModelFolderError(
-                f"model configuration: {count} {what} cannot belong to {tensors} tensors; copy config.json again"
-            )
+def _absurd(config: ModelConfig, tensors: int) -> tuple[str, ...]:
+    """What is said instead of making a table of parameters that no memory holds."""
+    experts = config.feed_forward.experts if isinstance(config.feed_forward, MoE) else 0
+    counts = {"layers": config.layers, "experts": experts}
+    most = max(MANY, tensors)
+    return tuple(f"{count} {what} cannot belong to {tensors} tensors" for what, count in counts.items() if count > most)
 
 
 def _part_shape(shape: Shape, rows: Rows) -> Shape:

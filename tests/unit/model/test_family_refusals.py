@@ -55,6 +55,7 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
     (DEEPSEEK | {"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported; supported: 'sigmoid'"),
     (DEEPSEEK | {"topk_method": "greedy"}, "topk_method = 'greedy'"),
     (DEEPSEEK | {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+    (DEEPSEEK | {"num_nextn_predict_layers": "one"}, "num_nextn_predict_layers is 'one'; expected a whole number"),
     (DEEPSEEK | {"num_key_value_heads": 2}, "num_key_value_heads = 2 is not supported; supported: 6"),
     (qwen.tiny() | {"no_bias": False}, "no_bias = False is not supported; supported: True"),
     (qwen.tiny() | {"rotary_pct": 0.25}, "rotary_pct = 0.25"),
@@ -166,5 +167,7 @@ def test_deepseeks_published_config_is_the_catalogues() -> None:
     family = family_of(published, "config.json")
     config = family.read_config(published, "config.json")
     assert config == MODELS["deepseek-v3"].config
-    assert family.ignored("model.layers.61.eh_proj.weight", config)
-    assert not family.ignored("model.layers.60.eh_proj.weight", config)
+    assert family.ignored("model.layers.61.eh_proj.weight", config, published)
+    assert not family.ignored("model.layers.60.eh_proj.weight", config, published)
+    assert not family.ignored("model.layers.62.eh_proj.weight", config, published)
+    assert not family.ignored("model.layers.61.eh_proj.weight", config, published | {"num_nextn_predict_layers": 0})
