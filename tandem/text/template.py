@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from tandem.errors import DataError, ModelFolderError, RequestError
 from tandem.files import read_json_object
@@ -20,6 +19,7 @@ from tandem.text.backend import Backend, Span
 from tandem.text.chat import Message
 from tandem.text.detokenizer import Start
 from tandem.text.folder import TokenizerFolder
+from tandem.text.sandbox import Sandbox
 from tandem.text.special_tokens import spelling
 
 
@@ -36,15 +36,13 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str], where: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+        self._sandbox = Sandbox()
+        self._sandbox.filters["tojson"] = _to_json
+        self._sandbox.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ModelFolderError(f"{where}: the chat template is broken: {error}") from None
+            self._template = self._sandbox.compiled(source)
+        except Exception as error:  # noqa: BLE001 - Jinja passes on what Python's compiler says of nested loops
+            raise ModelFolderError(f"{where}: the chat template is broken: {_one_line(error)}") from None
         self._special_tokens = special_tokens
 
     @classmethod
@@ -59,15 +57,17 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text; `add_generation_prompt` opens the assistant's next turn.
 
+        A template that goes on for ever, or makes too much, is stopped; `text/sandbox.py` says how far that holds.
+
         Raises:
-            RequestError: The template refuses this conversation, such as two user turns in a row.
+            RequestError: The template refuses this conversation, such as two user turns in a row, or fails on it.
         """
+        turn = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special_tokens
-            )
-        except TemplateError as error:
-            raise RequestError(f"messages: the model's chat template refuses them: {error}", param="messages") from None
+            return self._sandbox.run(self._template, self._special_tokens | turn)
+        except Exception as error:  # noqa: BLE001 - a folder's template can raise anything; that is its own fault
+            reason = f"the model's chat template refuses them: {_one_line(error)}"
+            raise RequestError(f"messages: {reason}", param="messages") from None
 
 
 class TemplateFormat:
@@ -148,6 +148,12 @@ def _source(folder: TokenizerFolder, name: str) -> str | None:
     if source is not None and not isinstance(source, str):
         raise ModelFolderError(f"{folder.path}: chat_template in {name} is no text; correct it")
     return source
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says; what was not meant for a user has its class before it."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, TemplateError) and said else f"{type(error).__name__} {said}".strip()
 
 
 def _is_one(value: Any) -> bool:

@@ -49,9 +49,28 @@ def test_escapes_and_refusals_are_request_errors(source: str) -> None:
         print(template(source).render(MESSAGES))
 
 
-def test_a_broken_template_is_said_at_load() -> None:
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ range(1000000) }}", "OverflowError"),
+        ("{{ 1 // (messages | length - 2) }}", "ZeroDivisionError"),
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ messages[0].content.encode('none') }}", "LookupError unknown encoding: none"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+        ("{{ raise_exception('two\nlines') }}", "two lines"),
+    ],
+)
+def test_whatever_a_template_raises_is_one_line_for_the_client(source: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=f"chat template refuses them: {reason}") as caught:
+        template(source).render(MESSAGES)
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{% for a in [1] %}" * 25 + "{% endfor %}" * 25])
+def test_a_broken_template_is_said_at_load(source: str) -> None:
     with pytest.raises(ModelFolderError, match="here: the chat template is broken"):
-        template("{% for %}")
+        template(source)
 
 
 def test_found_in_its_own_file_before_the_settings(tmp_path: Path) -> None:
