@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and JSON objects read with one clear error.
+"""Files that are either whole or not there, and files and JSON objects read with one clear error.
 
 Everything is written beside its final name and renamed, so a kill at any moment leaves the old state or the new one.
 """
@@ -14,6 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import TandemError
+
+
+def read_bytes(path: Path, error: type[TandemError], most: int = -1) -> bytes:
+    """What is in `path`; of a larger file the first `most` bytes, unless that is negative.
+
+    Raises:
+        TandemError: Of the class `error`: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as reason:
+        raise error(f"{path}: cannot be read ({reason.strerror}); copy the file again") from None
 
 
 def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import ModelFolderError
+from tandem.files import read_bytes
 from tandem.text.backend import Span
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ GLM4_TOKENS = (
 """Special tokens in the order of their ids, which go on from the last rank."""
 
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
+LONGEST_LINE = 4096
+"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class RankFile:
         rules: What it does not say.
 
     Raises:
-        ModelFolderError: The file is no rank file.
+        ModelFolderError: The file cannot be read or is no rank file.
     """
 
     drops_first_space = False
@@ -143,18 +146,22 @@ class RankFile:
 
 
 def is_rank_file(path: Path) -> bool:
-    """Whether a file begins like one; a SentencePiece model, which may have the same name, does not."""
-    with path.open("rb") as file:
-        return LINE.fullmatch(file.readline(4096)) is not None
+    """Whether a file begins like one; a SentencePiece model, which may have the same name, does not.
+
+    Raises:
+        ModelFolderError: It cannot be read.
+    """
+    line, end, _ = read_bytes(path, ModelFolderError, LONGEST_LINE).partition(b"\n")
+    return LINE.fullmatch(line + end) is not None
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
     """The tokens of a rank file.
 
     Raises:
-        ModelFolderError: A line is not of the form, or there is none.
+        ModelFolderError: The file cannot be read, a line is not of the form, or there is none.
     """
-    lines = (line.split() for line in path.read_bytes().splitlines() if line)
+    lines = (line.split() for line in read_bytes(path, ModelFolderError).splitlines() if line)
     try:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except (ValueError, binascii.Error) as error:

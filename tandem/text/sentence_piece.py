@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import ModelFolderError
+from tandem.files import read_bytes
 from tandem.text.backend import Span
 from tandem.text.piece_spans import read_pieces
 from tandem.text.special_tokens import Cutter, Part, SpecialToken
@@ -59,11 +60,11 @@ class SentencePieceModel:
         rules: What the file does not say.
 
     Raises:
-        ModelFolderError: The file is no SentencePiece model.
+        ModelFolderError: The file cannot be read or is no SentencePiece model.
     """
 
     def __init__(self, path: Path, rules: SentencePieceRules) -> None:
-        model = path.read_bytes()
+        model = read_bytes(path, ModelFolderError)
         self._whole = self._begin = self._continue = _open(path, model)
         if not rules.legacy:
             self._begin = _open(path, model + (SPACE_FIRST if rules.space_first else NO_SPACE_FIRST))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tandem.errors import ModelFolderError
+from tandem.files import read_bytes
 from tandem.text.backend import Backend, Span
 from tandem.text.built_in_chat import built_in_chat
 from tandem.text.chat import ChatFormat
@@ -102,5 +104,9 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The tokenizer files of a folder, to be written beside exported weights.
 
     A `tokenizer_config.json` keeps its `auto_map` entry; the Python it names stays behind, and nothing here needs it.
+
+    Raises:
+        ModelFolderError: One of them cannot be read.
     """
-    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()}
+    paths = [folder / name for name in TOKENIZER_FILES]
+    return {path.name: read_bytes(path, ModelFolderError) for path in paths if path.exists()}

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from tandem.errors import ModelFolderError
 from tandem.text.detokenizer import HALF, Detokenizer
 from tandem.text.making.writer import KINDS
-from tandem.text.rank_file import RankFile
-from tandem.text.sentence_piece import SentencePieceModel
+from tandem.text.rank_file import RankFile, is_rank_file, read_ranks
+from tandem.text.sentence_piece import SentencePieceModel, SentencePieceRules
 from tandem.text.tokenizer import TOKENIZER_FILES, Tokenizer, tokenizer_files
 from tandem.text.tokenizer_json import TokenizerJson
 
@@ -210,6 +211,29 @@ def test_what_is_wrong_is_one_line_with_the_file(made, tmp_path, kind, name, con
         Tokenizer.from_folder(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+UNREADABLE = [("llama3", "tokenizer.json"), ("llama2", "tokenizer.model"), ("qwen", "qwen.tiktoken"),
+              ("glm4", "tokenizer.model"), ("llama2", "chat_template.jinja")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), UNREADABLE)
+def test_a_folder_in_a_files_place_is_one_line_with_its_name(made, tmp_path: Path, kind: str, name: str) -> None:
+    folder = shutil.copytree(made[kind][0], tmp_path / "folder")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    for read in (Tokenizer.from_folder, tokenizer_files):
+        with pytest.raises(ModelFolderError, match=f"{name}: .*Is a directory.*copy the file again") as caught:
+            read(folder)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "open_", [is_rank_file, read_ranks, lambda path: SentencePieceModel(path, SentencePieceRules())]
+)
+def test_readers_name_the_file_they_cannot_read(open_: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"gone: cannot be read \(No such file"):
+        open_(tmp_path / "gone")
 
 
 def test_a_folder_without_tokenizer_is_told_what_to_copy(tmp_path: Path) -> None:
