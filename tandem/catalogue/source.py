@@ -30,10 +30,11 @@ class Source:
 
     @classmethod
     def of(cls, text: str, revision: str | None = None) -> Source | None:
-        """What a catalogue name or `organisation/model` means; None for anything else."""
+        """What a catalogue name or `organisation/model` means, at the catalogue's revision; None for anything else."""
         if named := MODELS.get(text.lower()):
             return cls(named.repository, revision or named.revision or "main")
-        return cls(text, revision or "main") if REPOSITORY.fullmatch(text) else None
+        pinned = next((model.revision for model in MODELS.values() if model.repository == text), None)
+        return cls(text, revision or pinned or "main") if REPOSITORY.fullmatch(text) else None
 
     @property
     def cache(self) -> Path:

@@ -126,6 +126,8 @@ def test_bins_are_taken_where_there_is_nothing_else() -> None:
 def test_names_pin_their_revision() -> None:
     assert Source.of("glm4-9b") == Source("THUDM/glm-4-9b-chat", COMMIT)
     assert Source.of("glm4-9b", "main") == Source("THUDM/glm-4-9b-chat", "main")
+    assert Source.of("THUDM/glm-4-9b-chat") == Source("THUDM/glm-4-9b-chat", COMMIT)
+    assert Source.of("THUDM/glm-4-9b-chat", "main") == Source("THUDM/glm-4-9b-chat", "main")
     assert Source.of("some/where") == Source("some/where", "main")
     assert Source.of("./a/b/c") is None
 
