@@ -86,7 +86,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         # `do_sample: false` is how a folder asks for greedy answers.
         temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if sampled else 0.0,
         top_p=_number(folder, fields, "top_p", 1.0, 0, 1),
-        top_k=int(_number(folder, fields, "top_k", 0, 0, 2**31)),
+        top_k=_whole(folder, fields, "top_k", 0, 2**31),
         # Of greedy answers the temperature is nothing but something to keep.
         extra={name: own[name] for name in own if name not in KNOWN or (name == "temperature" and not sampled)},
     )
@@ -98,8 +98,15 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _token(folder: Path, name: str, value: Any) -> int:
     if type(value) is not int:
-        raise ModelFolderError(f"{folder}: {name} is {value!r}; write a token id into generation_config.json")
+        raise ModelFolderError(f"{folder}: {name} is {value!r:.40}; write a token id into generation_config.json")
     return value
+
+
+def _whole(folder: Path, fields: dict[str, Any], name: str, default: int, most: int) -> int:
+    value = _number(folder, fields, name, default, 0, most)
+    if value != int(value):
+        raise ModelFolderError(f"{folder}: {name} is {value}; write a whole number into generation_config.json")
+    return int(value)
 
 
 def _number(folder: Path, fields: dict[str, Any], name: str, default: float, least: float, most: float) -> float:
@@ -108,6 +115,6 @@ def _number(folder: Path, fields: dict[str, Any], name: str, default: float, lea
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ModelFolderError(
-            f"{folder}: {name} is {value!r}; write a number from {least} to {most:g} into generation_config.json"
+            f"{folder}: {name} is {value!r:.40}; write a number from {least} to {most:g} into generation_config.json"
         )
     return value

@@ -78,6 +78,7 @@ def test_a_folder_without_defaults_has_the_usual_ones(tmp_path: Path) -> None:
         ("temperature", -1),
         ("top_p", 2),
         ("top_k", -3),
+        ("top_k", 50.7),
         ("eos_token_id", ["x"]),
         ("bos_token_id", 1.5),
     ],
