@@ -2,6 +2,8 @@
 
 `torch.load` reads the table alone, with `weights_only=True`: it builds tensors and containers and calls nothing else,
 and on the meta device it leaves the numbers where they are. What it keeps is where they lie.
+
+Before that, the archive's own list is looked at: nothing in it may unfold to more than the file holds.
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ from tandem.model.weights.dtypes import STORED_DTYPES
 from tandem.model.weights.stored import StoredTensor, printable
 
 ZIP = b"PK\x03\x04"
+LONGEST_TABLE = 100_000_000
+"""Bytes; as large as safetensors lets a table be."""
+LONGEST_ORDER = 16
+"""Bytes; the name of a byte order is shorter."""
+BUFFER = b"\nbytearray\n"
+"""How a pickle names the one thing torch calls for it that makes as many bytes as a number says."""
+SUPPORTED = "2.9 to 2.13"
+"""Versions of torch that say where in its file a tensor lies; as in pyproject.toml."""
 
 
 def read_table(path: Path) -> dict[str, StoredTensor]:
@@ -49,12 +59,31 @@ def _require_plain_zip(path: Path) -> None:
             )
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+            _require_small(archive, path)
             orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
+            calls = any(BUFFER in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
         raise _damaged(path, str(error)) from None
-    if packed or any(order != sys.byteorder.encode() for order in orders):
-        raise ModelFolderError(f"{path}: is compressed or of another byte order; load it with torch and save it anew")
+    if any(order != sys.byteorder.encode() for order in orders):
+        raise _packed(path)
+    if calls:
+        raise _damaged(path, "its table makes a bytearray")
+
+
+def _require_small(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse what would unfold to more than it is, before any of it is read."""
+    records, whole = archive.infolist(), path.stat().st_size
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise _packed(path)
+    most = {"data.pkl": LONGEST_TABLE, "byteorder": LONGEST_ORDER}
+    for record in records:
+        size = record.file_size
+        if size != record.compress_size or size > min(whole, most.get(record.filename.rpartition("/")[2], whole)):
+            raise _damaged(path, f"its record {record.filename} claims {size} bytes")
+
+
+def _packed(path: Path) -> ModelFolderError:
+    return ModelFolderError(f"{path}: is compressed or of another byte order; load it with torch and save it anew")
 
 
 def _load(path: Path) -> Any:
@@ -96,7 +125,11 @@ def _stored(name: str, tensor: Any, path: Path, file_size: int) -> StoredTensor:
         raise ModelFolderError(f"{path}: {name} does not lie in rows; save it with .contiguous()")
     begin, size = int(tensor.storage_offset()) * tensor.itemsize, tensor.numel() * tensor.itemsize
     storage = _offset_of(tensor)
-    assert storage is not None, "both ways of loading keep offsets"
+    if storage is None:
+        raise ModelFolderError(
+            f"{path}: torch {torch.__version__} does not say where {name} lies: it was saved from the meta device, "
+            f"without numbers, or this torch is none of {SUPPORTED}; save it anew as safetensors"
+        )
     if begin + size > tensor.untyped_storage().nbytes() or storage + begin + size > file_size:
         raise _damaged(path, f"{name} reaches beyond its end")
     return StoredTensor(path, STORED_DTYPES[tensor.dtype], tuple(tensor.shape), storage + begin, size)

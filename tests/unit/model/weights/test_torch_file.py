@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -107,6 +108,22 @@ def drop_table(path: Path) -> None:
         archive.writestr("x/version", "3")
 
 
+def claim(path: Path, record: str, size: int) -> None:
+    """Let the list at the end of the archive say that a record has this size."""
+    torch.save(sample(), path)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    content = bytearray(path.read_bytes())
+    at = content.index(f"x/{record}".encode(), start)
+    content[at - 22 : at - 18] = size.to_bytes(4, "little")  # the field 22 bytes before the name
+    path.write_bytes(content)
+
+
+def order(path: Path, size: int) -> None:
+    torch.save(sample(), path)
+    rewrite(path, zipfile.ZIP_STORED, {"byteorder": b"little" * size})
+
+
 def rewrite(path: Path, compression: int, changed: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -121,6 +138,17 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut, "is damaged"),
     "no table": (drop_table, "is damaged"),
     "compressed": (compress, "compressed or of another byte order"),
+    "a table larger than the file": (
+        lambda p: claim(p, "data.pkl", 2**31),
+        "record x/data.pkl claims 2147483648 bytes",
+    ),
+    "many numbers": (lambda p: claim(p, "data/0", 2**31), "record x/data/0 claims 2147483648 bytes"),
+    "a long byte order": (lambda p: order(p, 9), "record x/byteorder claims 54 bytes"),
+    "a bytearray": (lambda p: torch.save({"b": bytearray(3)}, p), "its table makes a bytearray"),
+    "no numbers": (
+        lambda p: torch.save({"m": torch.empty(2, device="meta")}, p),
+        r"where m lies: .* none of 2\.9 to 2",
+    ),
     "other byte order": (turn_bytes, "compressed or of another byte order"),
     "a list": (lambda p: torch.save([torch.ones(2)], p), "holds no table of tensors"),
     "a tensor": (lambda p: torch.save(torch.ones(2), p), "holds no table of tensors"),
@@ -141,6 +169,36 @@ def test_each_fault_gives_one_clear_line(case: str, tmp_path: Path) -> None:
         read_table(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("record", ["byteorder", "data.pkl"])
+def test_what_is_compressed_is_not_unfolded(record: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.bin"
+    torch.save(sample(), path)
+    rewrite(path, zipfile.ZIP_DEFLATED, {record: bytes(1 << 20)})
+    assert path.stat().st_size < 10_000
+
+    def read(*_: object) -> bytes:
+        raise AssertionError("a record is read before its compression was looked at")
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", read)
+    with pytest.raises(ModelFolderError, match="compressed or of another byte order"):
+        read_table(path)
+
+
+def test_the_table_is_of_a_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.bin"
+    torch.save(sample(), path)
+    monkeypatch.setattr(torch_file, "LONGEST_TABLE", 100)
+    with pytest.raises(ModelFolderError, match=r"record x/data\.pkl claims \d+ bytes"):
+        read_table(path)
+
+
+def test_the_supported_versions_are_those_of_the_project() -> None:
+    fields = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text())
+    needed = next(line for line in fields["project"]["dependencies"] if line.startswith("torch>"))
+    first, beyond = needed.removeprefix("torch>=2.").split(",<2.")
+    assert f"2.{first} to 2.{int(beyond) - 1}" == torch_file.SUPPORTED
 
 
 @given(at=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), shorten=st.booleans())
