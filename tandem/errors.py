@@ -3,6 +3,7 @@
     TandemError
     ├── UsageError (ValueError)        the user asked for something wrong: exit code 2
     │   ├── ModelFolderError           a model folder is missing, half-written or contradicts itself
+    │   ├── ConfigurationError         sizes of a model contradict each other; whoever read them adds the place
     │   ├── TopologyError              a topology or rank table breaks a rule
     │   └── RecipeError                a training recipe cannot run as written
     ├── RequestError (ValueError)      one HTTP request is refused: carries status, code and parameter
@@ -26,6 +27,10 @@ class UsageError(TandemError, ValueError):
 
 class ModelFolderError(UsageError):
     """A model folder is missing, half-written or contradicts itself."""
+
+
+class ConfigurationError(UsageError):
+    """Sizes of a model contradict each other; whoever read them maps it to an error with the place and the fix."""
 
 
 class TopologyError(UsageError):

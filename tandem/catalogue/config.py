@@ -142,7 +142,7 @@ class ModelConfig:
     """One decoder.
 
     Raises:
-        ModelFolderError: A size is not positive or sizes contradict each other.
+        ConfigurationError: A size is not positive or sizes contradict each other.
     """
 
     family: str

@@ -11,6 +11,21 @@ from dataclasses import dataclass
 
 from tandem.catalogue.require import require
 
+MOST_STRETCHED = 1e6
+"""Above it, what a dynamic base grows by is lost in single precision."""
+LEAST_STEP = 1e-6
+"""Between Llama 3's frequency factors; what is divided by less is no number in single precision."""
+LEAST_BETA = 1e-6
+"""Below it, a pair of YaRN's ramp is no number any more."""
+
+
+def _require_factor(factor: float) -> None:
+    require(1 <= factor <= MOST_STRETCHED, f"rope factor {factor} must be from 1 to {MOST_STRETCHED:g}")
+
+
+def _require_trained(trained: int) -> None:
+    require(trained > 0, f"trained length {trained} must be positive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
@@ -20,7 +35,7 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         """Refuse a stretch that is none."""
-        require(self.factor > 0, f"rope factor {self.factor} must be positive")
+        _require_factor(self.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +51,8 @@ class DynamicNTK:
 
     def __post_init__(self) -> None:
         """Refuse a stretch that is none."""
-        require(self.factor > 0, f"rope factor {self.factor} must be positive")
-        require(self.trained > 0, f"trained length {self.trained} must be positive")
+        _require_factor(self.factor)
+        _require_trained(self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +67,7 @@ class QwenNTK:
 
     def __post_init__(self) -> None:
         """Refuse an empty length."""
-        require(self.trained > 0, f"trained length {self.trained} must be positive")
+        _require_trained(self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +83,10 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         """Refuse bounds in the wrong order."""
-        require(self.factor > 0, f"rope factor {self.factor} must be positive")
-        require(0 < self.low < self.high, f"rope frequency factors {self.low} and {self.high} must ascend from 0")
-        require(self.trained > 0, f"trained length {self.trained} must be positive")
+        _require_factor(self.factor)
+        ascend = 0 < self.low < self.high and self.high - self.low > LEAST_STEP
+        require(ascend, f"rope frequency factors {self.low} and {self.high} must ascend from 0")
+        _require_trained(self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +107,13 @@ class Yarn:
 
     def __post_init__(self) -> None:
         """Refuse bounds in the wrong order."""
-        require(self.factor > 0, f"rope factor {self.factor} must be positive")
-        require(0 < self.beta_slow < self.beta_fast, f"yarn betas {self.beta_slow} and {self.beta_fast} must ascend")
-        require(self.trained > 0, f"trained length {self.trained} must be positive")
+        _require_factor(self.factor)
+        ascend = LEAST_BETA <= self.beta_slow < self.beta_fast
+        require(ascend, f"yarn betas {self.beta_slow} and {self.beta_fast} must ascend from {LEAST_BETA:g}")
+        _require_trained(self.trained)
+        for name in ("mscale", "mscale_all_dim", "attention_factor"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"yarn {name} {value} must be positive")
 
     @property
     def amplitude(self) -> float:
@@ -128,8 +148,8 @@ class Rope:
     scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a base without a logarithm, and dimensions without a partner."""
-        require(self.theta > 0, f"rope theta {self.theta} must be positive")
+        """Refuse a base that no pair turns slower by, and dimensions without a partner."""
+        require(1 < self.theta < math.inf, f"rope theta {self.theta} must be above 1")
         require(self.dims > 0, f"rotated dimensions {self.dims} must be positive")
         require(self.dims % 2 == 0, f"{self.dims} rotated dimensions are odd; rotary embedding needs pairs")
         if isinstance(self.scaling, DynamicNTK | QwenNTK):

@@ -1,15 +1,15 @@
-"""Checks of a model configuration: one line that says what does not hold."""
+"""Checks of a model configuration: a phrase that says what does not hold."""
 
 from __future__ import annotations
 
-from tandem.errors import ModelFolderError
+from tandem.errors import ConfigurationError
 
 
 def require(holds: bool, message: str) -> None:
     """Refuse a configuration.
 
     Raises:
-        ModelFolderError: `holds` is false.
+        ConfigurationError: `holds` is false.
     """
     if not holds:
-        raise ModelFolderError(f"model configuration: {message}")
+        raise ConfigurationError(message)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from tandem.catalogue.arithmetic import weight_bytes
 from tandem.catalogue.config import GQA, MLA, GroupedSigmoidRouter, ModelConfig, MoE, SwiGLU, Window
 from tandem.catalogue.position import Alibi, DynamicNTK, Llama3Scaling, QwenNTK, Rope, Scaling, Yarn
-from tandem.errors import UsageError
+from tandem.errors import ConfigurationError, UsageError
 
 HEAD_DIM = 16
 STRETCHED_FROM = 64
@@ -81,7 +81,13 @@ def shrink(config: ModelConfig, shape: SmallShape | None = None) -> ModelConfig:
     Raises:
         UsageError: The sizes do not go together; the message names them.
     """
-    shape = shape or SmallShape()
+    try:
+        return _shrunk(config, shape or SmallShape())
+    except ConfigurationError as error:
+        raise UsageError(f"shape: {error}; change one of the sizes") from None
+
+
+def _shrunk(config: ModelConfig, shape: SmallShape) -> ModelConfig:
     _refuse_unused(config, shape)
     heads = shape.heads or _small_heads(config.attention.heads)
     hidden = shape.hidden or heads * HEAD_DIM
@@ -95,7 +101,7 @@ def shrink(config: ModelConfig, shape: SmallShape | None = None) -> ModelConfig:
         hidden_size=hidden,
         layers=shape.layers,
         attention=attention,
-        position=_position(config, attention),
+        position=_position(config, attention, shape.max_position),
         feed_forward=_feed_forward(config, shape, hidden),
         max_position=shape.max_position,
     )
@@ -140,31 +146,36 @@ def _attention(config: ModelConfig, shape: SmallShape, heads: int, head_dim: int
         heads=heads,
         kv_heads=shape.kv_heads or _small_kv_heads(attention, heads),
         head_dim=head_dim,
-        window=_window(attention.window, shape.layers),
+        window=_window(attention.window, config.layers, shape.layers),
         logn=QWEN_TRAINED if attention.logn else None,
     )
 
 
-def _window(window: Window | None, layers: int) -> Window | None:
-    """Half of the layers slide where some do, so that both kinds are there."""
-    return window and Window(size=STRETCHED_FROM, layers=tuple(range(layers // 2, layers)))
+def _window(window: Window | None, of: int, layers: int) -> Window | None:
+    """All layers slide where all `of` them do, and half of them where some do, so that both kinds are there."""
+    if window is None:
+        return None
+    return Window(size=STRETCHED_FROM, layers=tuple(range(0 if len(window.layers) == of else layers // 2, layers)))
 
 
-def _position(config: ModelConfig, attention: GQA | MLA) -> Rope | Alibi:
+def _position(config: ModelConfig, attention: GQA | MLA, max_position: int) -> Rope | Alibi:
     position = config.position
     if isinstance(position, Alibi):
         return position
+    scaling = _scaling(position.scaling, max_position)
     if isinstance(attention, MLA):
-        return replace(position, dims=attention.rope_dim, scaling=_scaling(position.scaling))
+        return replace(position, dims=attention.rope_dim, scaling=scaling)
     assert isinstance(config.attention, GQA)
     dims = attention.head_dim * position.dims // config.attention.head_dim
-    return replace(position, dims=dims, scaling=_scaling(position.scaling))
+    return replace(position, dims=dims, scaling=scaling)
 
 
-def _scaling(scaling: Scaling | None) -> Scaling | None:
+def _scaling(scaling: Scaling | None, max_position: int) -> Scaling | None:
+    if isinstance(scaling, DynamicNTK):
+        return replace(scaling, trained=max_position)  # config.json has one field for both
     if isinstance(scaling, QwenNTK):
         return replace(scaling, trained=QWEN_TRAINED)
-    if isinstance(scaling, DynamicNTK | Llama3Scaling | Yarn):
+    if isinstance(scaling, Llama3Scaling | Yarn):
         return replace(scaling, trained=STRETCHED_FROM)
     return scaling
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.shapes import parameter_shapes
-from tandem.errors import ModelFolderError
+from tandem.errors import ConfigurationError, ModelFolderError
 from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.families import FAMILIES, translate
@@ -74,12 +74,13 @@ def save(
         max_shard_bytes: Weights larger than this are split into several files with an index.
 
     Raises:
-        ModelFolderError: Something of that name exists, or the disk is full.
+        ModelFolderError: Something of that name exists, the family's `config.json` cannot say what the model is, or
+            the disk is full.
     """
     if folder.exists():
         raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
     files = {
-        "config.json": json_bytes(_hf_config(decoder, generation)),
+        "config.json": json_bytes(_hf_config(decoder, generation, folder)),
         "generation_config.json": json_bytes(generation.as_json()),
     }
     layout = FAMILIES[decoder.config.family].tensors(decoder.config)
@@ -120,9 +121,9 @@ def fingerprint(folder: Path) -> str:
 
 def _own_dtype(fields: Mapping[str, Any], otherwise: str, folder: Path) -> torch.dtype:
     name = fields.get("dtype") or fields.get("torch_dtype") or otherwise
-    if name not in DTYPES:
-        known = ", ".join(DTYPES)
-        raise ModelFolderError(f"{folder}: dtype {name!r} is not supported; supported: {known}; choose with --dtype")
+    if not isinstance(name, str) or name not in DTYPES:
+        known, path = ", ".join(DTYPES), folder / "config.json"
+        raise ModelFolderError(f"{path}: dtype {name!r:.40} is not supported; supported: {known}; choose with --dtype")
     return DTYPES[name]
 
 
@@ -138,13 +139,17 @@ def _allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype, fol
         raise ModelFolderError(f"{folder}: does not fit into the memory of {device} ({reason}); free some") from None
 
 
-def _hf_config(decoder: Decoder, generation: GenerationDefaults) -> dict[str, Any]:
+def _hf_config(decoder: Decoder, generation: GenerationDefaults, folder: Path) -> dict[str, Any]:
     family = FAMILIES[decoder.config.family]
+    try:
+        fields = family.write_config(decoder.config)
+    except ConfigurationError as error:
+        raise ModelFolderError(f"{folder}: cannot be written as {family.name}: {error}; change the model") from None
     defaults = generation.as_json()
     return {
         "architectures": [family.architectures[0]],
         "model_type": family.model_type,
-        **family.write_config(decoder.config),
+        **fields,
         "bos_token_id": defaults["bos_token_id"],
         "eos_token_id": defaults["eos_token_id"],
         "torch_dtype": str(decoder.embedding.weight.dtype).removeprefix("torch."),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.position import Rope
-from tandem.errors import ModelFolderError, RecipeError
+from tandem.errors import ConfigurationError, RecipeError
 
 
 class Section(BaseModel):
@@ -38,7 +38,7 @@ class ModelShape(Section):
         """The decoder's configuration.
 
         Raises:
-            ModelFolderError: Sizes contradict each other.
+            ConfigurationError: Sizes contradict each other.
         """
         head_dim = self.hidden_size // self.heads
         return ModelConfig(
@@ -60,8 +60,8 @@ class ModelShape(Section):
             raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {self.heads} heads; change one")
         try:
             self.with_vocabulary(1)
-        except ModelFolderError as error:
-            raise ValueError(str(error)) from None
+        except ConfigurationError as error:
+            raise ValueError(f"{error}; change one") from None
         return self
 
 

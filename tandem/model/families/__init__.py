@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.catalogue.config import ModelConfig
-from tandem.errors import ModelFolderError
+from tandem.errors import ConfigurationError, ModelFolderError
 from tandem.files import read_json_object
 from tandem.model.families.baichuan import BAICHUAN
 from tandem.model.families.chatglm import CHATGLM
@@ -18,6 +18,7 @@ from tandem.model.families.mistral import MISTRAL
 from tandem.model.families.mixtral import MIXTRAL
 from tandem.model.families.qwen import QWEN
 from tandem.model.families.qwen2 import QWEN2
+from tandem.model.weights.stored import printable
 
 FAMILIES: dict[str, Family] = {
     family.name: family for family in (LLAMA, MISTRAL, MIXTRAL, QWEN, QWEN2, CHATGLM, GLM, BAICHUAN, DEEPSEEK_V3)
@@ -41,8 +42,20 @@ def translate(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
     if not path.exists():
         raise ModelFolderError(f"{folder}: has no config.json; is it a Hugging Face model folder?")
     fields = read_json_object(path, ModelFolderError)
-    family = family_of(fields, str(path))
-    return family, family.read_config(fields, str(path)), fields
+    return *understand(fields, str(path)), fields
+
+
+def understand(fields: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
+    """The family of a `config.json` and the configuration it describes.
+
+    Raises:
+        ModelFolderError: It is not supported, or its numbers contradict each other; the message begins with `where`.
+    """
+    family = family_of(fields, where)
+    try:
+        return family, family.read_config(fields, where)
+    except ConfigurationError as error:
+        raise ModelFolderError(f"{where}: {error}; correct the file or copy it again") from None
 
 
 def family_of(hf_config: dict[str, Any], where: str) -> Family:
@@ -53,11 +66,11 @@ def family_of(hf_config: dict[str, Any], where: str) -> Family:
     """
     architectures = hf_config.get("architectures") or []
     if not isinstance(architectures, list):
-        raise ModelFolderError(f"{where}: architectures is {architectures!r}; expected a list of names")
+        raise ModelFolderError(f"{where}: architectures is {architectures!r:.40}; expected a list of names")
     for family in FAMILIES.values():
         typed = not architectures and hf_config.get("model_type") == family.model_type
         if typed or not set(family.architectures).isdisjoint(map(str, architectures)):
             return family
     known = ", ".join(family.architectures[0] for family in FAMILIES.values())
     named = ", ".join(map(str, architectures)) or hf_config.get("model_type") or "none"
-    raise ModelFolderError(f"{where}: architecture {named} is not supported; known: {known}")
+    raise ModelFolderError(f"{where}: architecture {printable(str(named))} is not supported; known: {known}")

@@ -2,7 +2,8 @@
 
 Source: `configuration_baichuan.py` and `modeling_baichuan.py` beside the weights (baichuan-inc/Baichuan2-13B-Chat and
 7B-Chat). The two have one class name. What tells them apart, whatever their sizes, is `max_position_embeddings`: 7B has
-it, 13B has `model_max_length` alone.
+it, 13B has `model_max_length` alone. A folder of a published size that has the other's field was changed by a tool, and
+is refused.
 
 Baichuan 1 is refused: its 13B has the same class name, but a plain head. Its vocabulary of 64000 tells it.
 """
@@ -39,16 +40,22 @@ THETA = 10000.0
 FIRST_VOCABULARY = 64000
 """Baichuan 1's; Baichuan 2 has 125696."""
 
+ROTARY_SHAPE, ALIBI_SHAPE = (32, 4096), (40, 5120)
+"""Layers and hidden size of the published 7B and 13B."""
+
 
 def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
     if file.get("vocab_size") == FIRST_VOCABULARY:
-        raise ModelFolderError(f"{where}: vocab_size {FIRST_VOCABULARY} is Baichuan 1's, which is not supported")
+        raise ModelFolderError(
+            f"{where}: vocab_size {FIRST_VOCABULARY} is Baichuan 1's, which is not supported; give Baichuan 2"
+        )
     heads, hidden = file.size("num_attention_heads"), file.size("hidden_size")
     require(hidden % heads == 0, f"{hidden} hidden numbers cannot be cut into {heads} heads")
     rotary = file.get("max_position_embeddings") is not None
+    _refuse_the_others_field(file, rotary=rotary)
     return ModelConfig(
         family="baichuan",
         vocab_size=file.size("vocab_size"),
@@ -61,6 +68,20 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
         normalised_head=True,
         max_position=file.size("max_position_embeddings" if rotary else "model_max_length", 4096),
     )
+
+
+def _refuse_the_others_field(file: Fields, *, rotary: bool) -> None:
+    shape = file.get("num_hidden_layers"), file.get("hidden_size")
+    if rotary and shape == ALIBI_SHAPE:
+        raise ModelFolderError(
+            f"{file.where}: max_position_embeddings stands for the rotary positions of 7B, and this is 13B, which has "
+            "ALiBi; remove the field"
+        )
+    if not rotary and shape == ROTARY_SHAPE:
+        raise ModelFolderError(
+            f"{file.where}: max_position_embeddings is missing, and this is 7B, which has rotary positions; "
+            "add the field"
+        )
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
 def _refuse_divided_positions(file: Fields) -> None:
     if "chatglm2" in str(file.get("_name_or_path")).lower() and file.get("rope_ratio") not in (1, None):
         raise ModelFolderError(
-            f"{file.where}: _name_or_path is ChatGLM2's, where rope_ratio divides positions; that is not supported"
+            f"{file.where}: _name_or_path is ChatGLM2's, which divides positions by rope_ratio; give ChatGLM3 or GLM-4"
         )
 
 

@@ -129,7 +129,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "rope_interleave": config.position.interleaved,
         **_write_attention(config),
         **_write_mixture(config),
-        **write_rope(config.position),
+        **write_rope(config.position, config.max_position),
         "tie_word_embeddings": config.tied_embeddings,
         "vocab_size": config.vocab_size,
     }

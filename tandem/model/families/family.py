@@ -34,9 +34,13 @@ class Family:
     architectures: tuple[str, ...]
     """What may stand under `architectures` in its `config.json`; the first is written."""
     read_config: Callable[[dict[str, Any], str], ModelConfig]
-    """`config.json` and where it lies -> our configuration; refuses by name what the decoder cannot compute."""
+    """`config.json` and where it lies -> our configuration; refuses by name what the decoder cannot compute.
+
+    Sizes that contradict each other raise ConfigurationError; `understand` beside this adds the place."""
     write_config: Callable[[ModelConfig], dict[str, Any]]
-    """Our configuration -> `config.json`, without `architectures`, `model_type`, token ids and dtype."""
+    """Our configuration -> `config.json`, without `architectures`, `model_type`, token ids and dtype.
+
+    Raises ConfigurationError for what its fields cannot say."""
     tensors: Callable[[ModelConfig], TensorMap]
     """Every tensor of a checkpoint, in the order of our layers."""
     ignored: Callable[[str, ModelConfig, Mapping[str, Any]], bool]

@@ -8,6 +8,10 @@ from tandem.errors import ModelFolderError
 
 LARGEST = 1e30
 """No field that is a number comes near it."""
+MOST = 2**31
+"""Nor one that counts something."""
+REMEDIES = {"quantization_config": "give unquantised weights"}
+"""What is said of a field that cannot have a value, where leaving it out would not help."""
 
 
 class Fields:
@@ -33,15 +37,15 @@ class Fields:
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
         """A whole number from `least` up."""
         value = default if self.get(name) is None else self.get(name)
-        if type(value) is not int or value < least:
-            raise self._wrong(name, value, f"a whole number from {least} up")
+        if type(value) is not int or not least <= value <= MOST:
+            raise self._wrong(name, value, f"a whole number from {least} to {MOST}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number."""
         value = default if self.get(name) is None else self.get(name)
         if type(value) not in (int, float) or not 0 < value < LARGEST:  # type: ignore[operator]
-            raise self._wrong(name, value, f"a number from 0 to {LARGEST:g}")
+            raise self._wrong(name, value, f"a number above 0 and below {LARGEST:g}")
         return float(value)  # type: ignore[arg-type]
 
     def flag(self, name: str, default: bool) -> bool:
@@ -70,9 +74,8 @@ class Fields:
         for name, values in supported.items():
             if self.get(name) not in values:
                 first = next((value for value in values if value is not None), None)
-                raise ModelFolderError(
-                    f"{self.where}: {name} = {self.get(name)!r} is not supported; supported: {first!r}"
-                )
+                instead = REMEDIES.get(name, "leave it out") if first is None else f"supported: {first!r}"
+                raise ModelFolderError(f"{self.where}: {name} = {self.get(name)!r:.40} is not supported; {instead}")
 
     def _wrong(self, name: str, value: object, expected: str) -> ModelFolderError:
         state = "is missing" if value is None else f"is {value!r:.40}"

@@ -111,7 +111,7 @@ def write_llama_like(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.layers,
         "num_key_value_heads": attention.kv_heads,
         "rms_norm_eps": config.norm_eps,
-        **write_rope(position),
+        **write_rope(position, config.max_position),
         "tie_word_embeddings": config.tied_embeddings,
         "vocab_size": config.vocab_size,
     }

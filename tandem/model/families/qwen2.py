@@ -41,7 +41,9 @@ def _window(file: Fields, layers: int) -> Window | None:
     if kinds is None:
         kinds = [SLIDING if layer >= file.size("max_window_layers", 28, 0) else FULL for layer in range(layers)]
     if not isinstance(kinds, list) or len(kinds) != layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
-        raise ModelFolderError(f"{file.where}: layer_types must name {SLIDING} or {FULL} for each of {layers} layers")
+        raise ModelFolderError(
+            f"{file.where}: layer_types is wrong; name {SLIDING} or {FULL} for each of {layers} layers"
+        )
     sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == SLIDING)
     return Window(size=file.size("sliding_window", 4096), layers=sliding) if sliding else None
 

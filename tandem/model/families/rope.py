@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tandem.catalogue.position import DynamicNTK, LinearScaling, Llama3Scaling, Rope, Scaling, Yarn
+from tandem.catalogue.require import require
 from tandem.errors import ModelFolderError
 from tandem.model.families.fields import Fields
 
@@ -86,7 +87,7 @@ def _read_scaling(fields: Fields, max_position: int) -> Scaling | None:
         case "yarn":
             return _read_yarn(fields, max_position)
     known = "default, linear, dynamic, llama3, yarn"
-    raise ModelFolderError(f"{fields.where}: rope type {kind!r} is not supported; supported: {known}")
+    raise ModelFolderError(f"{fields.where}: rope type {kind!r:.40} is not supported; supported: {known}")
 
 
 def _read_yarn(fields: Fields, max_position: int) -> Yarn:
@@ -107,8 +108,15 @@ def _read_yarn(fields: Fields, max_position: int) -> Yarn:
     )
 
 
-def write_rope(rope: Rope) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`."""
+def write_rope(rope: Rope, max_position: int) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`.
+
+    Raises:
+        ConfigurationError: A base grows beyond another length than the model's own, which no field can say.
+    """
+    if isinstance(rope.scaling, DynamicNTK):
+        trained = rope.scaling.trained
+        require(trained == max_position, f"a dynamic base trained on {trained} tokens, of {max_position} at most")
     return {"rope_theta": rope.theta, "rope_scaling": _write_scaling(rope.scaling)}
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from parity.cases import DEEPSEEK, GLM, LLAMA, MISTRAL, MIXTRAL, QWEN2, scaled
+from parity.cases import DEEPSEEK, GLM, LLAMA, LLAMA3, MISTRAL, MIXTRAL, QWEN2, scaled, yarn
 from reference import baichuan, chatglm, qwen
 
 from tandem.catalogue.models import MODELS
 from tandem.errors import ModelFolderError
-from tandem.model.families import FAMILIES, family_of
+from tandem.model.families import FAMILIES, family_of, understand
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+BAICHUAN_13B = baichuan.tiny_13b() | {"num_hidden_layers": 40, "hidden_size": 5120, "num_attention_heads": 40}
+BAICHUAN_7B = baichuan.tiny_7b() | {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32}
 REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
     (
         LLAMA | {"architectures": ["MambaForCausalLM"]},
@@ -38,14 +41,29 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
     ),
     (LLAMA | {"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0.5 is not supported; supported: 1.0"),
     (GLM | {"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5 is not supported"),
-    (LLAMA | {"vocab_size": None}, "vocab_size is missing; expected a whole number from 1 up"),
+    (LLAMA | {"vocab_size": None}, "vocab_size is missing; expected a whole number from 1 to 2147483648"),
     (LLAMA | {"hidden_size": "48"}, "hidden_size is '48'; expected a whole number"),
-    (LLAMA | {"rms_norm_eps": 0}, "rms_norm_eps is 0; expected a number"),
+    (LLAMA | {"rms_norm_eps": 0}, "rms_norm_eps is 0; expected a number above 0"),
     (LLAMA | {"tie_word_embeddings": 1}, "tie_word_embeddings is 1; expected true or false"),
     (LLAMA | {"mlp_bias": True}, "mlp_bias = True is not supported; supported: False"),
-    (LLAMA | {"quantization_config": FP8}, "quantization_config = "),
-    (QWEN2 | {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types must name"),
-    (QWEN2 | {"use_sliding_window": True, "layer_types": [["a"]] * 3}, "layer_types must name"),
+    (LLAMA | {"quantization_config": FP8}, "quantization_config = .+; give unquantised weights"),
+    (LLAMA | {"quantization_config": {"ignored_layers": ["layer"] * 500}}, "give unquantised weights"),
+    (LLAMA | {"sliding_window": 4096}, "sliding_window = 4096 is not supported; leave it out"),
+    (LLAMA | {"hidden_act": "x" * 2000}, "hidden_act = 'x+ is not supported; supported: 'silu'"),
+    (LLAMA | {"architectures": ["x" * 2000]}, "architecture .* is not supported"),
+    (LLAMA | {"architectures": {"x" * 2000: 1}}, "architectures is .*; expected a list"),
+    (LLAMA | scaled("x" * 2000), "rope type 'x+ is not supported"),
+    (LLAMA | {"num_key_value_heads": 5}, "6 heads are not divisible by 5 kv heads; correct the file or copy it again"),
+    (LLAMA | {"num_hidden_layers": 10**400}, "num_hidden_layers is 10+; expected a whole number"),
+    (LLAMA | {"rope_theta": 1.0}, "rope theta 1.0 must be above 1; correct"),
+    (LLAMA | {"rope_theta": 0.5} | yarn(), "rope theta 0.5 must be above 1"),
+    (LLAMA | scaled("linear", factor=0.5), "rope factor 0.5 must be from 1"),
+    (LLAMA | scaled("dynamic", factor=1e8), "rope factor 100000000.0 must be from 1 to 1e.06"),
+    (LLAMA | yarn(beta_slow=1e-320), "yarn betas 1e-320 and 32.0 must ascend from 1e-06"),
+    (LLAMA | yarn(beta_slow=40.0), "yarn betas 40.0 and 32.0 must ascend"),
+    (LLAMA | LLAMA3 | {"rope_scaling": LLAMA3["rope_scaling"] | {"high_freq_factor": 1.0}}, "1.0 and 1.0 must ascend"),
+    (QWEN2 | {"use_sliding_window": True, "layer_types": ["full_attention"]}, "layer_types is wrong; name"),
+    (QWEN2 | {"use_sliding_window": True, "layer_types": [["a"]] * 3}, "layer_types is wrong; name"),
     (MISTRAL | {"sliding_window": 0}, "sliding_window is 0"),
     (MISTRAL | {"layer_types": ["full_attention"] * 3}, "layer_types = "),
     (MIXTRAL | {"num_experts_per_tok": 6}, "6 of 5 experts cannot be chosen"),
@@ -73,6 +91,8 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
         "_name_or_path is ChatGLM2's",
     ),
     (baichuan.tiny_13b() | {"vocab_size": 64000}, "vocab_size 64000 is Baichuan 1's, which is not supported"),
+    (BAICHUAN_13B | {"max_position_embeddings": 4096}, "this is 13B, which has ALiBi; remove the field"),
+    (BAICHUAN_7B | {"max_position_embeddings": None}, "this is 7B, which has rotary positions; add the field"),
     (baichuan.tiny_13b() | {"hidden_size": 50}, "50 hidden numbers cannot be cut into 6 heads"),
     (baichuan.tiny_7b() | {"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported"),
 )
@@ -81,8 +101,10 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
 @pytest.mark.parametrize(("fields", "message"), REFUSALS, ids=[message[:40] for _, message in REFUSALS])
 def test_a_refusal_is_one_line_that_names_the_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelFolderError, match=message) as caught:
-        family_of(fields, "m/config.json").read_config(fields, "m/config.json")
+        understand(fields, "m/config.json")
+    assert re.match(r"m/config\.json: .+; \w+", str(caught.value))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500  # with the name of every known architecture
 
 
 def test_an_unknown_architecture_is_told_all_known_ones() -> None:
