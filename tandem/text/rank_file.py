@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,7 +137,7 @@ class RankFile:
         )
 
     def _normal(self, text: str) -> str:
-        return unicodedata.normalize("NFC", text) if self._rules.composed else text
+        return _nfc(text) if self._rules.composed else text
 
     def _letters(self, text: str) -> list[Span]:
         """For each byte of the text as it is encoded, the characters of `text` it belongs to."""
@@ -175,15 +175,42 @@ def _composed(text: str) -> Iterator[tuple[str, int, int]]:
     """What composing makes of each stretch of `text` that does not change with what follows, and its characters."""
     begin = 0
     for at in range(1, len(text) + 1):
-        if at == len(text) or _stands_alone(text[begin:at], text[at]):
-            piece = text[begin:at]
-            yield unicodedata.normalize("NFC", piece), begin, at
+        if at == len(text) or _stands_alone(text, begin, at):
+            yield _nfc(text[begin:at]), begin, at
             begin = at
 
 
-def _stands_alone(before: str, letter: str) -> bool:
-    """Whether `letter` begins anew: an accent goes with the letter before it, and so do some letters of Hangul."""
+def _stands_alone(text: str, begin: int, at: int) -> bool:
+    """Whether the letter at `at` begins anew: an accent goes with the letter before it, and so do some of Hangul.
+
+    It looks at the stretch from `begin` once or, where such a letter goes with it, at most three times: what becomes
+    one letter is of four at most.
+    """
+    letter = text[at]
     if letter.isascii():
         return True
-    composed = unicodedata.normalize("NFC", before + letter)
-    return not unicodedata.combining(letter) and composed == unicodedata.normalize("NFC", before) + letter
+    if _accents().match(letter):
+        return False
+    before = _nfc(text[begin:at])[-1]
+    return unicodedata.normalize("NFC", before + letter) == before + unicodedata.normalize("NFC", letter)
+
+
+def _nfc(text: str) -> str:
+    """The composed form, in time that is not quadratic in the accents on one letter.
+
+    Python sorts these one by one; here they are sorted already.
+    """
+    return unicodedata.normalize("NFC", text if text.isascii() else _accents().sub(_sorted, text))
+
+
+def _sorted(accents: re.Match[str]) -> str:
+    single = (letter for accent in accents[0] for letter in unicodedata.normalize("NFD", accent))
+    return "".join(sorted(single, key=unicodedata.combining))
+
+
+@cache
+def _accents() -> re.Pattern[str]:
+    """Stretches of characters that combine with the letter before them; all are in the first two planes."""
+    letters = (chr(code) for code in range(0x20000))
+    joining = [letter for letter in letters if unicodedata.combining(unicodedata.normalize("NFD", letter)[0])]
+    return re.compile(f"[{''.join(map(re.escape, joining))}]+")

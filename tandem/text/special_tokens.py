@@ -78,10 +78,14 @@ class Cutter:
         """The parts of `text`, in order and without gaps; empty ones are left out."""
         at = 0
         for match in self._pattern.finditer(text) if self._tokens else ():
-            if match.start() > at:
-                yield Part(begin=at, end=match.start(), token=None)
             assert match.lastindex is not None
-            yield Part(begin=match.start(), end=match.end(), token=self._tokens[match.lastindex - 1])
+            token, begin = self._tokens[match.lastindex - 1], match.start()
+            if token.lstrip:
+                # Not by the expression: it would look at white space without a token again from each blank of it.
+                begin = at + len(text[at:begin].rstrip())
+            if begin > at:
+                yield Part(begin=at, end=begin, token=None)
+            yield Part(begin=begin, end=match.end(), token=token)
             at = match.end()
         if at < len(text):
             yield Part(begin=at, end=len(text), token=None)
@@ -96,7 +100,7 @@ def _pattern(token: SpecialToken) -> str:
     pattern = re.escape(token.content)
     if token.single_word:
         pattern = f"(?<![^ ]){pattern}(?![^ ])"
-    return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
+    return pattern + (r"\s*" if token.rstrip else "")
 
 
 def _values(named: dict[str, Any]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 import unicodedata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.text.rank_file import is_rank_file
+from tandem.text.rank_file import _composed, _nfc, is_rank_file
 from tandem.text.tokenizer import Tokenizer
 
 # Bytes have their own ids; then " a" 256, "12" 257, "ab" 258, "123" 259.
@@ -72,14 +73,23 @@ def test_qwen_composes_and_spans_tell_from_what(qwen: Tokenizer) -> None:
     assert spans == [(0, 3)] * 3 + [(3, 4)]
 
 
-@given(st.text(max_size=12) | st.text("ae\u0301\u0323\u1100\u1161\u11a8\u0327 가", max_size=12))
-@settings(max_examples=300, deadline=None)
-def test_stretches_compose_to_what_the_text_does(text: str) -> None:
-    from tandem.text.rank_file import _composed
+ACCENTS = "ae\u0301\u0323\u1100\u1161\u11a8\u0327 가\u0344\u0316\u0340\u0f71\u0f73\u0f74\u0f81\u0dd9\u0dcf\u0dca\u2126Å"
 
+
+@given(st.text(max_size=12) | st.text(ACCENTS, max_size=12))
+@settings(max_examples=500, deadline=None)
+def test_stretches_compose_to_what_the_text_does(text: str) -> None:
     pieces = list(_composed(text))
-    assert "".join(piece for piece, _, _ in pieces) == unicodedata.normalize("NFC", text)
+    assert "".join(piece for piece, _, _ in pieces) == _nfc(text) == unicodedata.normalize("NFC", text)
     assert [begin for _, begin, _ in pieces[1:]] == [end for _, _, end in pieces[:-1]]
+
+
+@pytest.mark.parametrize("accents", ["\u0301", "\u0301\u0316", "\u0344\u0316", "\u0f73", "\u11a8", "\u2126", "\u0dcf"])
+def test_many_accents_take_no_longer_than_other_text(accents: str) -> None:
+    text = "a" + accents * (30_000 // len(accents))
+    began = time.monotonic()
+    assert "".join(piece for piece, _, _ in _composed(text)) == _nfc(text)
+    assert time.monotonic() - began < 2  # 0.2 s on an idle machine
 
 
 def test_glm_counts_its_own_list_and_puts_two_tokens_first(glm: Tokenizer) -> None:

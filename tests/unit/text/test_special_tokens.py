@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tandem.text.special_tokens import Cutter, SpecialToken, declared_tokens, spelling
@@ -29,6 +30,20 @@ def test_the_leftmost_then_the_longest() -> None:
 def test_white_space_that_a_token_takes_along() -> None:
     assert cut("a  <x> \n b", token("<x>", lstrip=True)) == [("a", None), ("  <x>", "<x>"), (" \n b", None)]
     assert cut("a  <x> \n b", token("<x>", rstrip=True)) == [("a  ", None), ("<x> \n ", "<x>"), ("b", None)]
+
+
+def test_white_space_between_two_tokens_is_taken_once() -> None:
+    both = token("<x>", lstrip=True, rstrip=True)
+    assert cut("  <x> <x>\n", both) == [("  <x> ", "<x>"), ("<x>\n", "<x>")]
+    assert cut("<y>  <x>", both, token("<y>")) == [("<y>", "<y>"), ("  <x>", "<x>")]
+
+
+def test_much_white_space_is_cut_in_a_moment() -> None:
+    text = " " * 100_000 + "a" + "\u2003\n" * 50_000
+    began = time.monotonic()
+    assert cut(text, token("<x>", lstrip=True, rstrip=True)) == [(text, None)]
+    assert cut(text + "<x>", token("<x>", lstrip=True))[0] == (" " * 100_000 + "a", None)
+    assert time.monotonic() - began < 2  # 2 ms on an idle machine
 
 
 def test_single_words_stand_between_spaces() -> None:
