@@ -13,6 +13,7 @@ from tandem.catalogue.shapes import Shape, parameter_shapes
 from tandem.errors import ModelFolderError
 from tandem.model.families.family import Family, Rows
 from tandem.model.weights.stored import StoredTensor, printable
+from tandem.model.weights.tied import differing_head
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 SCALED = "F8_E4M3"
@@ -54,7 +55,9 @@ class Fit:
 
 
 def fit(stored: Mapping[str, StoredTensor], family: Family, config: ModelConfig, fields: Mapping[str, Any]) -> Fit:
-    """Match a checkpoint's tensors with the parameters of a model.
+    """Match a checkpoint's tensors with the parameters of a model, by their names and shapes.
+
+    Numbers are read of one alone: a head among the files of a model whose head is its embedding.
 
     Args:
         stored: The checkpoint's tensors.
@@ -69,6 +72,7 @@ def fit(stored: Mapping[str, StoredTensor], family: Family, config: ModelConfig,
     known = wanted.keys() | {theirs + SCALE for theirs in wanted if theirs in stored and stored[theirs].dtype == SCALED}
     surplus = [name for name in stored if name not in known and not family.ignored(name, config, fields)]
     faults = [f"{printable(name)} is not part of the model" for name in surplus]
+    faults += filter(None, [differing_head(stored, family, config)])
     pieces: list[Piece] = []
     for theirs, rows in wanted.items():
         parts = [_part_shape(shapes[one.name], one) for one in rows]

@@ -199,8 +199,23 @@ def test_fp8_weights_are_dequantised(tmp_path: Path) -> None:
 
 def test_weights_nobody_needs_are_passed_over(tmp_path: Path) -> None:
     save(decoder(config(tied_embeddings=True)), tmp_path / "m", GenerationDefaults(), {})
-    edit_weights(tmp_path / "m", lambda t: t.update({HEAD: torch.ones(31, 16), "x.rotary_emb.inv_freq": torch.ones(4)}))
+    copy = {"x.rotary_emb.inv_freq": torch.ones(4)}
+    edit_weights(tmp_path / "m", lambda t: t.update(copy | {HEAD: t["model.embed_tokens.weight"].clone()}))
     assert load(tmp_path / "m", CPU).head is None
+
+
+@pytest.mark.parametrize("head", [torch.ones(31, 16), torch.ones(30, 16), None], ids=["other", "smaller", "one number"])
+def test_a_tied_head_that_is_no_copy_is_refused(head: torch.Tensor | None, tmp_path: Path) -> None:
+    """Whoever wrote it meant it, or did not mean the tie; either way one of the two is wrong."""
+    save(decoder(config(tied_embeddings=True)), tmp_path / "m", GenerationDefaults(), {})
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[HEAD] = tensors["model.embed_tokens.weight"].clone() if head is None else head
+        tensors[HEAD][-1, -1] += 1
+
+    edit_weights(tmp_path / "m", add)
+    with pytest.raises(ModelFolderError, match=r"lm_head.weight is not model.embed_tokens.weight, although tie_word"):
+        load(tmp_path / "m", CPU)
 
 
 def test_an_exported_folder_says_what_it_is(tmp_path: Path) -> None:

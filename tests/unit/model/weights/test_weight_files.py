@@ -94,6 +94,13 @@ FAULTY: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (put(f, "a.safetensors"), put_index(f, {"a.safetensors": "a.safetensors", "x": "a.safetensors"})),
         "puts x into a.safetensors, which does not hold it",
     ),
+    "tensor left out": (
+        lambda f: (
+            save_file({"x": torch.ones(2), "y": torch.ones(2)}, f / "a.safetensors"),
+            put_index(f, {"x": "a.safetensors"}),
+        ),
+        "leaves out y of a.safetensors",
+    ),
     "no weights but a pointer": (lambda f: pointer(f, "model.safetensors"), "git lfs pull"),
     "no .bin but a pointer": (lambda f: pointer(f, "pytorch_model.bin"), "git lfs pull"),
     "weights are a folder": (lambda f: (f / "model.safetensors").mkdir(), "model.safetensors: cannot be read"),
