@@ -41,6 +41,8 @@ class Base:
     """Where `CHANGED` does not fit."""
     inert: dict[str, str] = field(default_factory=dict)
     """Fields whose change moves nothing, and why."""
+    refused_by: dict[str, str] = field(default_factory=dict)
+    """Fields that are refused by another's name, which they contradict or ask for, or by what the two make up."""
 
     @property
     def case(self) -> Case:
@@ -153,11 +155,14 @@ CHANGED: dict[str, Any] = {
 
 LENGTH = "a length that nothing goes by"
 ALONE = {"mscale": "counts only beside mscale_all_dim", "mscale_all_dim": "counts only beside mscale"}
+UNSCALED = {"rope_type": "factor"}
+"""What a scaling asks for where there was none."""
 DRAFTING = {"num_nextn_predict_layers": "only says which layers may be left out"}
+ONE_KEY_EACH = {"num_attention_heads": "num_key_value_heads"}
 NULL = {"max_position_embeddings": LENGTH, "use_sliding_window": "sliding_window is null"}
 
 BASES = (
-    Base("llama", saved=True, inert={"max_position_embeddings": LENGTH}),
+    Base("llama", saved=True, inert={"max_position_embeddings": LENGTH}, refused_by=UNSCALED),
     Base(
         "llama, tied, one kv head",
         changed={"tie_word_embeddings": False},
@@ -176,8 +181,8 @@ BASES = (
         inert={"max_position_embeddings": LENGTH}
         | dict.fromkeys(("mscale", "mscale_all_dim"), "attention_factor stands above it"),
     ),
-    Base("mistral, window", saved=True, inert={"max_position_embeddings": LENGTH}),
-    Base("mixtral", saved=True, inert={"max_position_embeddings": LENGTH}),
+    Base("mistral, window", saved=True, inert={"max_position_embeddings": LENGTH}, refused_by=UNSCALED),
+    Base("mixtral", saved=True, inert={"max_position_embeddings": LENGTH}, refused_by=UNSCALED),
     Base("mixtral, window", inert={"max_position_embeddings": LENGTH}),
     Base(
         "qwen2",
@@ -197,6 +202,7 @@ BASES = (
         saved=True,
         changed={"head_dim": 12, "use_sliding_window": False},
         inert={"max_position_embeddings": LENGTH},
+        refused_by={"num_hidden_layers": "layer_types"} | UNSCALED,
     ),
     Base(
         "qwen2, yarn",
@@ -204,9 +210,17 @@ BASES = (
         changed={"head_dim": 12},
         inert=NULL | ALONE,
     ),
-    Base("glm", saved=True, changed={"attention_bias": False}, inert={"max_position_embeddings": LENGTH}),
-    Base("deepseek_v3, yarn", inert={"max_position_embeddings": LENGTH} | DRAFTING),
-    Base("deepseek_v3, yarn", saved=True, inert={"max_position_embeddings": LENGTH} | DRAFTING),
+    Base(
+        "glm",
+        saved=True,
+        changed={"attention_bias": False},
+        inert={"max_position_embeddings": LENGTH},
+        refused_by=UNSCALED,
+    ),
+    Base("deepseek_v3, yarn", inert={"max_position_embeddings": LENGTH} | DRAFTING, refused_by=ONE_KEY_EACH),
+    Base(
+        "deepseek_v3, yarn", saved=True, inert={"max_position_embeddings": LENGTH} | DRAFTING, refused_by=ONE_KEY_EACH
+    ),
     Base("qwen", changed={"num_attention_heads": 2}, inert={"max_position_embeddings": LENGTH}),
     Base(
         "chatglm3",
