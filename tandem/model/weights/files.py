@@ -87,13 +87,13 @@ def _indexed(index: Path) -> WeightFiles:
 def _check_index(files: WeightFiles, tensors: dict[str, StoredTensor]) -> None:
     if files.named is None:
         return
-    for name in tensors.keys() - files.named.keys():
-        where = tensors[name].path.name
-        raise ModelFolderError(f"{files.index}: leaves out {printable(name)} of {where}; copy index and weights again")
     for name, file in files.named.items():
         if name not in tensors or tensors[name].path.name != file:
             where = f"{printable(file)}, which does not hold it"
             raise ModelFolderError(f"{files.index}: puts {printable(name)} into {where}; copy index and weights again")
+    for name in tensors.keys() - files.named.keys():
+        where = tensors[name].path.name
+        raise ModelFolderError(f"{files.index}: leaves out {printable(name)} of {where}; copy index and weights again")
 
 
 def _read_table(path: Path) -> dict[str, StoredTensor]:
