@@ -8,12 +8,12 @@ Nothing is mapped: a file that changes later cannot change the model.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -39,6 +39,24 @@ class _Chunk:
     scales: Scales | None
 
 
+class _Queue:
+    """Chunks for several threads, each made when it is taken: of a large model all together would fill 500 MB."""
+
+    def __init__(self, chunks: Iterator[_Chunk]) -> None:
+        self._chunks = chunks
+        self._lock = Lock()
+
+    def take(self) -> _Chunk | None:
+        """The next chunk, or None if there is none."""
+        with self._lock:
+            return next(self._chunks, None)
+
+    def drop(self) -> None:
+        """Leave the rest."""
+        with self._lock:
+            self._chunks = iter(())
+
+
 def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
     """Read pieces into the parameters they belong to, with as many threads as torch computes with.
 
@@ -49,12 +67,12 @@ def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
     Raises:
         ModelFolderError: A file cannot be read or became shorter.
     """
-    todo = deque(chunk for piece in pieces for chunk in _chunks(piece, _target(parameters, piece)))
+    todo = _Queue(chunk for piece in pieces for chunk in _chunks(piece, _target(parameters, piece)))
     threads = min(torch.get_num_threads(), MOST_THREADS)
     with ExitStack() as stack:
         handles = {path: _open(path, stack) for path in _paths(pieces)}
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="load"))
-        stack.callback(todo.clear)  # an error or Ctrl-C ends the others after the chunk they are at
+        stack.callback(todo.drop)  # an error or Ctrl-C ends the others after the chunk they are at
         for worker in [pool.submit(_work, todo, handles) for _ in range(threads)]:
             worker.result()
 
@@ -101,10 +119,10 @@ def _open(path: Path, stack: ExitStack) -> int:
     return handle
 
 
-def _work(todo: deque[_Chunk], handles: Mapping[Path, int]) -> None:
+def _work(todo: _Queue, handles: Mapping[Path, int]) -> None:
     """One thread: take chunks until there are no more."""
     buffer = torch.empty(0, dtype=torch.uint8)
-    while chunk := _next(todo):
+    while chunk := todo.take():
         if _goes_straight(chunk):
             _read_rows(chunk.stored, chunk.first, chunk.target, handles)
             continue
@@ -113,13 +131,6 @@ def _work(todo: deque[_Chunk], handles: Mapping[Path, int]) -> None:
         raw = buffer[:size].view(TORCH_DTYPES[chunk.stored.dtype]).view(chunk.target.shape)
         _read_rows(chunk.stored, chunk.first, raw, handles)
         chunk.target.copy_(_scaled(raw, chunk, handles))
-
-
-def _next(todo: deque[_Chunk]) -> _Chunk | None:
-    try:
-        return todo.popleft()
-    except IndexError:  # another thread took the last one
-        return None
 
 
 def _goes_straight(chunk: _Chunk) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,44 @@ def test_several_threads_fill_large_parameters(
     target = fresh(shape, ours, CPU)
     fill({"large": target}, stored(tmp_path, large=large).values())
     assert torch.equal(target, large.to(ours))
+
+
+def test_chunks_are_made_when_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = []
+
+    def count(handle: int, target: Tensor, offset: int, path: Path) -> None:
+        there.append(sum(type(one) is filling._Chunk for one in gc.get_objects()) if not there else 0)
+        read_into(handle, target, offset, path)
+
+    read_into = filling.read_into
+    monkeypatch.setattr(filling, "read_into", count)
+    monkeypatch.setattr(filling, "CHUNK", 7 * 4)
+    matrix, target = torch.randn(300, 7), torch.empty(300, 7)
+    fill({"matrix": target}, stored(tmp_path, matrix=matrix).values())
+    assert torch.equal(target, matrix)
+    assert len(there) == 300
+    assert there[0] <= 2 * torch.get_num_threads()
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ModelFolderError])
+def test_an_error_ends_the_other_threads(
+    fault: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def faulty(*_: object) -> None:
+        begun.append(None)
+        if len(begun) == 1:
+            raise fault("here")
+        time.sleep(0.05)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(filling, "CHUNK", 7 * 4)
+    pieces = stored(tmp_path, matrix=torch.randn(300, 7))
+    monkeypatch.setattr(filling, "read_into", faulty)
+    with pytest.raises(fault, match="here"):
+        fill({"matrix": torch.empty(300, 7)}, pieces.values())
+    assert len(begun) < 100
 
 
 def test_a_fault_of_ours_is_not_taken_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
