@@ -9,7 +9,6 @@ import pytest
 from parity.cases import DEEPSEEK, GLM, LLAMA, LLAMA3, MISTRAL, MIXTRAL, QWEN2, scaled, yarn
 from reference import baichuan, chatglm, qwen
 
-from tandem.catalogue.models import MODELS
 from tandem.errors import ModelFolderError
 from tandem.model.families import FAMILIES, family_of, understand
 
@@ -132,64 +131,11 @@ def test_deepseeks_own_quantisation_is_accepted() -> None:
     assert read(scaled_blocks, "m") == read(DEEPSEEK, "m")
 
 
-def test_deepseeks_published_config_is_the_catalogues() -> None:
-    """As it lies beside the weights, with all that does not concern the decoder."""
-    published = {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "ep_size": 1,
-        "first_k_dense_replace": 3,
-        "hidden_act": "silu",
-        "hidden_size": 7168,
-        "initializer_range": 0.02,
-        "intermediate_size": 18432,
-        "kv_lora_rank": 512,
-        "max_position_embeddings": 163840,
-        "model_type": "deepseek_v3",
-        "moe_intermediate_size": 2048,
-        "moe_layer_freq": 1,
-        "n_group": 8,
-        "n_routed_experts": 256,
-        "n_shared_experts": 1,
-        "norm_topk_prob": True,
-        "num_attention_heads": 128,
-        "num_experts_per_tok": 8,
-        "num_hidden_layers": 61,
-        "num_key_value_heads": 128,
-        "num_nextn_predict_layers": 1,
-        "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "quantization_config": FP8,
-        "rms_norm_eps": 1e-06,
-        "rope_scaling": {
-            "beta_fast": 32,
-            "beta_slow": 1,
-            "factor": 40,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-            "original_max_position_embeddings": 4096,
-            "type": "yarn",
-        },
-        "rope_theta": 10000,
-        "routed_scaling_factor": 2.5,
-        "scoring_func": "sigmoid",
-        "tie_word_embeddings": False,
-        "topk_group": 4,
-        "topk_method": "noaux_tc",
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "v_head_dim": 128,
-        "vocab_size": 129280,
-    }
-    family = family_of(published, "config.json")
-    config = family.read_config(published, "config.json")
-    assert config == MODELS["deepseek-v3"].config
-    assert family.ignored("model.layers.61.eh_proj.weight", config, published)
-    assert not family.ignored("model.layers.60.eh_proj.weight", config, published)
-    assert not family.ignored("model.layers.62.eh_proj.weight", config, published)
-    assert not family.ignored("model.layers.61.eh_proj.weight", config, published | {"num_nextn_predict_layers": 0})
+def test_only_announced_drafting_layers_are_ignored() -> None:
+    announced = DEEPSEEK | {"num_nextn_predict_layers": 1}
+    family, config = understand(announced, "m")
+    assert config.layers == 4
+    assert family.ignored("model.layers.4.eh_proj.weight", config, announced)
+    for layer in (3, 5, 40):
+        assert not family.ignored(f"model.layers.{layer}.eh_proj.weight", config, announced)
+    assert not family.ignored("model.layers.4.eh_proj.weight", config, DEEPSEEK)
