@@ -17,20 +17,13 @@ from torch.nn import functional as F
 
 from tandem.errors import ModelFolderError
 from tandem.files import json_bytes, read_json_object, whole_folder
+from tandem.model.families.deepseek_v3 import BLOCK, QUANTISED
 from tandem.model.weights.files import weight_files
 from tandem.model.weights.fit import SCALE, Block
 
-BLOCK = (128, 128)
-QUANTISED: dict[str, Any] = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": list(BLOCK),
-}
-"""What `config.json` says of it."""
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-WIDE = ("embed_tokens.weight", "lm_head.weight", "norm.weight", "mlp.gate.weight")
-"""Ends of the names of matrices and vectors that are not quantised."""
+WIDE = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
+"""Ends of the names of matrices that are not quantised."""
 
 
 def write_quantised(source: Path, target: Path) -> None:
@@ -47,7 +40,9 @@ def write_quantised(source: Path, target: Path) -> None:
         for path in source.iterdir():
             if path.name not in shards:
                 shutil.copy(path, part)
-        _edit_json(part / "config.json", {"quantization_config": QUANTISED})
+        _edit_json(
+            part / "config.json", {"quantization_config": {name: values[0] for name, values in QUANTISED.items()}}
+        )
         for name, path in shards.items():
             tensors = quantise_all(load_file(path), BLOCK)
             save_file(tensors, part / name, metadata={"format": "pt"})

@@ -49,13 +49,16 @@ COMPUTED: dict[str, tuple[object, ...]] = {
 }
 """Fields that change the computation, with the values this decoder computes."""
 
+BLOCK = (128, 128)
+"""Rows and columns of a quantised matrix that share one scale."""
+
 QUANTISED: dict[str, tuple[object, ...]] = {
-    "quant_method": ("fp8",),
-    "fmt": ("e4m3", None),
-    "weight_block_size": ([128, 128],),
     "activation_scheme": ("dynamic", None),
+    "fmt": ("e4m3", None),
+    "quant_method": ("fp8",),
+    "weight_block_size": (list(BLOCK),),
 }
-"""The same within `quantization_config`."""
+"""The same within `quantization_config`; the first of each is what is published."""
 
 DRAFTING = "num_nextn_predict_layers"
 
