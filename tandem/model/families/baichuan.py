@@ -17,12 +17,13 @@ from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.position import Alibi, Rope
 from tandem.catalogue.require import require
 from tandem.errors import ModelFolderError
-from tandem.model.families import llama
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
 
 NAMES = replace(
-    llama.NAMES, inner=llama.NAMES.inner | {f"attention.{part}": "self_attn.W_pack" for part in ("q", "k", "v")}
+    llama_like.NAMES,
+    inner=llama_like.NAMES.inner | {f"attention.{part}": "self_attn.W_pack" for part in ("q", "k", "v")},
 )
 
 COMPUTED: dict[str, tuple[object, ...]] = {
@@ -112,5 +113,5 @@ BAICHUAN = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=NAMES.tensors,
-    ignored=llama.ignored,
+    ignored=llama_like.ignored,
 )

@@ -17,14 +17,14 @@ from typing import Any
 from tandem.catalogue.config import MLA, GroupedSigmoidRouter, ModelConfig, MoE
 from tandem.catalogue.position import Rope
 from tandem.catalogue.require import require
-from tandem.model.families import llama
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
 from tandem.model.families.rope import read_rope, write_rope
 
 NAMES = replace(
-    llama.NAMES,
-    inner=llama.NAMES.inner
+    llama_like.NAMES,
+    inner=llama_like.NAMES.inner
     | {
         "attention.q_down": "self_attn.q_a_proj",
         "attention.q_norm": "self_attn.q_a_layernorm",
@@ -34,8 +34,8 @@ NAMES = replace(
         "attention.kv_up": "self_attn.kv_b_proj",
         "feed_forward.router": "mlp.gate",
         "feed_forward.router.bias": "mlp.gate.e_score_correction_bias",
-        **{f"feed_forward.experts.{part}": f"mlp.experts.{{expert}}.{part}_proj.weight" for part in llama.SWIGLU},
-        **{f"feed_forward.shared.{part}": f"mlp.shared_experts.{part}_proj" for part in llama.SWIGLU},
+        **{f"feed_forward.experts.{part}": f"mlp.experts.{{expert}}.{part}_proj.weight" for part in llama_like.SWIGLU},
+        **{f"feed_forward.shared.{part}": f"mlp.shared_experts.{part}_proj" for part in llama_like.SWIGLU},
     },
 )
 
@@ -177,7 +177,7 @@ def _write_mixture(config: ModelConfig) -> dict[str, Any]:
 
 def ignored(theirs: str, config: ModelConfig, fields: Mapping[str, Any]) -> bool:
     """The layers that draft further tokens; and what Llama's folders carry."""
-    if llama.ignored(theirs, config, fields):
+    if llama_like.ignored(theirs, config, fields):
         return True
     layer = re.match(r"model\.layers\.(\d+)\.", theirs)
     drafting = range(config.layers, config.layers + (fields.get(DRAFTING) or 0))

@@ -10,13 +10,13 @@ from typing import Any
 
 from tandem.catalogue.config import GQA, ModelConfig
 from tandem.catalogue.position import Rope
-from tandem.model.families import llama
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
 
 NAMES = replace(
-    llama.NAMES,
-    inner=llama.NAMES.inner | {"feed_forward.gate": "mlp.gate_up_proj", "feed_forward.up": "mlp.gate_up_proj"},
+    llama_like.NAMES,
+    inner=llama_like.NAMES.inner | {"feed_forward.gate": "mlp.gate_up_proj", "feed_forward.up": "mlp.gate_up_proj"},
 )
 
 COMPUTED: dict[str, tuple[object, ...]] = {
@@ -25,14 +25,14 @@ COMPUTED: dict[str, tuple[object, ...]] = {
 }
 """Fields that change the computation, with the values this decoder computes."""
 
-DEFAULTS = llama.Defaults(norm_eps=1.5625e-07, max_position=131072, kv_heads=2, head_dim=128, rotated=0.5)
+DEFAULTS = llama_like.Defaults(norm_eps=1.5625e-07, max_position=131072, kv_heads=2, head_dim=128, rotated=0.5)
 
 
 def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
-    config = llama.read_llama_like("glm", file, DEFAULTS)
+    config = llama_like.read("glm", file, DEFAULTS)
     assert isinstance(config.attention, GQA)
     assert isinstance(config.position, Rope)
     return replace(
@@ -46,7 +46,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of an exported folder."""
     assert isinstance(config.attention, GQA)
     assert isinstance(config.position, Rope)
-    return llama.write_llama_like(config) | {
+    return llama_like.write(config) | {
         "attention_bias": config.attention.qkv_bias,
         "pad_token_id": None,  # what a missing one means to transformers is outside of a small vocabulary
         "partial_rotary_factor": config.position.dims / config.attention.head_dim,
@@ -60,5 +60,5 @@ GLM = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=NAMES.tensors,
-    ignored=llama.ignored,
+    ignored=llama_like.ignored,
 )

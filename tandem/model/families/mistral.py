@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from tandem.catalogue.config import GQA, ModelConfig, Window
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
-from tandem.model.families.llama import NAMES, Defaults, ignored, read_llama_like, write_llama_like
 
 COMPUTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
@@ -28,7 +28,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
-    config = read_llama_like("mistral", file, Defaults(max_position=131072, kv_heads=8))
+    config = llama_like.read("mistral", file, llama_like.Defaults(max_position=131072, kv_heads=8))
     return config if file.null("sliding_window") else with_window(config, file.size("sliding_window", WINDOW))
 
 
@@ -41,7 +41,7 @@ def with_window(config: ModelConfig, size: int) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of an exported folder."""
-    return write_llama_like(config) | write_window(config)
+    return llama_like.write(config) | write_window(config)
 
 
 def write_window(config: ModelConfig) -> dict[str, Any]:
@@ -58,6 +58,6 @@ MISTRAL = Family(
     architectures=("MistralForCausalLM",),
     read_config=read_config,
     write_config=write_config,
-    tensors=NAMES.tensors,
-    ignored=ignored,
+    tensors=llama_like.NAMES.tensors,
+    ignored=llama_like.ignored,
 )

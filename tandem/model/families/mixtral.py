@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from tandem.catalogue.config import ModelConfig, MoE, SoftmaxRouter
-from tandem.model.families import llama, mistral
+from tandem.model.families import llama_like, mistral
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
 
 NAMES = replace(
-    llama.NAMES,
-    inner=llama.NAMES.inner
+    llama_like.NAMES,
+    inner=llama_like.NAMES.inner
     | {
         "feed_forward.router": "block_sparse_moe.gate",
         "feed_forward.experts.gate": "block_sparse_moe.experts.{expert}.w1.weight",
@@ -36,8 +36,8 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
-    defaults = llama.Defaults(norm_eps=1e-5, max_position=131072, kv_heads=8, theta=1e6)
-    config = llama.read_llama_like("mixtral", file, defaults)
+    defaults = llama_like.Defaults(norm_eps=1e-5, max_position=131072, kv_heads=8, theta=1e6)
+    config = llama_like.read("mixtral", file, defaults)
     mixture = MoE(
         experts=file.size("num_local_experts", 8),
         chosen=file.size("num_experts_per_tok", 2),
@@ -55,7 +55,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     mixture = config.feed_forward
     assert isinstance(mixture, MoE)
     experts = {"num_local_experts": mixture.experts, "num_experts_per_tok": mixture.chosen}
-    return llama.write_llama_like(config) | mistral.write_window(config) | experts
+    return llama_like.write(config) | mistral.write_window(config) | experts
 
 
 MIXTRAL = Family(
@@ -65,5 +65,5 @@ MIXTRAL = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=NAMES.tensors,
-    ignored=llama.ignored,
+    ignored=llama_like.ignored,
 )

@@ -11,9 +11,9 @@ from typing import Any
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.position import QwenNTK, Rope
 from tandem.catalogue.require import require
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
-from tandem.model.families.llama import ignored
 from tandem.model.families.naming import Naming
 
 NAMES = Naming(
@@ -109,5 +109,5 @@ QWEN = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=NAMES.tensors,
-    ignored=ignored,
+    ignored=llama_like.ignored,
 )

@@ -10,9 +10,9 @@ from typing import Any
 
 from tandem.catalogue.config import GQA, ModelConfig, Window
 from tandem.errors import ModelFolderError
+from tandem.model.families import llama_like
 from tandem.model.families.family import Family
 from tandem.model.families.fields import Fields
-from tandem.model.families.llama import NAMES, Defaults, ignored, read_llama_like, write_llama_like
 
 COMPUTED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", None),
@@ -27,7 +27,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     """Translate `config.json`; refuses by name what the decoder cannot compute."""
     file = Fields(fields, where)
     file.only(COMPUTED)
-    config = read_llama_like("qwen2", file, Defaults(max_position=32768, kv_heads=32))
+    config = llama_like.read("qwen2", file, llama_like.Defaults(max_position=32768, kv_heads=32))
     assert isinstance(config.attention, GQA)
     window = _window(file, config.layers)
     return replace(config, attention=replace(config.attention, qkv_bias=True, window=window))
@@ -53,7 +53,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(config.attention, GQA)
     window = config.attention.window
     sliding = window.layers if window else ()
-    return write_llama_like(config) | {
+    return llama_like.write(config) | {
         "use_sliding_window": window is not None,
         "sliding_window": window.size if window else None,
         "max_window_layers": min(sliding, default=config.layers),
@@ -67,6 +67,6 @@ QWEN2 = Family(
     architectures=("Qwen2ForCausalLM",),
     read_config=read_config,
     write_config=write_config,
-    tensors=NAMES.tensors,
-    ignored=ignored,
+    tensors=llama_like.NAMES.tensors,
+    ignored=llama_like.ignored,
 )
