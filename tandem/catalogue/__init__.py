@@ -1,1 +1,1 @@
-"""What a model is, as numbers: its configuration and its arithmetic; the recipes. No torch."""
+"""What a model is: its configuration, its arithmetic, its name, where its folder lies; the recipes. No torch."""

@@ -123,7 +123,8 @@ def _show_named(model: NamedModel, context: int | None, json: bool) -> int:
 
 def _show_folder(folder: Path, context: int | None, json: bool) -> int:
     from tandem.catalogue.drawing import config_lines, draw_lines
-    from tandem.model.examination import examine, weight_lines
+    from tandem.model.examination import examine
+    from tandem.model.verdict import weight_lines
 
     found = examine(folder)
     if json:

@@ -5,7 +5,6 @@ Weights in torch's own files are the exception: their tables are torch's to open
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,10 @@ from typing import Any
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.costs import costs_of
 from tandem.catalogue.description import config_fields
-from tandem.catalogue.drawing import size_text
 from tandem.errors import ModelFolderError
 from tandem.model.families import translate
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fit import fit
-
-MOST_SHOWN = 20
-"""Faults that are shown to people; a folder without its first file has thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +50,3 @@ def examine(folder: Path) -> Examination:
         return Examination(config=config, tensors=0, stored_bytes=0, faults=(str(error),))
     size = sum(tensor.size for tensor in stored.values())
     return Examination(config=config, tensors=len(stored), stored_bytes=size, faults=faults)
-
-
-def weight_lines(found: Examination) -> Iterator[tuple[str, str]]:
-    """The verdict for people, as `catalogue/drawing.py` draws it."""
-    held = f"{found.tensors} tensors of {size_text(found.stored_bytes)}"
-    yield "files hold", held if found.faults else f"{held}, every one that is needed"
-    for fault in found.faults[:MOST_SHOWN]:
-        yield "fault", fault
-    if len(found.faults) > MOST_SHOWN:
-        yield "", f"and {len(found.faults) - MOST_SHOWN} more; --json lists all"
