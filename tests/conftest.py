@@ -15,8 +15,8 @@ import torch
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.position import Rope
-from tandem.model.decoder import Decoder
 from tandem.model.folder import save
+from tandem.model.random_weights import random_decoder
 from tandem.text.tokenizer import tokenizer_files
 from tandem.text.trainer import BOS, EOS, SPECIAL_TOKENS, train_tokenizer
 
@@ -41,12 +41,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     texts = [(standard_library / name).read_text() for name in ("argparse.py", "textwrap.py", "typing.py")]
     train_tokenizer(texts, TINY.vocab_size, base / "tokenizer", TINY.max_position)
-    decoder = Decoder(TINY)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
     ids = {token: SPECIAL_TOKENS.index(token) for token in (BOS, EOS)}
     defaults = GenerationDefaults(eos_token_ids=(ids[EOS],), bos_token_id=ids[BOS])
-    save(decoder, base / "tiny", defaults, tokenizer_files(base / "tokenizer"))
+    save(random_decoder(TINY, torch.float32, 0), base / "tiny", defaults, tokenizer_files(base / "tokenizer"))
     return base / "tiny"

@@ -28,10 +28,10 @@ def list_models(*, json: Annotated[bool, Parameter(negative="")] = False) -> Non
     from tandem.catalogue.models import MODELS
 
     if json:
-        return _print_json([row_fields(model) for model in MODELS.values()])
+        _print_json([row_fields(model) for model in MODELS.values()])
+        return
     _print(draw_models(MODELS.values()), folded=False)
     print("* not stated by the documents; `tandem model show NAME` says where it comes from")
-    return None
 
 
 @app.command
@@ -147,9 +147,9 @@ def _print(table: Table, *, folded: bool) -> None:
 
     console = Console()
     if folded and console.is_terminal:
-        return console.print(table)
+        console.print(table)
+        return
     console.width = Console(width=1000).measure(table).maximum
     with console.capture() as drawn:
         console.print(table)
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
-    return None

@@ -30,8 +30,8 @@ from tandem.model.weights.shards import outgoing, write_shards
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5_000_000_000
-WIDE = "router.bias"
-"""The end of the names of parameters that are float32 in every model."""
+ALWAYS_FLOAT32 = "router.bias"
+"""The end of the names of parameters that keep this dtype in every model."""
 SAMPLED = 4096
 """Bytes of each tensor that a fingerprint reads."""
 
@@ -131,7 +131,7 @@ def _allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype, fol
     shapes = parameter_shapes(config)
     try:
         return {
-            name: fresh(shape, torch.float32 if name.endswith(WIDE) else dtype, device)
+            name: fresh(shape, torch.float32 if name.endswith(ALWAYS_FLOAT32) else dtype, device)
             for name, shape in shapes.items()
         }
     except (RuntimeError, OSError, OverflowError) as error:

@@ -5,15 +5,18 @@ For tests, and for whoever wants to try a pipeline without fetching 140 GB.
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import psutil
 
 from tandem.catalogue.arithmetic import DTYPE_BYTES, weight_bytes
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.named import NamedModel, TokenizerKind
+from tandem.catalogue.shapes import parameter_shapes
 from tandem.errors import UsageError
 from tandem.model.folder import DTYPES, save
 from tandem.model.fp8_folder import write_quantised
@@ -50,12 +53,12 @@ def write_random_folder(
     files, ids = _tokenizer(tokenizer, min(config.vocab_size, LARGEST_VOCABULARY))
     decoder = random_decoder(config, DTYPES[dtype], seed)
     if not fp8:
-        return save(decoder, folder, _generation(ids), files)
+        save(decoder, folder, _generation(ids), files)
+        return
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.absolute().parent) as scratch:
         save(decoder, Path(scratch) / "wide", _generation(ids), files)
         write_quantised(Path(scratch) / "wide", folder)
-    return None
 
 
 def native_dtype(model: NamedModel) -> str:
@@ -80,9 +83,9 @@ def _require_room(config: ModelConfig, dtype: str, folder: Path, *, fp8: bool) -
     written = size + (weight_bytes(config, "float8_e4m3fn") if fp8 else 0)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
-    # The largest tensor is drawn in 32 bits before it is rounded.
-    largest = config.vocab_size * config.hidden_size * DTYPE_BYTES["float32"]
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = psutil.virtual_memory().available
+    # The largest parameter, which may be a mixture's stacked experts, is drawn in 32 bits before it is rounded.
+    largest = max(map(math.prod, parameter_shapes(config).values())) * DTYPE_BYTES["float32"]
     for have, need, what in ((free, written, f"disk of {there}"), (memory, size + largest, "memory")):
         if have < need:
             raise UsageError(

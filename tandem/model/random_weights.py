@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.shapes import Shape, parameter_shapes
 from tandem.model.decoder import RESIDUAL, Decoder
-from tandem.model.folder import WIDE
+from tandem.model.folder import ALWAYS_FLOAT32
+from tandem.model.skeleton import assembled
 
 LOGIT_STD = 2.0
 BIAS_STD = 0.2
@@ -28,26 +30,26 @@ SHARP = ("attention.q.weight", "attention.k.weight", "attention.q_up.weight", "a
 
 
 def random_decoder(config: ModelConfig, dtype: torch.dtype, seed: int) -> Decoder:
-    """A decoder on the CPU; the same arguments give the same parameters, and another dtype the same ones rounded."""
-    with torch.device("meta"):
-        decoder = Decoder(config)
+    """A decoder on the CPU; the same arguments give the same parameters, and another dtype the same ones rounded.
+
+    Memory holds the model and, in float32, the parameter that is being drawn.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in list(decoder.named_parameters()):
-        tensor = _draw(name, parameter.shape, config, generator)
-        # What the decoder keeps in fp32 whatever the model's dtype stays so.
-        keeps = name.endswith(WIDE)
-        _assign(decoder, name, tensor if keeps else tensor.to(dtype))
-    return decoder.eval()
+    drawn = {}
+    for name, shape in parameter_shapes(config).items():
+        tensor = _draw(name, shape, config, generator)
+        drawn[name] = tensor if name.endswith(ALWAYS_FLOAT32) else tensor.to(dtype)
+    return assembled(config, drawn)
 
 
-def _draw(name: str, shape: torch.Size, config: ModelConfig, generator: torch.Generator) -> Tensor:
+def _draw(name: str, shape: Shape, config: ModelConfig, generator: torch.Generator) -> Tensor:
     values = torch.randn(shape, generator=generator)
     if name.endswith("norm.weight"):
-        return 1 + NORM_STD * values
-    return values * _std(name, shape, config)
+        return values.mul_(NORM_STD).add_(1)
+    return values.mul_(_std(name, shape, config))
 
 
-def _std(name: str, shape: torch.Size, config: ModelConfig) -> float:
+def _std(name: str, shape: Shape, config: ModelConfig) -> float:
     if name.endswith(".bias"):
         return BIAS_STD
     if name == "embedding.weight" and not config.tied_embeddings:
@@ -56,8 +58,3 @@ def _std(name: str, shape: torch.Size, config: ModelConfig) -> float:
         return LOGIT_STD / math.sqrt(config.hidden_size)
     loudness = LOUDNESS if config.tied_embeddings and name.endswith(RESIDUAL) else 1.0
     return (SHARPNESS if name.endswith(SHARP) else loudness) / math.sqrt(shape[-1])
-
-
-def _assign(decoder: Decoder, name: str, tensor: Tensor) -> None:
-    module, _, attribute = name.rpartition(".")
-    setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem.catalogue.models import MODELS
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.catalogue.shrink import shrink
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
-from tandem.model.random_weights import random_decoder
+from tandem.model.random_weights import _draw, random_decoder
 
 ONE_PER_FAMILY = [
     "llama3.2-1b", "qwen-7b", "qwen2-0.5b", "glm3-6b", "baichuan2-13b", "mistral-7b", "mixtral-8x7b", "deepseek-v3",
@@ -59,3 +60,24 @@ def test_the_correction_of_the_router_stays_wide() -> None:
     dtypes = {name: tensor.dtype for name, tensor in made("deepseek-v3", torch.bfloat16).named_parameters()}
     wide = {name for name, dtype in dtypes.items() if dtype == torch.float32}
     assert wide == {"layers.2.feed_forward.router.bias", "layers.3.feed_forward.router.bias"}
+
+
+class Storages(TorchDispatchMode):
+    """Counts the pieces of memory that operations make while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[torch.UntypedStorage] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if result.untyped_storage().data_ptr() not in {one.data_ptr() for one in self.held}:
+            self.held.append(result.untyped_storage())
+        return result
+
+
+@pytest.mark.parametrize("name", ["layers.0.feed_forward.experts.gate", "norm.weight"])
+def test_a_parameter_is_drawn_in_memory_of_its_own_size(name: str) -> None:
+    with Storages() as storages:
+        drawn = _draw(name, (4, 5, 6), shrink(MODELS["mixtral-8x7b"].config), torch.Generator())
+    assert [one.data_ptr() for one in storages.held] == [drawn.data_ptr()]
