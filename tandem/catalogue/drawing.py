@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tandem.catalogue.config import GQA, MLA, GroupedSigmoidRouter, ModelConfig, MoE, SwiGLU
 from tandem.catalogue.costs import Costs, costs_of
-from tandem.catalogue.layout import Layout, MinimumCards
+from tandem.catalogue.layout import MinimumCards, ParallelLayout
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import Alibi, Llama3Scaling, Rope
 
@@ -44,7 +44,7 @@ def _row(model: NamedModel) -> Iterator[str]:
     yield model.repository
 
 
-def short_layout(layout: Layout) -> str:
+def short_layout(layout: ParallelLayout) -> str:
     """`8×4 / 32`, with `CP2` where sequences are split and `*` where the documents do not state it."""
     context = f" CP{layout.cp}" if layout.cp > 1 else ""
     return f"{layout.tp}×{layout.pp}{context} / {layout.cards}" + ("*" if layout.source == "derived" else "")
@@ -144,7 +144,7 @@ def feed_forward_text(part: SwiGLU | MoE) -> str:
     )
 
 
-def layout_text(layout: Layout) -> str:
+def layout_text(layout: ParallelLayout) -> str:
     """One line."""
     context = f", CP {layout.cp}" if layout.cp > 1 else ""
     spread = f"TP {layout.tp}, PP {layout.pp}{context} on {layout.cards} cards"

@@ -1,4 +1,4 @@
-"""`Layout` and `MinimumCards`: over how many cards a model is trained, and what says so."""
+"""`ParallelLayout` and `MinimumCards`: over how many cards a model is trained, and what says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ParallelLayout:
     """One way to spread training over cards of 64 GB; cards beyond one copy of the model are data parallel."""
 
     seq_length: int
@@ -42,14 +42,14 @@ class MinimumCards:
 DOCUMENT = "stated by the documents"
 
 
-def documented(seq_length: int, *, tp: int, pp: int, cards: int, basis: str = DOCUMENT) -> Layout:
+def documented(seq_length: int, *, tp: int, pp: int, cards: int, basis: str = DOCUMENT) -> ParallelLayout:
     """A row of the documents' tables."""
-    return Layout(seq_length=seq_length, tp=tp, pp=pp, cards=cards, source="document", basis=basis)
+    return ParallelLayout(seq_length=seq_length, tp=tp, pp=pp, cards=cards, source="document", basis=basis)
 
 
-def derived(basis: str, seq_length: int, *, tp: int, pp: int, cards: int, cp: int = 1) -> Layout:
+def derived(basis: str, seq_length: int, *, tp: int, pp: int, cards: int, cp: int = 1) -> ParallelLayout:
     """A layout the documents do not state, and where it comes from."""
-    return Layout(seq_length=seq_length, tp=tp, pp=pp, cp=cp, cards=cards, source="derived", basis=basis)
+    return ParallelLayout(seq_length=seq_length, tp=tp, pp=pp, cp=cp, cards=cards, source="derived", basis=basis)
 
 
 EXAMPLE = "ModelLink's example script"

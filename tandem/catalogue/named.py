@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tandem.catalogue.config import ModelConfig
-from tandem.catalogue.layout import Layout, MinimumCards
+from tandem.catalogue.layout import MinimumCards, ParallelLayout
 
 TokenizerKind = Literal[
     "llama2", "llama3", "qwen", "qwen2", "yi", "chatglm3", "baichuan2", "glm4", "mistral", "deepseek"
 ]
 """Whose tokenizer files the repository holds; `text/making` writes small ones of each kind."""
 
-ChatFormat = Literal["chatml", "llama2", "llama3", "mistral", "chatglm3", "glm4", "baichuan2", "deepseek"]
-"""How a conversation becomes text."""
+ChatKind = Literal["chatml", "llama2", "llama3", "mistral", "chatglm3", "glm4", "baichuan2", "deepseek"]
+"""How a conversation becomes text; `text/` has a format for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class NamedModel:
     dtype: str
     """What its weights are published in; a key of `arithmetic.DTYPE_BYTES`."""
     tokenizer: TokenizerKind
-    chat: ChatFormat
-    layouts: tuple[Layout, ...] = ()
+    chat: ChatKind
+    layouts: tuple[ParallelLayout, ...] = ()
     """For training; the first is the recommended one. Empty where nothing is known."""
     minimum_cards: tuple[MinimumCards, ...] = ()
     note: str = ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tandem.catalogue.config import ModelConfig
-from tandem.catalogue.layout import EXAMPLE, Layout, MinimumCards, derived, documented, like
+from tandem.catalogue.layout import EXAMPLE, MinimumCards, ParallelLayout, derived, documented, like
 from tandem.catalogue.models.plain import plain
 from tandem.catalogue.named import NamedModel
-from tandem.catalogue.position import Llama3Scaling, Scaling
+from tandem.catalogue.position import Llama3Scaling
 
 
-def _llama2(size: str, config: ModelConfig, layouts: tuple[Layout, ...], also: tuple[str, ...] = ()) -> NamedModel:
+def _llama2(
+    size: str, config: ModelConfig, layouts: tuple[ParallelLayout, ...], also: tuple[str, ...] = ()
+) -> NamedModel:
     return NamedModel(
         name=f"llama2-{size}",
         series="llama2",
@@ -23,26 +27,11 @@ def _llama2(size: str, config: ModelConfig, layouts: tuple[Layout, ...], also: t
     )
 
 
-def _llama2_config(*, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> ModelConfig:
-    return plain(
-        family="llama",
-        vocab=32000,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        inner=inner,
-        theta=1e4,
-        norm_eps=1e-5,
-        max_position=4096,
-    )
-
-
 def _llama3(
     name: str,
     repository: str,
     config: ModelConfig,
-    layouts: tuple[Layout, ...],
+    layouts: tuple[ParallelLayout, ...],
     minimum_cards: tuple[MinimumCards, ...] = (),
 ) -> NamedModel:
     return NamedModel(
@@ -58,26 +47,7 @@ def _llama3(
     )
 
 
-def _llama3_config(
-    *, hidden: int, layers: int, heads: int, inner: int, scaling: Scaling | None = None, tied: bool = False
-) -> ModelConfig:
-    return plain(
-        family="llama",
-        vocab=128256,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=8,
-        inner=inner,
-        theta=5e5,
-        norm_eps=1e-5,
-        max_position=131072 if scaling else 8192,
-        scaling=scaling,
-        tied=tied,
-    )
-
-
-def _yi(size: str, config: ModelConfig, layouts: tuple[Layout, ...]) -> NamedModel:
+def _yi(size: str, config: ModelConfig, layouts: tuple[ParallelLayout, ...]) -> NamedModel:
     return NamedModel(
         name=f"yi-{size.lower()}",
         series="Yi",
@@ -90,20 +60,10 @@ def _yi(size: str, config: ModelConfig, layouts: tuple[Layout, ...]) -> NamedMod
     )
 
 
-def _yi_config(*, hidden: int, layers: int, heads: int, kv_heads: int, inner: int) -> ModelConfig:
-    return plain(
-        family="llama",
-        vocab=64000,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        inner=inner,
-        theta=5e6,
-        norm_eps=1e-5,
-        max_position=4096,
-    )
-
+_llama2_config = partial(plain, family="llama", vocab=32000, theta=1e4, norm_eps=1e-5, max_position=4096)
+_llama3_config = partial(plain, family="llama", vocab=128256, kv_heads=8, theta=5e5, norm_eps=1e-5, max_position=8192)
+_llama31_config = partial(_llama3_config, max_position=131072)
+_yi_config = partial(plain, family="llama", vocab=64000, theta=5e6, norm_eps=1e-5, max_position=4096)
 
 LLAMA_31_SCALING = Llama3Scaling(factor=8.0, low=1.0, high=4.0, trained=8192)
 LLAMA_32_SCALING = Llama3Scaling(factor=32.0, low=1.0, high=4.0, trained=8192)
@@ -147,7 +107,7 @@ LLAMA3 = (
     _llama3(
         "llama3.1-8b",
         "Meta-Llama-3.1-8B-Instruct",
-        _llama3_config(hidden=4096, layers=32, heads=32, inner=14336, scaling=LLAMA_31_SCALING),
+        _llama31_config(hidden=4096, layers=32, heads=32, inner=14336, scaling=LLAMA_31_SCALING),
         (
             derived(like("llama3-8b"), 4096, tp=4, pp=1, cards=4),
             derived(like("llama3-8b"), 8192, tp=4, pp=1, cards=4),
@@ -157,7 +117,7 @@ LLAMA3 = (
     _llama3(
         "llama3.1-70b",
         "Meta-Llama-3.1-70B-Instruct",
-        _llama3_config(hidden=8192, layers=80, heads=64, inner=28672, scaling=LLAMA_31_SCALING),
+        _llama31_config(hidden=8192, layers=80, heads=64, inner=28672, scaling=LLAMA_31_SCALING),
         (
             derived(like("llama3-70b"), 4096, tp=8, pp=4, cards=32),
             derived(like("llama3-70b"), 8192, tp=8, pp=8, cards=64),
@@ -171,14 +131,14 @@ LLAMA3 = (
     _llama3(
         "llama3.2-1b",
         "Llama-3.2-1B-Instruct",
-        _llama3_config(hidden=2048, layers=16, heads=32, inner=8192, scaling=LLAMA_32_SCALING, tied=True),
+        _llama31_config(hidden=2048, layers=16, heads=32, inner=8192, scaling=LLAMA_32_SCALING, tied=True),
         (derived("fewest cards of the documents", 4096, tp=1, pp=1, cards=1),),
         (MinimumCards(cards=1),),
     ),
     _llama3(
         "llama3.2-3b",
         "Llama-3.2-3B-Instruct",
-        _llama3_config(hidden=3072, layers=28, heads=24, inner=8192, scaling=LLAMA_32_SCALING, tied=True),
+        _llama31_config(hidden=3072, layers=28, heads=24, inner=8192, scaling=LLAMA_32_SCALING, tied=True),
         (derived("fewest cards of the documents", 4096, tp=1, pp=2, cards=2),),
         (MinimumCards(cards=2, tuning="full"), MinimumCards(cards=1, tuning="lora")),
     ),

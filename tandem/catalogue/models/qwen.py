@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tandem.catalogue.config import GQA, ModelConfig
-from tandem.catalogue.layout import EXAMPLE, Layout, derived, documented
+from tandem.catalogue.layout import EXAMPLE, ParallelLayout, derived, documented
 from tandem.catalogue.models.plain import plain
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import QwenNTK
 
 
-def _qwen(size: str, config: ModelConfig, layouts: tuple[Layout, ...], note: str) -> NamedModel:
+def _qwen(size: str, config: ModelConfig, layouts: tuple[ParallelLayout, ...], note: str) -> NamedModel:
     return NamedModel(
         name=f"qwen-{size.lower()}",
         series="Qwen",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tandem.catalogue.config import ModelConfig
-from tandem.catalogue.layout import EXAMPLE, Layout, MinimumCards, derived, like
+from tandem.catalogue.layout import EXAMPLE, MinimumCards, ParallelLayout, derived, like
 from tandem.catalogue.models.plain import plain
 from tandem.catalogue.named import NamedModel
 
@@ -12,7 +14,7 @@ def _qwen2(
     series: str,
     size: str,
     config: ModelConfig,
-    layouts: tuple[Layout, ...],
+    layouts: tuple[ParallelLayout, ...],
     minimum_cards: tuple[MinimumCards, ...] = (),
 ) -> NamedModel:
     tuned = "Chat" if series == "Qwen1.5" else "Instruct"
@@ -29,24 +31,7 @@ def _qwen2(
     )
 
 
-def _config(
-    *, hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int = 152064, tied: bool = False
-) -> ModelConfig:
-    return plain(
-        family="qwen2",
-        vocab=vocab,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        inner=inner,
-        theta=1e6,
-        norm_eps=1e-6,
-        max_position=32768,
-        qkv_bias=True,
-        tied=tied,
-    )
-
+_config = partial(plain, family="qwen2", vocab=152064, theta=1e6, norm_eps=1e-6, max_position=32768, qkv_bias=True)
 
 SIZE_05B = _config(hidden=896, layers=24, heads=14, kv_heads=2, inner=4864, vocab=151936, tied=True)
 SIZE_7B = _config(hidden=3584, layers=28, heads=28, kv_heads=4, inner=18944)
