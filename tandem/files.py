@@ -5,15 +5,37 @@ Everything is written beside its final name and renamed, so a kill at any moment
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import platform
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tandem.errors import TandemError
+
+LARGEST_JSON = 1 << 28
+"""Bytes. The largest that models have, indices and vocabularies, take some tens of megabytes."""
+
+
+def there(path: Path) -> bool:
+    """Whether something has this name; a link to nowhere counts, so that reading it says what is wrong."""
+    return os.path.lexists(path)
+
+
+def require_regular(path: Path) -> None:
+    """Refuse what can be read for ever, or never answers: pipes, devices.
+
+    Raises:
+        OSError: It is no regular file, or cannot be looked at.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
 
 
 def read_bytes(path: Path, error: type[TandemError], most: int = -1) -> bytes:
@@ -23,6 +45,7 @@ def read_bytes(path: Path, error: type[TandemError], most: int = -1) -> bytes:
         TandemError: Of the class `error`: the file cannot be read.
     """
     try:
+        require_regular(path)
         with path.open("rb") as file:
             return file.read(most)
     except OSError as reason:
@@ -35,9 +58,12 @@ def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
     Raises:
         TandemError: Of the class `error`: the file cannot be read or holds something else.
     """
+    content = read_bytes(path, error, LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise error(f"{path}: has more than {LARGEST_JSON} bytes, which no such file has; copy the file again")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as reason:
+        fields = json.loads(content.decode())
+    except (ValueError, RecursionError) as reason:
         raise error(f"{path}: cannot be read as JSON ({reason}); copy or write the file again") from None
     if not isinstance(fields, dict):
         raise error(f"{path}: holds no JSON object; copy or write the file again")
@@ -53,6 +79,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step, on disk before it bears the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
+    _remove_orphans(path)
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -70,7 +97,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     `path` must not exist; an empty folder there is replaced.
     """
     part = _part(path)
-    shutil.rmtree(part, ignore_errors=True)
+    _remove_orphans(path)
     part.mkdir(parents=True)
     try:
         yield part
@@ -84,7 +111,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.part")
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove what processes of this host left that were killed before they could."""
+    for part in path.parent.glob(f"{glob.escape(f'.{path.name}.{platform.node()}.')}*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's, or no process number at all
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -23,7 +23,8 @@ def wanted(files: Iterable[str]) -> list[str]:
     form = "safetensors" if weights and weights[0].endswith(".safetensors") else "bin"
     indices = [file for file in top if file.endswith(".index.json") and f".{form}." in file]
     texts = [file for file in top if file.endswith(TEXTS) and not file.endswith(".index.json")]
-    return sorted({*weights, *indices, *texts})
+    # They become patterns, so a name with wildcards would stand for other names too.
+    return sorted(file for file in {*weights, *indices, *texts} if not set(file) & set("*?["))
 
 
 def fetch(source: Source, folder: Path | None) -> Path:

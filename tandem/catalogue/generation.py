@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelFolderError
-from tandem.files import read_json_object
+from tandem.files import read_json_object, there
 
+SMALLEST = 1e-9
+"""Of probability masses: with 0, no token at all would be kept."""
 KNOWN = ("bos_token_id", "eos_token_id", "do_sample", "temperature", "top_p", "top_k")
 """The fields of that file that have a meaning here."""
 
@@ -85,7 +87,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         bos_token_id=None if bos is None else _token(folder, "bos_token_id", bos),
         # `do_sample: false` is how a folder asks for greedy answers.
         temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if sampled else 0.0,
-        top_p=_number(folder, fields, "top_p", 1.0, 0, 1),
+        top_p=_number(folder, fields, "top_p", 1.0, SMALLEST, 1),
         top_k=_whole(folder, fields, "top_k", 0, 2**31),
         # Of greedy answers the temperature is nothing but something to keep.
         extra={name: own[name] for name in own if name not in KNOWN or (name == "temperature" and not sampled)},
@@ -93,7 +95,7 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json_object(path, ModelFolderError) if path.exists() else {}
+    return read_json_object(path, ModelFolderError) if there(path) else {}
 
 
 def _token(folder: Path, name: str, value: Any) -> int:

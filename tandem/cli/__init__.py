@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found a problem, 130 stop
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 
 import cyclopts
@@ -75,4 +77,9 @@ def main() -> None:
     """Entry point of the `tandem` command."""
     if sys.platform == "win32":
         sys.exit("tandem: Windows is not supported; use Linux, or WSL 2 on Windows")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
+    # A plain kill leaves nothing half-written either; commands that serve or train bring handlers of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(run(sys.argv[1:]))

@@ -7,6 +7,8 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import tandem
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
@@ -28,6 +30,8 @@ from tandem.text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+MOST_GIB = 2**20
+"""More memory than any device has."""
 
 
 def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServer, str]:
@@ -59,7 +63,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
         host=config.kv_host or config.host,
         port=kv_port,
     )
-    cache, pool = KVCache(layout, blocks, device), BlockPool(blocks, config.block_size)
+    cache, pool = _allocate(config, layout, blocks, device), BlockPool(blocks, config.block_size)
     limits = SchedulerLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
     engine = Engine(Runner(decoder, cache), cache, pool, tokenizer, limits, identity, config.kv_lease_seconds)
     driver = Driver(engine, config.transfer_timeout)
@@ -87,7 +91,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
 def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> int:
     """As many blocks as the memory asked for holds, but no more than all sequences at full length can use."""
     per_sequence = -(-length // config.block_size)
-    fitting = int(config.kv_cache_gib * GIB) // layout.bytes_per_block
+    fitting = int(min(config.kv_cache_gib, MOST_GIB) * GIB) // layout.bytes_per_block
     if fitting < per_sequence:
         needed = per_sequence * layout.bytes_per_block / GIB
         raise UsageError(
@@ -95,6 +99,17 @@ def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> in
             "raise it, or lower --max-model-len"
         )
     return min(fitting, per_sequence * config.max_num_seqs)
+
+
+def _allocate(config: InstanceConfig, layout: CacheLayout, blocks: int, device: torch.device) -> KVCache:
+    try:
+        return KVCache(layout, blocks, device)
+    except RuntimeError as error:
+        reason, size = str(error).splitlines()[0], blocks * layout.bytes_per_block / GIB
+        raise UsageError(
+            f"--kv-cache-gib {config.kv_cache_gib:g}: {device} has no {size:.3g} GiB for keys and values ({reason}); "
+            "lower it"
+        ) from None
 
 
 def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:

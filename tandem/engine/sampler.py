@@ -48,8 +48,8 @@ def _draw(logits: Tensor, params: SamplingParams, number: float) -> int:
     # Relative to the best and in double: the smallest temperatures would overflow otherwise.
     probabilities = ((values - values[0]).double() / params.temperature).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    # The most likely token always stays: nothing comes before it, and it is no less likely than itself.
     keep = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
+    keep[0] = True  # the most likely token always stays
     cumulative = (probabilities * keep).cumsum(-1)
     place = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
     return int(tokens[min(int(place), kept - 1)])

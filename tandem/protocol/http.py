@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -91,7 +92,9 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _routing_refusal(request, error)
     except ConnectionError:
         return web.Response(status=499)  # the client is gone: nobody will read this, and it is no bug to log
-    except Exception:
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # what foreign code raises when it panics is no Exception, and is a bug all the same
         log.exception("%s %s failed", request.method, request.path)
         bug = RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
         return refusal_response(bug)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelFolderError
-from tandem.files import read_json_object
+from tandem.files import read_json_object, there
 from tandem.text.backend import Backend
 from tandem.text.rank_file import GLM4_TOKENS, GLM4_WORDS, QWEN_TOKENS, QWEN_WORDS, RankFile, RankRules, is_rank_file
 from tandem.text.sentence_piece import CHATGLM_TOKENS, SentencePieceModel, SentencePieceRules
@@ -70,7 +70,7 @@ class TokenizerFolder:
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        return read_json_object(path, ModelFolderError) if path.exists() else {}
+        return read_json_object(path, ModelFolderError) if there(path) else {}
 
 
 def open_backend(folder: TokenizerFolder) -> Backend:
@@ -82,15 +82,15 @@ def open_backend(folder: TokenizerFolder) -> Backend:
         ModelFolderError: There is no tokenizer file, or it is broken, or its family is not known.
     """
     whole, model, ranks = (folder.path / name for name in ("tokenizer.json", "tokenizer.model", "qwen.tiktoken"))
-    if whole.exists():
+    if there(whole):
         backend = TokenizerJson(whole, folder.settings, folder.declared())
-        if model.exists() and not is_rank_file(model):
+        if there(model) and not is_rank_file(model):
             original = _sentence_piece(folder, model)
             return original if backend.token_count < original.token_count else backend
         return backend
-    if ranks.exists():
+    if there(ranks):
         return RankFile(ranks, RankRules(words=QWEN_WORDS, tokens=QWEN_TOKENS, found_in_text=True, composed=True))
-    if model.exists():
+    if there(model):
         return _glm4(folder, model) if is_rank_file(model) else _sentence_piece(folder, model)
     raise ModelFolderError(
         f"{folder.path}: has no tokenizer.json, tokenizer.model or qwen.tiktoken; copy the tokenizer files too"

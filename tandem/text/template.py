@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError
 
 from tandem.errors import DataError, ModelFolderError, RequestError
-from tandem.files import read_json_object
+from tandem.files import read_json_object, there
 from tandem.text.backend import Backend, Span
 from tandem.text.chat import Message
 from tandem.text.detokenizer import Start
@@ -135,7 +135,7 @@ def answer_spans(template: ChatTemplate, messages: Sequence[Message], text: str)
 def _source(folder: TokenizerFolder, name: str) -> str | None:
     """The template in one file; of several named ones, the default."""
     path = folder.path / name
-    if not path.exists():
+    if not there(path):
         return None
     if path.suffix == ".jinja":
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tandem.errors import ModelFolderError
-from tandem.files import read_bytes
+from tandem.files import read_bytes, there
 from tandem.text.backend import Backend, Span
 from tandem.text.built_in_chat import built_in_chat
 from tandem.text.chat import ChatFormat
@@ -109,4 +109,4 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
         ModelFolderError: One of them cannot be read.
     """
     paths = [folder / name for name in TOKENIZER_FILES]
-    return {path.name: read_bytes(path, ModelFolderError) for path in paths if path.exists()}
+    return {path.name: read_bytes(path, ModelFolderError) for path in paths if there(path)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import CheckpointError
-from tandem.files import json_bytes, read_json_object, whole_folder, write_whole
+from tandem.files import json_bytes, read_json_object, there, whole_folder, write_whole
 
 
 def test_written_files_are_replaced_whole(tmp_path: Path) -> None:
@@ -57,7 +59,40 @@ def test_a_kill_before_the_last_step_leaves_the_old_state(kind: str, tmp_path: P
     assert killed.returncode == -9
     assert (tmp_path / "file").read_bytes() == b"old"
     assert not (tmp_path / "f").exists()
-    assert not any(path.name in ("f", "file.part") for path in tmp_path.iterdir())
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    write_whole(tmp_path / "file", b"newer")
+    with whole_folder(tmp_path / "f") as part:
+        (part / "a").write_text("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "f"}, "what was left is removed"
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / f".f.{platform.node()}.{os.getppid()}.part"
+    elsewhere = tmp_path / ".f.another-host.1.part"
+    for part in (theirs, elsewhere):
+        part.mkdir()
+    with whole_folder(tmp_path / "f"):
+        pass
+    assert theirs.exists()
+    assert elsewhere.exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "nowhere")
+    assert there(link)
+    assert not there(tmp_path / "nowhere")
+    for path in (pipe, Path("/dev/zero"), link):
+        with pytest.raises(CheckpointError, match=str(path)):
+            read_json_object(path, CheckpointError)
+
+
+def test_a_json_file_of_absurd_size_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match=r"x.json: has more than"):
+        read_json_object(tmp_path / "x.json", CheckpointError)
 
 
 def test_json_objects_round_trip_and_fail_in_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.errors import ModelFolderError
-from tandem.files import read_json_object
+from tandem.files import read_json_object, require_regular, there
 from tandem.model.weights import safetensors_file
 from tandem.model.weights.stored import StoredTensor, printable
 
@@ -60,9 +60,9 @@ def weight_files(folder: Path) -> WeightFiles:
     """The files to read; raises as `stored_tensors`."""
     for ending, stem in STEMS.items():
         index, single = folder / f"{stem}.{ending}.index.json", folder / f"{stem}.{ending}"
-        if index.exists():
+        if there(index):
             return _indexed(index)
-        found = [single] if single.exists() else _unnamed(folder, ending)
+        found = [single] if there(single) else _unnamed(folder, ending)
         if found:
             return WeightFiles(tuple(found))
     raise ModelFolderError(f"{folder}: has no *.safetensors and no *.bin file; copy the weights too")
@@ -107,6 +107,7 @@ def _read_table(path: Path) -> dict[str, StoredTensor]:
 
 def _refuse_pointer(path: Path) -> None:
     try:
+        require_regular(path)
         with path.open("rb") as file:
             start = file.read(len(POINTER))
     except OSError as error:

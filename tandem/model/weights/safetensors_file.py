@@ -22,6 +22,8 @@ from tandem.model.weights.stored import ITEM_BYTES, StoredTensor, printable
 LENGTH_BYTES = 8
 LONGEST_TABLE = 100_000_000
 """The format's own limit, in bytes."""
+MOST_TENSORS = 1_000_000
+"""More than any model has; DeepSeek-V3 has 91 thousand."""
 MOST_DIMENSIONS = 16
 """More than any tensor has."""
 METADATA = "__metadata__"
@@ -74,6 +76,7 @@ def _entries(table: bytes, path: Path) -> dict[str, Any]:
         raise _damaged(path, f"its table of tensors is no JSON: {printable(str(error))}") from None
     _require(isinstance(entries, dict), "its table of tensors is no JSON object", path)
     entries.pop(METADATA, None)
+    _require(len(entries) <= MOST_TENSORS, f"it names {len(entries)} tensors", path)
     return entries  # type: ignore[no-any-return]
 
 
