@@ -22,7 +22,7 @@ def active_parameters(config: ModelConfig) -> int:
         used = math.prod(shape)
         if ".experts." in name:
             assert isinstance(config.feed_forward, MoE)
-            used = used // config.feed_forward.experts * config.feed_forward.chosen
+            used = used // config.feed_forward.experts * config.feed_forward.top_k
         if name != "embedding.weight" or config.tied_embeddings:
             total += used
     return total

@@ -111,8 +111,8 @@ class MoE:
     """Mixture of SwiGLU experts."""
 
     experts: int
-    chosen: int
-    """Experts per token (top-k)."""
+    top_k: int
+    """Experts per token."""
     size: int
     """Inner size of one expert."""
     router: SoftmaxRouter | GroupedSigmoidRouter
@@ -126,7 +126,7 @@ class MoE:
     def __post_init__(self) -> None:
         """Refuse experts that cannot be chosen."""
         require(self.size > 0, f"expert size {self.size} must be positive")
-        require(0 < self.chosen <= self.experts, f"{self.chosen} of {self.experts} experts cannot be chosen")
+        require(0 < self.top_k <= self.experts, f"{self.top_k} of {self.experts} experts cannot be chosen")
         require(min(self.shared_size, self.dense_layers, self.dense_size) >= 0, f"sizes must not be negative: {self}")
         require(self.dense_size > 0 or not self.dense_layers, "dense layers need a dense_size")
         if isinstance(router := self.router, GroupedSigmoidRouter):
@@ -134,7 +134,7 @@ class MoE:
             per_group = self.experts // router.groups
             require(per_group > 1, f"groups of {per_group} expert: a group is judged by its best two")
             reachable = router.chosen_groups * per_group
-            require(self.chosen <= reachable, f"{self.chosen} experts cannot be chosen among {reachable}")
+            require(self.top_k <= reachable, f"{self.top_k} experts cannot be chosen among {reachable}")
 
 
 @dataclass(frozen=True, kw_only=True)

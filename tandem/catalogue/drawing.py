@@ -135,7 +135,7 @@ def feed_forward_text(part: SwiGLU | MoE) -> str:
     """One line."""
     if isinstance(part, SwiGLU):
         return f"SwiGLU of {part.size}"
-    text = f"{part.chosen} of {part.experts} experts of {part.size}"
+    text = f"{part.top_k} of {part.experts} experts of {part.size}"
     if isinstance(router := part.router, GroupedSigmoidRouter):
         text += f" from {router.chosen_groups} of {router.groups} groups"
     text += f", and one of {part.shared_size} for every token" if part.shared_size else ""

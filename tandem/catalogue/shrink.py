@@ -198,9 +198,9 @@ def _feed_forward(config: ModelConfig, shape: SmallShape, hidden: int) -> SwiGLU
 def _fewer_experts(mixture: MoE, experts: int | None) -> MoE:
     if isinstance(router := mixture.router, GroupedSigmoidRouter):
         few = replace(router, groups=4, chosen_groups=2)
-        return replace(mixture, experts=experts or 16, chosen=4, router=few)
+        return replace(mixture, experts=experts or 16, top_k=4, router=few)
     experts = experts or min(mixture.experts, 8)
-    return replace(mixture, experts=experts, chosen=min(mixture.chosen, experts))
+    return replace(mixture, experts=experts, top_k=min(mixture.top_k, experts))
 
 
 def _proportional(size: int, of: int, hidden: int) -> int:

@@ -29,7 +29,7 @@ class Router(nn.Module):
         if isinstance(self.mixture.router, GroupedSigmoidRouter):
             return self._grouped(x, self.mixture.router)
         scores = F.linear(x, self.weight).float().softmax(dim=-1)
-        weights, chosen = scores.topk(self.mixture.chosen, dim=-1)
+        weights, chosen = scores.topk(self.mixture.top_k, dim=-1)
         return weights / weights.sum(dim=-1, keepdim=True), chosen
 
     def _grouped(self, x: Tensor, router: GroupedSigmoidRouter) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ class Router(nn.Module):
         best = corrected.topk(2, dim=-1).values.sum(dim=-1).topk(router.chosen_groups, dim=-1).indices
         outside = torch.ones_like(corrected[..., 0], dtype=torch.bool).scatter(-1, best, value=False)
         corrected = corrected.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
-        chosen = corrected.topk(self.mixture.chosen, dim=-1).indices
+        chosen = corrected.topk(self.mixture.top_k, dim=-1).indices
         weights = scores.gather(-1, chosen)
         if router.normalise:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)

@@ -20,7 +20,7 @@ CONFIG = ModelConfig(
     ),
     feed_forward=MoE(
         experts=256,
-        chosen=8,
+        top_k=8,
         size=2048,
         router=GroupedSigmoidRouter(groups=8, chosen_groups=4, scale=2.5, normalise=True),
         shared_size=2048,

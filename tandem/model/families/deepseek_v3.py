@@ -102,7 +102,7 @@ def _read_mixture(file: Fields) -> MoE:
     shared = 0 if file.null("n_shared_experts") else file.size("n_shared_experts", 1, least=0)
     return MoE(
         experts=file.size("n_routed_experts"),
-        chosen=file.size("num_experts_per_tok"),
+        top_k=file.size("num_experts_per_tok"),
         size=size,
         router=GroupedSigmoidRouter(
             groups=file.size("n_group"),
@@ -167,7 +167,7 @@ def _write_mixture(config: ModelConfig) -> dict[str, Any]:
         "n_routed_experts": mixture.experts,
         "n_shared_experts": mixture.shared_size // mixture.size,
         "norm_topk_prob": mixture.router.normalise,
-        "num_experts_per_tok": mixture.chosen,
+        "num_experts_per_tok": mixture.top_k,
         "routed_scaling_factor": mixture.router.scale,
         "scoring_func": "sigmoid",
         "topk_group": mixture.router.chosen_groups,

@@ -40,7 +40,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
     config = llama_like.read("mixtral", file, defaults)
     mixture = MoE(
         experts=file.size("num_local_experts", 8),
-        chosen=file.size("num_experts_per_tok", 2),
+        top_k=file.size("num_experts_per_tok", 2),
         size=file.size("intermediate_size"),
         router=SoftmaxRouter(),
     )
@@ -54,7 +54,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """The `config.json` of an exported folder."""
     mixture = config.feed_forward
     assert isinstance(mixture, MoE)
-    experts = {"num_local_experts": mixture.experts, "num_experts_per_tok": mixture.chosen}
+    experts = {"num_local_experts": mixture.experts, "num_experts_per_tok": mixture.top_k}
     return llama_like.write(config) | mistral.write_window(config) | experts
 
 

@@ -71,7 +71,7 @@ def test_deepseek_has_plain_layers_experts_and_groups_to_choose() -> None:
     assert isinstance(mixture.router, GroupedSigmoidRouter)
     assert [isinstance(small.feed_forward_of(layer), SwiGLU) for layer in range(4)] == [True, True, False, False]
     assert mixture.router.chosen_groups < mixture.router.groups
-    assert mixture.chosen < mixture.experts * mixture.router.chosen_groups // mixture.router.groups
+    assert mixture.top_k < mixture.experts * mixture.router.chosen_groups // mixture.router.groups
     assert mixture.shared_size
     assert (mixture.router.scale, mixture.router.normalise) == (2.5, True)
 

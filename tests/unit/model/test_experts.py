@@ -24,7 +24,7 @@ def grouped(draw: st.DrawFn) -> MoE:
         groups=groups, chosen_groups=kept, scale=draw(st.floats(0.5, 3)), normalise=draw(st.booleans())
     )
     chosen = draw(st.integers(1, kept * per_group))
-    return MoE(experts=groups * per_group, chosen=chosen, size=4, router=router)
+    return MoE(experts=groups * per_group, top_k=chosen, size=4, router=router)
 
 
 def by_expert(weights: Tensor, chosen: Tensor, experts: int) -> Tensor:
@@ -48,7 +48,7 @@ def test_groups_and_experts_are_those_of_transformers(mixture: MoE, seed: int) -
         DeepseekV3Config(
             hidden_size=HIDDEN,
             n_routed_experts=mixture.experts,
-            num_experts_per_tok=mixture.chosen,
+            num_experts_per_tok=mixture.top_k,
             n_group=mixture.router.groups,
             topk_group=mixture.router.chosen_groups,
             routed_scaling_factor=mixture.router.scale,
@@ -68,7 +68,7 @@ def test_groups_and_experts_are_those_of_transformers(mixture: MoE, seed: int) -
 @settings(max_examples=20, deadline=None)
 def test_the_best_experts_are_those_of_transformers(experts: int, data: st.DataObject, seed: int) -> None:
     chosen = data.draw(st.integers(1, experts))
-    ours = filled(Router(HIDDEN, MoE(experts=experts, chosen=chosen, size=4, router=SoftmaxRouter())), seed)
+    ours = filled(Router(HIDDEN, MoE(experts=experts, top_k=chosen, size=4, router=SoftmaxRouter())), seed)
     theirs = MixtralTopKRouter(MixtralConfig(hidden_size=HIDDEN, num_local_experts=experts, num_experts_per_tok=chosen))
     theirs.weight.data = ours.weight.data
     x = torch.randn(20, HIDDEN, generator=torch.Generator().manual_seed(seed))
@@ -80,7 +80,7 @@ def test_the_best_experts_are_those_of_transformers(experts: int, data: st.DataO
 
 def test_a_bias_chooses_but_does_not_weigh() -> None:
     router = GroupedSigmoidRouter(groups=1, chosen_groups=1, scale=1.0, normalise=False)
-    ours = filled(Router(HIDDEN, MoE(experts=4, chosen=1, size=4, router=router)), 0)
+    ours = filled(Router(HIDDEN, MoE(experts=4, top_k=1, size=4, router=router)), 0)
     ours.bias.data = torch.tensor([0.0, 0.0, 5.0, 0.0])
     x = torch.randn(10, HIDDEN)
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_a_bias_chooses_but_does_not_weigh() -> None:
 
 
 def test_experts_compute_what_each_alone_would() -> None:
-    mixture = MoE(experts=3, chosen=2, size=5, router=SoftmaxRouter(), shared_size=4)
+    mixture = MoE(experts=3, top_k=2, size=5, router=SoftmaxRouter(), shared_size=4)
     layer = Mixture(HIDDEN, mixture)
     for parameter in layer.parameters():
         parameter.detach().normal_(0, 0.5)
@@ -105,7 +105,7 @@ def test_experts_compute_what_each_alone_would() -> None:
 
 
 def test_gradients_are_those_of_each_expert_alone() -> None:
-    layer = Mixture(HIDDEN, MoE(experts=5, chosen=2, size=5, router=SoftmaxRouter())).double()
+    layer = Mixture(HIDDEN, MoE(experts=5, top_k=2, size=5, router=SoftmaxRouter())).double()
     for parameter in layer.parameters():
         parameter.detach().normal_(0, 0.5)
     x = torch.randn(9, HIDDEN, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_each_expert_alone() -> None:
 
 def test_experts_are_summed_wide() -> None:
     """In bf16, eight parts added in bf16 lose more than the parts themselves."""
-    layer = Mixture(64, MoE(experts=8, chosen=8, size=32, router=SoftmaxRouter())).bfloat16()
+    layer = Mixture(64, MoE(experts=8, top_k=8, size=32, router=SoftmaxRouter())).bfloat16()
     for parameter in layer.parameters():
         parameter.detach().normal_(0, 0.3)
     x = torch.randn(256, 64).bfloat16()

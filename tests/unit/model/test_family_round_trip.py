@@ -106,7 +106,7 @@ def mistral(draw: DrawFn) -> ModelConfig:
 def mixtral(draw: DrawFn) -> ModelConfig:
     config, experts = draw(mistral()), draw(st.integers(1, 4))
     mixture = MoE(
-        experts=experts, chosen=draw(st.integers(1, experts)), size=draw(st.integers(1, 9)), router=SoftmaxRouter()
+        experts=experts, top_k=draw(st.integers(1, experts)), size=draw(st.integers(1, 9)), router=SoftmaxRouter()
     )
     return replace(config, family="mixtral", feed_forward=mixture)
 
@@ -216,7 +216,7 @@ def grouped_mixtures(draw: DrawFn, layers: int) -> MoE:
     kept, dense = draw(st.integers(1, groups)), draw(st.integers(0, layers))
     return MoE(
         experts=groups * per_group,
-        chosen=draw(st.integers(1, kept * per_group)),
+        top_k=draw(st.integers(1, kept * per_group)),
         size=size,
         router=GroupedSigmoidRouter(
             groups=groups, chosen_groups=kept, scale=draw(st.floats(0.5, 4)), normalise=draw(st.booleans())
