@@ -88,7 +88,7 @@ def assert_turns(found: Placement, frequencies: Tensor, at: list[int], amplitude
 @settings(max_examples=80, deadline=None)
 def test_frequencies_are_those_of_transformers(scaling: Scaling, theta: float, pairs: int, length: int) -> None:
     rope = Rope(theta=theta, dims=2 * pairs, scaling=scaling)
-    written = write_rope(rope)
+    written = write_rope(rope, TRAINED)
     config = LlamaConfig(
         head_dim=rope.dims,
         max_position_embeddings=TRAINED,
