@@ -7,11 +7,11 @@ tokens the tokenizer has. A model with no chat tokens has no format.
 from __future__ import annotations
 
 from tandem.text.backend import Backend
+from tandem.text.built_in_templates import BY_MODEL, BY_TOKENS, QWEN2_TEMPLATE
 from tandem.text.chat import ChatFormat
 from tandem.text.folder import TokenizerFolder
 from tandem.text.piecewise import BaichuanChat, GlmChat, QwenChat
 from tandem.text.template import ChatTemplate, TemplateFormat
-from tandem.text.templates import BY_MODEL, BY_TOKENS, QWEN2_TEMPLATE
 
 MODEL_OF_CLASS = {
     "QWenTokenizer": "qwen",

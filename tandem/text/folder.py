@@ -50,7 +50,7 @@ class TokenizerFolder:
         """`generation_config.json`; empty where there is none."""
         return self._json("generation_config.json")
 
-    @property
+    @cached_property
     def model_type(self) -> str:
         """`model_type` of `config.json`; empty where it is not said."""
         return str(self._json("config.json").get("model_type") or "")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tandem.errors import ModelFolderError
 from tandem.text.detokenizer import HALF, Detokenizer
+from tandem.text.folder import TokenizerFolder
 from tandem.text.making.writer import KINDS
 from tandem.text.rank_file import RankFile, is_rank_file, read_ranks
 from tandem.text.sentence_piece import SentencePieceModel, SentencePieceRules
@@ -223,7 +224,7 @@ def test_a_folder_in_a_files_place_is_one_line_with_its_name(made, tmp_path: Pat
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
     for read in (Tokenizer.from_folder, tokenizer_files):
-        with pytest.raises(ModelFolderError, match=f"{name}: .*Is a directory.*copy the file again") as caught:
+        with pytest.raises(ModelFolderError, match=f"{name}: .*copy the file again") as caught:
             read(folder)
         assert "\n" not in str(caught.value)
 
@@ -234,6 +235,13 @@ def test_a_folder_in_a_files_place_is_one_line_with_its_name(made, tmp_path: Pat
 def test_readers_name_the_file_they_cannot_read(open_: Callable[[Path], object], tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"gone: cannot be read \(No such file"):
         open_(tmp_path / "gone")
+
+
+def test_the_models_type_is_read_once(made, tmp_path: Path) -> None:
+    folder = TokenizerFolder(shutil.copytree(made["chatglm3"][0], tmp_path / "folder"))
+    assert folder.model_type == "chatglm"
+    (folder.path / "config.json").unlink()
+    assert folder.model_type == "chatglm"
 
 
 def test_a_folder_without_tokenizer_is_told_what_to_copy(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tandem.errors import RequestError
-from tandem.text import templates
+from tandem.text import built_in_templates as templates
 from tandem.text.template import ChatTemplate, TemplateFormat
 from tandem.text.tokenizer import Tokenizer
 
