@@ -1,13 +1,16 @@
-"""Trains byte-level BPE: merges of bytes, learnt from texts, every byte a token of its own from the start."""
+"""Byte-level BPE, trained and written: merges of bytes, learnt from texts, every byte a token of its own at first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from tandem.errors import UsageError
+from tandem.files import json_bytes
 
 
 def train_byte_pairs(
@@ -47,6 +50,23 @@ def train_byte_pairs(
     if (size := backend.get_vocab_size(with_added_tokens=True)) != vocab_size:
         raise UsageError(f"vocab_size {vocab_size}: the texts hold only {size} tokens; lower it or add texts")
     return backend
+
+
+def write_byte_pairs(
+    folder: Path, backend: tokenizers.Tokenizer, settings: dict[str, Any], named: Mapping[str, str | None]
+) -> None:
+    """Write the files that Hugging Face has for a tokenizer.
+
+    Args:
+        folder: Receives `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`.
+        backend: The trained tokenizer.
+        settings: Content of `tokenizer_config.json`.
+        named: `bos_token` and the like; None where there is none.
+    """
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_bytes(json_bytes(settings))
+    tokens = {name: token for name, token in named.items() if token is not None}
+    (folder / "special_tokens_map.json").write_bytes(json_bytes(tokens))
 
 
 def _splitter(words: Sequence[str]) -> pre_tokenizers.PreTokenizer:

@@ -1,4 +1,4 @@
-"""The tokens a folder declares beside its vocabulary, and cutting them out of a text before it is tokenised.
+"""The tokens a folder declares beside its vocabulary, read and written, and cut out of a text before it is tokenised.
 
 Source: Hugging Face `tokenizer_config.json` (`added_tokens_decoder`, `bos_token` and the like), `added_tokens.json` and
 `special_tokens_map.json`. The first file that gives a token its id wins.
@@ -7,7 +7,7 @@ Source: Hugging Face `tokenizer_config.json` (`added_tokens_decoder`, `bos_token
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,22 @@ def declared_tokens(
         token = _token(folder, value, id=None, special=True)
         tokens[token.content] = replace(tokens.get(token.content, token), special=True)
     return list(tokens.values())
+
+
+def token_fields(content: str, *, normalized: bool = False, single_word: bool = False) -> dict[str, Any]:
+    """A token as `special_tokens_map.json` holds it.
+
+    Args:
+        content: Its spelling.
+        normalized: Whether it is looked for in the text as the tokenizer changed it.
+        single_word: Whether it counts only between spaces.
+    """
+    return {"content": content, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": single_word}
+
+
+def added_tokens_decoder(tokens: Mapping[int, str]) -> dict[str, Any]:
+    """The entry of that name in `tokenizer_config.json`, for special tokens by their ids."""
+    return {str(number): token_fields(content) | {"special": True} for number, content in tokens.items()}
 
 
 class Cutter:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tokenizers import processors
 
-from tandem.files import json_bytes, whole_folder
-from tandem.text.byte_pairs import train_byte_pairs
+from tandem.files import whole_folder
+from tandem.text.byte_pairs import train_byte_pairs, write_byte_pairs
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 USER, ASSISTANT, SYSTEM, END = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, USER, ASSISTANT, SYSTEM, END)
 """In the order of their ids, which are 0 to 6."""
+NAMED = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
@@ -50,13 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path, max_len
         single=f"{BOS} $A", special_tokens=[(BOS, SPECIAL_TOKENS.index(BOS))]
     )
     with whole_folder(folder) as part:
-        (part / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
-        (part / "tokenizer_config.json").write_bytes(json_bytes(_settings(max_length)))
-        (part / "special_tokens_map.json").write_bytes(json_bytes(dict(_named())))
-
-
-def _named() -> dict[str, str]:
-    return {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+        write_byte_pairs(part, backend, _settings(max_length), NAMED)
 
 
 def _settings(max_length: int) -> dict[str, object]:
@@ -65,5 +60,5 @@ def _settings(max_length: int) -> dict[str, object]:
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
-        **_named(),
+        **NAMED,
     }

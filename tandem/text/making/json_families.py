@@ -12,11 +12,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, processors
 
-from tandem.files import json_bytes
-from tandem.text.byte_pairs import train_byte_pairs
+from tandem.text.byte_pairs import train_byte_pairs, write_byte_pairs
 from tandem.text.making.corpus import sample_texts
 from tandem.text.making.ids import TokenizerIds
 from tandem.text.rank_file import GLM4_TOKENS, GLM4_WORDS, QWEN_WORDS
+from tandem.text.special_tokens import added_tokens_decoder
 
 DEEPSEEK_WORDS = (
     r"\p{N}{1,3}",
@@ -56,13 +56,11 @@ class JsonFamily:
             ids = [(token, _id(backend, token)) for token in self.around]
             steps.append(processors.TemplateProcessing(single=[*self.around, "$A"], special_tokens=ids))
         backend.post_processor = processors.Sequence(steps)
-        (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
         named = {"bos_token": self.bos, "eos_token": self.eos[0], "pad_token": self.pad}
-        declared = {str(number): _fields(token) for number, token in backend.get_added_tokens_decoder().items()}
-        settings = {"added_tokens_decoder": declared, **named, "clean_up_tokenization_spaces": False, **self.settings}
-        (folder / "tokenizer_config.json").write_bytes(json_bytes(settings))
-        there = {name: token for name, token in named.items() if token is not None}
-        (folder / "special_tokens_map.json").write_bytes(json_bytes(there))
+        added = {number: token.content for number, token in backend.get_added_tokens_decoder().items()}
+        declared = {"added_tokens_decoder": added_tokens_decoder(added)}
+        settings = declared | named | {"clean_up_tokenization_spaces": False} | self.settings
+        write_byte_pairs(folder, backend, settings, named)
         return TokenizerIds(
             bos=None if self.bos is None else _id(backend, self.bos),
             eos=tuple(_id(backend, token) for token in self.eos),
@@ -117,8 +115,3 @@ def _id(backend: tokenizers.Tokenizer, token: str) -> int:
     number = backend.token_to_id(token)
     assert number is not None, token
     return int(number)
-
-
-def _fields(token: AddedToken) -> dict[str, Any]:
-    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-    return {name: getattr(token, name) for name in names}

@@ -16,6 +16,7 @@ from tandem.files import json_bytes
 from tandem.text.making.corpus import sample_texts
 from tandem.text.making.ids import TokenizerIds
 from tandem.text.sentence_piece import CHATGLM_TOKENS
+from tandem.text.special_tokens import added_tokens_decoder, token_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +86,11 @@ class PieceFamily:
         return model.getvalue()
 
 
-def _token(content: str, *, normalized: bool = False, single_word: bool = False) -> dict[str, Any]:
-    return {"content": content, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": single_word}
-
-
-def _declared(*tokens: tuple[int, str]) -> dict[str, Any]:
-    return {str(number): _token(content) | {"special": True} for number, content in tokens}
-
-
-_LLAMA_NAMED = {"bos_token": _token("<s>"), "eos_token": _token("</s>"), "unk_token": _token("<unk>")}
+_LLAMA_NAMED = {"bos_token": token_fields("<s>"), "eos_token": token_fields("</s>"), "unk_token": token_fields("<unk>")}
 _LLAMA_SETTINGS: dict[str, Any] = {
     "add_bos_token": True,
     "add_eos_token": False,
-    "added_tokens_decoder": _declared((0, "<unk>"), (1, "<s>"), (2, "</s>")),
+    "added_tokens_decoder": added_tokens_decoder({0: "<unk>", 1: "<s>", 2: "</s>"}),
     "bos_token": "<s>",
     "clean_up_tokenization_spaces": False,
     "eos_token": "</s>",
@@ -121,10 +114,9 @@ YI = PieceFamily(
     settings=_LLAMA_SETTINGS
     | {
         "add_bos_token": False,
-        "added_tokens_decoder": _declared(
-            (0, "<unk>"), (1, "<|startoftext|>"), (2, "<|endoftext|>"),
-            (6, "<|im_start|>"), (7, "<|im_end|>"), (8, "<|im_sep|>"),
-        ),
+        "added_tokens_decoder": added_tokens_decoder({
+            0: "<unk>", 1: "<|startoftext|>", 2: "<|endoftext|>", 6: "<|im_start|>", 7: "<|im_end|>", 8: "<|im_sep|>",
+        }),
         "bos_token": "<|startoftext|>",
         "eos_token": "<|im_end|>",
         "legacy": True,
@@ -132,8 +124,8 @@ YI = PieceFamily(
         "pad_token": "<unk>",
     },
     named={
-        "bos_token": _token("<|startoftext|>"), "eos_token": _token("<|im_end|>"),
-        "pad_token": _token("<unk>"), "unk_token": _token("<unk>"),
+        "bos_token": token_fields("<|startoftext|>"), "eos_token": token_fields("<|im_end|>"),
+        "pad_token": token_fields("<unk>"), "unk_token": token_fields("<unk>"),
     },
 )  # fmt: skip
 
@@ -150,7 +142,7 @@ CHATGLM3 = PieceFamily(
 )
 
 _BAICHUAN_NAMED = {
-    name: _token(content, normalized=True, single_word=True)
+    name: token_fields(content, normalized=True, single_word=True)
     for name, content in (("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<unk>"), ("unk_token", "<unk>"))
 }
 

@@ -16,6 +16,7 @@ from tandem.text.byte_pairs import train_byte_pairs
 from tandem.text.making.corpus import sample_texts
 from tandem.text.making.ids import TokenizerIds
 from tandem.text.rank_file import GLM4_TOKENS, GLM4_WORDS, QWEN_TOKENS, QWEN_WORDS
+from tandem.text.special_tokens import added_tokens_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,11 @@ class RankFamily:
         lines = [b"%s %d\n" % (base64.b64encode(token_bytes(token)), rank) for token, rank in tokens]
         (folder / self.name).write_bytes(b"".join(lines))
         special = {token: ranks + at for at, token in enumerate(self.tokens)}
-        declared = {"added_tokens_decoder": {str(number): _token(token) for token, number in special.items()}}
+        declared = {"added_tokens_decoder": added_tokens_decoder(dict(enumerate(self.tokens, ranks)))}
         settings = (declared if self.declares else {}) | self.settings
         (folder / "tokenizer_config.json").write_bytes(json_bytes(settings))
         eos = tuple(special[token] for token in self.ends)
         return TokenizerIds(bos=None, eos=eos, pad=special["<|endoftext|>"], size=vocab_size)
-
-
-def _token(content: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {"content": content, **flags, "special": True}
 
 
 QWEN = RankFamily(
