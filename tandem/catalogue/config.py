@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from tandem.catalogue.position import Alibi, Rope
 from tandem.catalogue.require import require
 
+MOST_LAYERS = 2000
+MOST_EXPERTS = 100_000
+"""Of all layers together; DeepSeek-V3 has 15 thousand. Tables of a model's parameters are made of these."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -169,6 +173,9 @@ class ModelConfig:
         for name, size in (sizes | {"max_position": self.max_position}).items():
             require(size > 0, f"{name} {size} must be positive")
         require(self.norm_eps > 0, f"norm_eps {self.norm_eps} must be positive")
+        experts = self.feed_forward.experts if isinstance(self.feed_forward, MoE) else 1
+        require(self.layers <= MOST_LAYERS, f"{self.layers} layers are more than any model has")
+        require(self.layers * experts <= MOST_EXPERTS, f"{self.layers} layers of {experts} experts are too many")
         require(not (self.tied_embeddings and self.normalised_head), "a normalised head cannot be tied")
         self._require_fitting_position()
 

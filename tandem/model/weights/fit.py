@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tandem.catalogue.config import ModelConfig, MoE
+from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import Shape, parameter_shapes
 from tandem.errors import ModelFolderError
 from tandem.model.families.family import Family, Rows
@@ -19,9 +19,6 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 SCALED = "F8_E4M3"
 SCALE = "_scale_inv"
 """Ending of the name under which a quantised tensor's scales lie (DeepSeek-V3)."""
-MANY = 1000
-"""More layers or experts than any model has."""
-
 Block = tuple[int, int]
 """Rows and columns of a quantised matrix that share one scale."""
 
@@ -65,8 +62,6 @@ def fit(stored: Mapping[str, StoredTensor], family: Family, config: ModelConfig,
         config: The model.
         fields: The `config.json` that the family read it from.
     """
-    if absurd := _absurd(config, len(stored)):
-        return Fit((), absurd)
     block = block_size(fields)
     shapes, wanted = parameter_shapes(config), family.tensors(config)
     known = wanted.keys() | {theirs + SCALE for theirs in wanted if theirs in stored and stored[theirs].dtype == SCALED}
@@ -112,14 +107,6 @@ def dtype_of(stored: Mapping[str, StoredTensor]) -> str:
         count[tensor.dtype] += tensor.size
     most = max((name for name in (*FLOATS, SCALED) if count[name]), key=lambda name: count[name], default="F32")
     return {"F16": "float16", "BF16": "bfloat16", SCALED: "bfloat16"}.get(most, "float32")
-
-
-def _absurd(config: ModelConfig, tensors: int) -> tuple[str, ...]:
-    """What is said instead of making a table of parameters that no memory holds."""
-    experts = config.feed_forward.experts if isinstance(config.feed_forward, MoE) else 0
-    counts = {"layers": config.layers, "experts": experts}
-    most = max(MANY, tensors)
-    return tuple(f"{count} {what} cannot belong to {tensors} tensors" for what, count in counts.items() if count > most)
 
 
 def _part_shape(shape: Shape, rows: Rows) -> Shape:

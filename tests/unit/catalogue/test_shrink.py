@@ -103,3 +103,9 @@ def test_sizes_can_be_given() -> None:
 def test_sizes_that_do_not_fit_are_refused_by_name(name: str, text: str, fault: str) -> None:
     with pytest.raises(UsageError, match=fault):
         shrink(MODELS[name].config, parse_shape(text))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("llama3-8b", "layers=999999999"), ("mixtral-8x7b", "experts=99999999")])
+def test_absurd_counts_are_refused_at_once(name: str, shape: str) -> None:
+    with pytest.raises(UsageError, match=r"more than any model has|are too many"):
+        shrink(MODELS[name].config, parse_shape(shape))
