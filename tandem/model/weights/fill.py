@@ -72,7 +72,7 @@ def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
     with ExitStack() as stack:
         handles = {path: _open(path, stack) for path in _paths(pieces)}
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="load"))
-        stack.callback(todo.drop)  # an error or Ctrl-C ends the others after the chunk they are at
+        stack.callback(todo.drop)  # Ctrl-C ends them after the chunks they are at
         for worker in [pool.submit(_work, todo, handles) for _ in range(threads)]:
             worker.result()
 
@@ -120,7 +120,14 @@ def _open(path: Path, stack: ExitStack) -> int:
 
 
 def _work(todo: _Queue, handles: Mapping[Path, int]) -> None:
-    """One thread: take chunks until there are no more."""
+    """One thread: take chunks until there are no more, or until one fails; then the others stop as well."""
+    try:
+        _read_chunks(todo, handles)
+    finally:
+        todo.drop()
+
+
+def _read_chunks(todo: _Queue, handles: Mapping[Path, int]) -> None:
     buffer = torch.empty(0, dtype=torch.uint8)
     while chunk := todo.take():
         if _goes_straight(chunk):
