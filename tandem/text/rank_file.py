@@ -20,9 +20,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import ModelFolderError
+from tandem.errors import ModelFolderError, RequestError
 from tandem.files import read_bytes
 from tandem.text.backend import Span
+from tandem.text.library import mapped, refused, said
 
 if TYPE_CHECKING:
     import tiktoken
@@ -43,6 +44,10 @@ GLM4_TOKENS = (
 LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\s*")
 LONGEST_LINE = 4096
 """Bytes."""
+LAST_RANK = 2**32 - 2
+"""The library counts in 32 bits and keeps the highest number for itself."""
+MOST_BLANKS = 999_998
+"""In a row, line ends aside: with more the library's expressions give up, and so does the family's own tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class RankFile:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text`."""
-        ids = self._encoding.encode(self._normal(text), allowed_special=self._allowed, disallowed_special=())
+        ids = self._encode(text, self._allowed)
         return [*self._first, *ids] if special else ids
 
     def encode_many(self, texts: list[str], *, special: bool) -> list[list[int]]:
@@ -111,7 +116,7 @@ class RankFile:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text`, with the spelling of special tokens as text."""
-        return self._encoding.encode_ordinary(self._normal(text))
+        return self._encode(text, set())
 
     def encode_with_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
         """Ids, and the characters each stands for, found by counting bytes.
@@ -126,6 +131,11 @@ class RankFile:
             at += size
         first = self._first if special else []
         return [*first, *ids], [*([(0, 0)] * len(first)), *spans]
+
+    def _encode(self, text: str, allowed: set[str]) -> list[int]:
+        # Not `encode_ordinary`, which panics where this says what is wrong.
+        with mapped(_unsplittable):
+            return self._encoding.encode(self._normal(text), allowed_special=allowed, disallowed_special=())
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -159,16 +169,29 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     """The tokens of a rank file.
 
     Raises:
-        ModelFolderError: The file cannot be read, a line is not of the form, or there is none.
+        ModelFolderError: The file cannot be read, a line is not of the form, a byte has no token, or a rank is there
+            twice or beyond what can be.
     """
     lines = (line.split() for line in read_bytes(path, ModelFolderError).splitlines() if line)
     try:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except (ValueError, binascii.Error) as error:
-        raise ModelFolderError(f"{path}: is no file of tokens and ranks ({error}); copy the file again") from None
+        raise ModelFolderError(f"{path}: is no file of tokens and ranks ({said(error)}); copy the file again") from None
+    if not all(0 <= rank <= LAST_RANK for rank in ranks.values()):
+        raise ModelFolderError(f"{path}: has a rank that is not in 0..{LAST_RANK}; copy the file again")
+    if len(set(ranks.values())) < len(ranks):
+        raise ModelFolderError(f"{path}: has two tokens of one rank; copy the file again")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ModelFolderError(f"{path}: has no token for byte {missing[0]:#04x}; copy the file again")
     return ranks
+
+
+def _unsplittable(reason: str) -> RequestError:
+    return RequestError(
+        f"this model splits texts with at most {MOST_BLANKS} blanks in a row; shorten them"
+        if "stack" in reason
+        else str(refused(reason))
+    )
 
 
 def _composed(text: str) -> Iterator[tuple[str, int, int]]:

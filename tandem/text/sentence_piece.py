@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tandem.errors import ModelFolderError
 from tandem.files import read_bytes
 from tandem.text.backend import Span
+from tandem.text.library import mapped, refused, said
 from tandem.text.piece_spans import read_pieces
 from tandem.text.special_tokens import Cutter, Part, SpecialToken
 from tandem.text.tokenizer_json import piece_bytes
@@ -69,6 +70,7 @@ class SentencePieceModel:
         if not rules.legacy:
             self._begin = _open(path, model + (SPACE_FIRST if rules.space_first else NO_SPACE_FIRST))
             self._continue = _open(path, model + NO_SPACE_FIRST)
+        self._bytes, self._control = _pieces(path, self._whole)
         self.drops_first_space = self._begin.normalize("a") != "a"
         self._spelled = {piece: self._whole.vocab_size() + at for at, piece in enumerate(rules.appended)}
         self._spelled |= {token.content: token.id for token in rules.tokens if token.id is not None}
@@ -91,13 +93,13 @@ class SentencePieceModel:
 
     def is_special(self, token: int) -> bool:
         """Whether the token is declared special, or is one of the model's control pieces."""
-        return token in self._special or (token not in self._at and self._is_piece(token) and self._is_control(token))
+        return token in self._special or (token not in self._at and token in self._control)
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes a token adds to a text; none for ids that are no token."""
         if token in self._at:
             return self._at[token].encode()
-        return piece_bytes(self._whole.id_to_piece(token)) if self._is_piece(token) else b""
+        return self._bytes[token] if 0 <= token < len(self._bytes) else b""
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text`, with the declared tokens in it."""
@@ -106,7 +108,8 @@ class SentencePieceModel:
             if part.token is not None:
                 ids.append(self._known(part.token.content))
             else:
-                ids += self._processor(part).encode(text[part.begin : part.end])
+                with mapped(refused):
+                    ids += self._processor(part).encode(text[part.begin : part.end])
         return [*self._first, *ids, *self._last] if special else ids
 
     def encode_many(self, texts: list[str], *, special: bool) -> list[list[int]]:
@@ -118,7 +121,8 @@ class SentencePieceModel:
 
         Pieces that the model itself marks as user-defined are found even so.
         """
-        return list(map(int, self._whole.encode(text)))
+        with mapped(refused):
+            return list(map(int, self._whole.encode(text)))
 
     def encode_with_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
         """Ids, and the characters each stands for as the library has them, through its normaliser and back."""
@@ -144,12 +148,6 @@ class SentencePieceModel:
         assert number is not None, token
         return number
 
-    def _is_piece(self, token: int) -> bool:
-        return 0 <= token < int(self._whole.vocab_size())
-
-    def _is_control(self, token: int) -> bool:
-        return bool(self._whole.is_control(token) or self._whole.is_unknown(token))
-
 
 def _open(path: Path, model: bytes) -> SentencePieceProcessor:
     # Loaded here and not above: most folders need no SentencePiece.
@@ -157,12 +155,24 @@ def _open(path: Path, model: bytes) -> SentencePieceProcessor:
 
     try:
         return SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, OSError) as error:
-        raise ModelFolderError(f"{path}: is no SentencePiece model ({error}); copy the file again") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelFolderError(f"{path}: is no SentencePiece model ({said(error)}); copy the file again") from None
+
+
+def _pieces(path: Path, processor: SentencePieceProcessor) -> tuple[list[bytes], frozenset[int]]:
+    """The bytes of every piece, and the ids of those that are no text."""
+    every = range(processor.vocab_size())
+    try:
+        pieces = [piece_bytes(processor.id_to_piece(number)) for number in every]
+    except (RuntimeError, ValueError) as error:
+        raise ModelFolderError(f"{path}: has a piece that is no text ({said(error)}); copy the file again") from None
+    return pieces, frozenset(one for one in every if processor.is_control(one) or processor.is_unknown(one))
 
 
 def _encode(processor: SentencePieceProcessor, text: str) -> tuple[list[int], list[Span]]:
-    ids, spans = read_pieces(processor.encode(text, out_type="serialized_proto"), text)
+    with mapped(refused):
+        answer = processor.encode(text, out_type="serialized_proto")
+    ids, spans = read_pieces(answer, text)
     return ids, _share_characters(processor, ids, spans)
 
 

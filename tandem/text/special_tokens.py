@@ -60,6 +60,7 @@ def declared_tokens(
         token = _token(folder, fields, id=_id(folder, number), special=False)
         tokens.setdefault(token.content, token)
     for content, number in added.items():
+        _require_content(folder, content, "added_tokens.json")
         tokens.setdefault(content, SpecialToken(content=content, id=_id(folder, number), special=False))
     for value in _values(named):
         token = _token(folder, value, id=None, special=True)
@@ -128,14 +129,20 @@ def _values(named: dict[str, Any]) -> Iterator[Any]:
 
 
 def _token(folder: Path, fields: Any, **known: Any) -> SpecialToken:
-    if isinstance(fields, str):
-        return SpecialToken(content=fields, **known)
-    if not isinstance(fields, dict) or not isinstance(fields.get("content"), str):
-        raise ModelFolderError(f"{folder}: a declared token is {fields!r}; correct it in tokenizer_config.json")
+    content = fields.get("content") if isinstance(fields, dict) else fields
+    if not isinstance(content, str):
+        raise ModelFolderError(f"{folder}: a declared token is {fields!r:.200}; correct it in tokenizer_config.json")
+    _require_content(folder, content, "tokenizer_config.json or special_tokens_map.json")
+    if not isinstance(fields, dict):
+        return SpecialToken(content=content, **known)
     flags = {name: fields.get(name) is True for name in ("lstrip", "rstrip", "single_word", "special")}
-    return SpecialToken(
-        content=fields["content"], **(flags | known | {"special": known["special"] or flags["special"]})
-    )
+    return SpecialToken(content=content, **(flags | known | {"special": known["special"] or flags["special"]}))
+
+
+def _require_content(folder: Path, content: str, file: str) -> None:
+    """An empty token would be found everywhere, and in no place."""
+    if not content:
+        raise ModelFolderError(f"{folder}: declares a token without characters; remove it from {file}")
 
 
 def _object(folder: Path, settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -151,5 +158,7 @@ def _id(folder: Path, value: Any) -> int:
     except (TypeError, ValueError):
         number = -1
     if number < 0:
-        raise ModelFolderError(f"{folder}: a declared token has the id {value!r}; correct it in tokenizer_config.json")
+        raise ModelFolderError(
+            f"{folder}: a declared token has the id {value!r:.200}; correct it in tokenizer_config.json"
+        )
     return number

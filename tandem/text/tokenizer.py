@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tandem.errors import ModelFolderError
+from tandem.errors import ModelFolderError, RequestError
 from tandem.files import read_bytes, there
 from tandem.text.backend import Backend, Span
 from tandem.text.built_in_chat import built_in_chat
 from tandem.text.chat import ChatFormat
 from tandem.text.detokenizer import join_text
 from tandem.text.folder import TokenizerFolder, open_backend
+from tandem.text.library import mapped
 from tandem.text.template import ChatTemplate, TemplateFormat
 
 TOKENIZER_FILES = (
@@ -31,6 +32,11 @@ TOKENIZER_FILES = (
 )
 """What belongs to a tokenizer in any family's folder, and goes along when a model is exported; never Python."""
 
+MOST_IDS = 1 << 22
+"""Several times the largest vocabulary there is."""
+PROBE = " Hello, it's 12\n\n你好🙂\t\x00"
+"""What every tokenizer must be able to encode."""
+
 
 class Tokenizer:
     """One tokenizer and, where the model has one, its chat format.
@@ -42,6 +48,10 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, chat: ChatFormat | None) -> None:
         self._backend = backend
+        # All of them at once: what is wrong with one is found now, and none is looked up in the libraries again.
+        self._pieces = [
+            b"" if backend.is_special(token) else backend.bytes_of(token) for token in range(backend.vocab_size)
+        ]
         self.chat = chat
         self.drops_first_space = backend.drops_first_space
 
@@ -53,13 +63,15 @@ class Tokenizer:
             ModelFolderError: Tokenizer files are missing, broken or of an unknown family; or the chat template is.
         """
         files = TokenizerFolder(folder)
-        backend = open_backend(files)
-        chat, own = built_in_chat(files, backend), ChatTemplate.from_folder(files)
-        if own is not None:
-            # Where the family's turns end, and how they begin, stays true when the folder words them itself.
-            family = (chat.end_token_ids, chat.start) if chat is not None else ()
-            chat = TemplateFormat(own, backend, *family)
-        return cls(backend, chat)
+        with mapped(lambda reason: _unusable(folder, reason)):
+            backend = open_backend(files)
+            _try_out(folder, backend)
+            chat, own = built_in_chat(files, backend), ChatTemplate.from_folder(files)
+            if own is not None:
+                # Where the family's turns end, and how they begin, stays true when the folder words them itself.
+                family = (chat.end_token_ids, chat.start) if chat is not None else ()
+                chat = TemplateFormat(own, backend, *family)
+            return cls(backend, chat)
 
     @property
     def vocab_size(self) -> int:
@@ -92,12 +104,29 @@ class Tokenizer:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes a token adds to an answer; none for special tokens and for ids that are no token."""
-        return b"" if self._backend.is_special(token) else self._backend.bytes_of(token)
+        return self._pieces[token] if 0 <= token < len(self._pieces) else b""
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no character come out as U+FFFD, and ids beyond the tokenizer's as nothing."""
         bytes_of = self.bytes_of if skip_special else self._backend.bytes_of
         return join_text(map(bytes_of, ids), self.drops_first_space)
+
+
+def _try_out(folder: Path, backend: Backend) -> None:
+    """What fails for any text fails now, and not at somebody's request."""
+    if backend.vocab_size > MOST_IDS:
+        raise _unusable(folder, f"it has the id {backend.vocab_size - 1}, and no model has so many tokens")
+    try:
+        ids, _ = backend.encode_with_offsets(PROBE, special=True)
+        found = {*ids, *backend.encode(PROBE, special=True), *backend.encode_plain(PROBE)}
+    except RequestError as error:
+        raise _unusable(folder, str(error)) from None
+    if beyond := [token for token in found if not 0 <= token < backend.vocab_size]:
+        raise _unusable(folder, f"it encodes text to the id {beyond[0]}, which is none of its own")
+
+
+def _unusable(folder: Path, reason: str) -> ModelFolderError:
+    return ModelFolderError(f"{folder}: its tokenizer cannot be used ({reason}); copy its files again")
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:

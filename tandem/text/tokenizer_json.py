@@ -19,6 +19,7 @@ from tokenizers import processors
 from tandem.errors import ModelFolderError
 from tandem.text.backend import Span
 from tandem.text.byte_alphabet import token_bytes
+from tandem.text.library import mapped, refused, said
 from tandem.text.special_tokens import SpecialToken, spelling
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -41,16 +42,15 @@ class TokenizerJson:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], declared: Iterable[SpecialToken] = ()) -> None:
-        fields = _read(path)
-        kinds = {step.get("type"): step for step in _steps(fields.get("decoder"))}
+        fields, kinds = _read(path)
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and not {"ByteFallback", "Metaspace"} & set(kinds):
-            found = ", ".join(map(str, kinds)) or "none"
+            found = said(ValueError(", ".join(kinds) or "none"))
             raise ModelFolderError(
                 f"{path}: its decoder ({found}) is neither byte-level nor SentencePiece's; convert it"
             )
-        self.drops_first_space = _drops_first_space(kinds)
         self._encoder = _encoder(path, json.dumps(fields))
+        self.drops_first_space = _drops_first_space(kinds)
         self._declare(declared)
         self._surround(settings)
         vocabulary = self._encoder.get_vocab(with_added_tokens=True)
@@ -79,19 +79,22 @@ class TokenizerJson:
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text`; every token the file adds to its vocabulary is found in the text."""
         # The batch form is the one that lets other Python threads run meanwhile; a long prompt takes seconds.
-        return self._encoder.encode_batch_fast([text], add_special_tokens=special)[0].ids
+        return self.encode_many([text], special=special)[0]
 
     def encode_many(self, texts: list[str], *, special: bool) -> list[list[int]]:
         """Ids of several texts, encoded in parallel."""
-        return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=special)]
+        with mapped(refused):
+            return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=special)]
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text`, with the spelling of special tokens as text."""
-        return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        with mapped(refused):
+            return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_with_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[Span]]:
         """Ids, and the characters each stands for as the library has them, through its normaliser and back."""
-        encoding = self._encoder.encode(text, add_special_tokens=special)
+        with mapped(refused):
+            encoding = self._encoder.encode(text, add_special_tokens=special)
         return encoding.ids, encoding.offsets
 
     @cached_property
@@ -139,25 +142,51 @@ def _added(token: SpecialToken) -> tokenizers.AddedToken:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The file's content, and the stages of its decoder by their kinds."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        # With this set, a token that is nothing but spaces has no characters at all, and no answer would teach it.
         for step in _steps(fields.get("post_processor")):
+            # With this set, a token that is nothing but spaces has no characters at all, and no answer would teach it.
             step.update({"trim_offsets": False} if "trim_offsets" in step else {})
+            _check_template(step)
+        kinds = {str(step["type"]): step for step in _steps(fields.get("decoder"))}
+        _check_model(fields.get("model"))
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise ModelFolderError(f"{path}: is no tokenizer ({error}); copy the file again") from None
+        raise ModelFolderError(f"{path}: is no tokenizer ({said(error)}); copy the file again") from None
     assert isinstance(fields, dict)
-    return fields
+    return fields, kinds
 
 
-def _steps(stage: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _steps(stage: Any) -> Iterator[dict[str, Any]]:
     """A stage of the file and, where it is a sequence, the stages in it."""
     if stage is None:
         return
+    if not isinstance(stage, dict) or not isinstance(stage.get("type"), str):
+        raise TypeError("its decoder or post_processor has a stage that is no object with a type")
     yield stage
-    for inner in (*stage.get("decoders", ()), *stage.get("processors", ())):
-        yield from _steps(inner)
+    for name in ("decoders", "processors"):
+        if not isinstance(inner := stage.get(name, []), list):
+            raise TypeError(f"{name} is no list of stages")
+        for step in inner:
+            yield from _steps(step)
+
+
+def _check_template(step: dict[str, Any]) -> None:
+    """The library panics at the first text where a token is put around it that the stage does not list."""
+    if step["type"] != "TemplateProcessing":
+        return
+    put = [
+        piece["SpecialToken"]["id"] for form in ("single", "pair") for piece in step[form] if "SpecialToken" in piece
+    ]
+    if unlisted := [name for name in put if name not in step["special_tokens"]]:
+        raise ValueError(f"its post_processor puts {unlisted[0]} around a text, and does not list it")
+
+
+def _check_model(model: Any) -> None:
+    """The library ends the process where a prefix for inner parts of words does not fit; no family of ours has one."""
+    if isinstance(model, dict) and model.get("continuing_subword_prefix"):
+        raise ValueError("continuing_subword_prefix is set, which no supported family does")
 
 
 def _drops_first_space(decoders: dict[Any, dict[str, Any]]) -> bool:
@@ -168,10 +197,8 @@ def _drops_first_space(decoders: dict[Any, dict[str, Any]]) -> bool:
 
 
 def _encoder(path: Path, source: str) -> tokenizers.Tokenizer:
-    try:
+    with mapped(lambda reason: ModelFolderError(f"{path}: is no tokenizer ({reason}); copy the file again")):
         encoder = tokenizers.Tokenizer.from_str(source)
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise ModelFolderError(f"{path}: is no tokenizer ({error}); copy the file again") from None
     # A file may ask to cut or fill every text to one length; a prompt is taken as it is.
     encoder.no_truncation()
     encoder.no_padding()
