@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from tandem.files import json_bytes, read_json_object, whole_folder
 from tandem.model.families.deepseek_v3 import BLOCK, QUANTISED
 from tandem.model.weights.files import weight_files
 from tandem.model.weights.fit import SCALE, Block
+from tandem.model.weights.shards import Outgoing, write_file
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 WIDE = ("embed_tokens.weight", "lm_head.weight", "mlp.gate.weight")
@@ -45,7 +46,7 @@ def write_quantised(source: Path, target: Path) -> None:
         )
         for name, path in shards.items():
             tensors = quantise_all(load_file(path), BLOCK)
-            save_file(tensors, part / name, metadata={"format": "pt"})
+            write_file(part / name, [Outgoing(key, (tensor,)) for key, tensor in tensors.items()])
             held |= dict.fromkeys(tensors, name)
             size += sum(tensor.nbytes for tensor in tensors.values())
         if len(shards) > 1:

@@ -67,14 +67,28 @@ def write_shards(folder: Path, tensors: list[Outgoing], max_shard_bytes: int) ->
     """
     shards = list(_shards(tensors, max_shard_bytes))
     if len(shards) == 1:
-        _write(folder / SINGLE, shards[0])
+        write_file(folder / SINGLE, shards[0])
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write(folder / name, shard)
+        write_file(folder / name, shard)
     weight_map = {one.name: name for name, shard in zip(names, shards, strict=True) for one in shard}
     total = sum(one.size for one in tensors)
     (folder / INDEX).write_bytes(json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map}))
+
+
+def write_file(path: Path, tensors: list[Outgoing]) -> None:
+    """Write one safetensors file, readable to whom the umask lets it be.
+
+    Raises:
+        OSError: The disk is full or refuses.
+    """
+    aligned = sorted(tensors, key=lambda one: -one.dtype.itemsize)
+    with path.open("wb") as file:
+        file.write(head({one.name: (STORED_DTYPES[one.dtype], one.shape) for one in aligned}))
+        for one in aligned:
+            for part in one.parts:
+                file.write(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _shards(tensors: list[Outgoing], most: int) -> Iterator[list[Outgoing]]:
@@ -87,12 +101,3 @@ def _shards(tensors: list[Outgoing], most: int) -> Iterator[list[Outgoing]]:
         shard.append(one)
         filled += one.size
     yield shard
-
-
-def _write(path: Path, tensors: list[Outgoing]) -> None:
-    aligned = sorted(tensors, key=lambda one: -one.dtype.itemsize)
-    with path.open("wb") as file:
-        file.write(head({one.name: (STORED_DTYPES[one.dtype], one.shape) for one in aligned}))
-        for one in aligned:
-            for part in one.parts:
-                file.write(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

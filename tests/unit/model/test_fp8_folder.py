@@ -53,6 +53,8 @@ def test_a_folder_in_fp8_loads_as_the_wide_one(tmp_path: Path) -> None:
         "gate",
     }
     assert examine(tmp_path / "fp8").faults == ()
+    modes = {path.stat().st_mode for name in ("wide", "fp8") for path in (tmp_path / name).iterdir()}
+    assert len(modes) == 1, "every file is readable to whom the umask lets it be"
     wide, fp8 = (load(tmp_path / name, CPU, torch.float32) for name in ("wide", "fp8"))
     for name, parameter in wide.named_parameters():
         other = fp8.get_parameter(name)
