@@ -17,16 +17,22 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.named import NamedModel, TokenizerKind
 from tandem.catalogue.shapes import parameter_shapes
-from tandem.errors import UsageError
+from tandem.errors import ModelFolderError, UsageError
+from tandem.files import json_bytes, read_json_object
 from tandem.model.folder import DTYPES, save
 from tandem.model.fp8_folder import write_quantised
 from tandem.model.random_weights import random_decoder
+from tandem.text.built_in_templates import CHATML, DEEPSEEK, LLAMA2, LLAMA3, MISTRAL, QWEN2
 from tandem.text.making.ids import TokenizerIds
 from tandem.text.making.writer import write_tokenizer
 
 QUANTISED_FAMILY = "deepseek_v3"
 LARGEST_VOCABULARY = 4096
 """Ids that the texts at hand can fill; a model's table may be larger, as published ones are."""
+TEMPLATES: dict[TokenizerKind, str] = {
+    "llama2": LLAMA2, "llama3": LLAMA3, "qwen2": QWEN2, "yi": CHATML, "mistral": MISTRAL, "deepseek": DEEPSEEK,
+}  # fmt: skip
+"""The families that publish a chat template beside their tokenizer; the others have Python for it, or nothing."""
 
 
 def write_random_folder(
@@ -50,7 +56,7 @@ def write_random_folder(
     if fp8 and config.family != QUANTISED_FAMILY:
         raise UsageError(f"--fp8: {config.family} models are not published so; leave it out")
     _require_room(config, dtype, folder, fp8=fp8)
-    files, ids = _tokenizer(tokenizer, min(config.vocab_size, LARGEST_VOCABULARY))
+    files, ids = _tokenizer(tokenizer, config)
     decoder = random_decoder(config, DTYPES[dtype], seed)
     if not fp8:
         save(decoder, folder, _generation(ids), files)
@@ -66,9 +72,13 @@ def native_dtype(model: NamedModel) -> str:
     return model.dtype if model.dtype in DTYPES else "bfloat16"
 
 
-def _tokenizer(kind: TokenizerKind, size: int) -> tuple[dict[str, bytes], TokenizerIds]:
+def _tokenizer(kind: TokenizerKind, config: ModelConfig) -> tuple[dict[str, bytes], TokenizerIds]:
     with TemporaryDirectory() as scratch:
-        ids = write_tokenizer(kind, Path(scratch), size)
+        ids = write_tokenizer(kind, Path(scratch), min(config.vocab_size, LARGEST_VOCABULARY))
+        if kind in TEMPLATES:
+            path = Path(scratch) / "tokenizer_config.json"
+            own = {"chat_template": TEMPLATES[kind], "model_max_length": config.max_position}
+            path.write_bytes(json_bytes(read_json_object(path, ModelFolderError) | own))
         return {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}, ids
 
 
