@@ -89,7 +89,8 @@ def config_lines(config: ModelConfig, context: int | None = None) -> Iterator[Li
     yield "feed-forward", feed_forward_text(config.feed_forward)
     yield "made for", f"{config.max_position} tokens"
     costs = costs_of(config, context)
-    active = f", of which a token passes {costs.active_parameters:,}" * isinstance(config.feed_forward, MoE)
+    active = f", of which a token passes {costs.active_parameters:,} beside its embedding"
+    active *= isinstance(config.feed_forward, MoE)
     yield "parameters", f"{costs.parameters:,}{active}"
     yield from cost_lines(costs)
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
-    "model": ("tandem.cli.model:app", "List and show models, and make random ones."),
+    "model": ("tandem.cli.model:app", "List, show and fetch models, check a folder, make random ones."),
     "ranktable": ("tandem.cli.ranktable:app", "Generate, merge, check and show rank tables."),
 }
 """Command name -> (where it lives, its one-line help). The help stands here so that listing imports nothing."""

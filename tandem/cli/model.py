@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tandem.catalogue.named import NamedModel
 
-app = cyclopts.App(name="model", help="List and show models, and make random ones.")
+app = cyclopts.App(name="model", help="List, show and fetch models, check a folder, make random ones.")
 
 
 @app.command(name="list")
@@ -36,7 +36,7 @@ def list_models(*, json: Annotated[bool, Parameter(negative="")] = False) -> Non
 
 @app.command
 def show(model: str, /, *, context: int | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> int:
-    """Show a named model, or a model folder and whether every tensor is there.
+    """Show a named model, or a model folder and whether its weights and tokenizer are whole.
 
     Args:
         model: A name of `tandem model list`, or a folder; a folder with faults gives exit code 3.
@@ -124,13 +124,13 @@ def _show_named(model: NamedModel, context: int | None, json: bool) -> int:
 def _show_folder(folder: Path, context: int | None, json: bool) -> int:
     from tandem.catalogue.drawing import config_lines, draw_lines
     from tandem.model.examination import examine
-    from tandem.model.verdict import weight_lines
+    from tandem.model.verdict import verdict_lines
 
     found = examine(folder)
     if json:
         _print_json(found.as_json(context) | {"folder": str(folder)})
     else:
-        lines = [("folder", str(folder)), *config_lines(found.config, context), *weight_lines(found)]
+        lines = [("folder", str(folder)), *config_lines(found.config, context), *verdict_lines(found)]
         _print(draw_lines(lines), folded=True)
     return 3 if found.faults else 0
 

@@ -51,7 +51,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     device = choose_device(config.device)
     decoder = load(config.model, device, DTYPES.get(config.dtype))
     tokenizer = Tokenizer.from_folder(config.model)
-    _check_vocabulary(config.model, tokenizer, decoder.config)
+    tokenizer.require_room(config.model, decoder.config.vocab_size)
     dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     layout = CacheLayout.of(decoder.config, dtype, config.block_size)
     length = _max_model_len(config, decoder.config)
@@ -137,11 +137,3 @@ def _check_ends(folder: Path, defaults: GenerationDefaults, config: ModelConfig)
                 f"{folder}: eos_token_id {token} is outside the model's 0..{config.vocab_size - 1}; "
                 "correct it in generation_config.json or config.json"
             )
-
-
-def _check_vocabulary(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ModelFolderError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}; "
-            "copy the tokenizer that belongs to the weights"
-        )

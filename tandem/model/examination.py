@@ -1,10 +1,13 @@
-"""Whether a model folder is whole: its configuration, and every tensor by name and shape. No torch, no weight is read.
+"""Whether a model folder is whole: its configuration, every tensor by name and shape, and its tokenizer.
+
+No torch, no weight is read.
 
 Weights in torch's own files are the exception: their tables are torch's to open.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,19 @@ from tandem.errors import ModelFolderError
 from tandem.model.families import translate
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fit import fit
+from tandem.model.weights.stored import StoredTensor
+from tandem.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFound:
+    """What there is of a tokenizer."""
+
+    file: str
+    """Its name."""
+    ids: int
+    chat: bool
+    """Whether conversations have a format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +40,24 @@ class Examination:
 
     config: ModelConfig
     tensors: int
-    stored_bytes: int
-    """Of all tensors, as they lie in the files."""
+    dtypes: dict[str, int]
+    """Bytes of the tensors as they lie in the files, by dtype as safetensors names it; most bytes first."""
+    tokenizer: TokenizerFound | None
+    """None where it cannot be used."""
     faults: tuple[str, ...]
-    """One phrase each: which tensor is missing, surplus or misshapen, or why the files cannot be read."""
+    """One phrase each: which tensor is missing, surplus or misshapen, or why files or tokenizer cannot be read."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all tensors, as they lie in the files."""
+        return sum(self.dtypes.values())
 
     def as_json(self, context: int | None = None) -> dict[str, Any]:
         """All of it, with what the model costs at `context` tokens."""
         costs = asdict(costs_of(self.config, context))
-        found = {"tensors": self.tensors, "stored_bytes": self.stored_bytes, "faults": list(self.faults)}
+        weights = {"tensors": self.tensors, "stored_bytes": self.stored_bytes, "stored": self.dtypes}
+        tokenizer = None if self.tokenizer is None else asdict(self.tokenizer)
+        found = weights | {"tokenizer": tokenizer, "faults": list(self.faults)}
         return {"config": config_fields(self.config), "costs": costs, **found}
 
 
@@ -40,13 +65,33 @@ def examine(folder: Path) -> Examination:
     """Look at a model folder without loading it.
 
     Raises:
-        ModelFolderError: The configuration is missing, broken or not supported; faults of the weights are returned.
+        ModelFolderError: The configuration is missing, broken or not supported; faults of weights and tokenizer are
+            returned.
     """
     family, config, fields = translate(folder)
+    stored: dict[str, StoredTensor] = {}
+    faults: tuple[str, ...] = ()
     try:
         stored = stored_tensors(folder)
         faults = fit(stored, family, config, fields).faults
     except ModelFolderError as error:
-        return Examination(config=config, tensors=0, stored_bytes=0, faults=(str(error),))
-    size = sum(tensor.size for tensor in stored.values())
-    return Examination(config=config, tensors=len(stored), stored_bytes=size, faults=faults)
+        faults = (str(error),)
+    tokenizer = None
+    try:
+        tokenizer = _tokenizer(folder, config)
+    except ModelFolderError as error:
+        faults = (*faults, str(error))
+    return Examination(config=config, tensors=len(stored), dtypes=_dtypes(stored), tokenizer=tokenizer, faults=faults)
+
+
+def _dtypes(stored: dict[str, StoredTensor]) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for tensor in stored.values():
+        sizes[tensor.dtype] += tensor.size
+    return dict(sizes.most_common())
+
+
+def _tokenizer(folder: Path, config: ModelConfig) -> TokenizerFound:
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.require_room(folder, config.vocab_size)
+    return TokenizerFound(file=tokenizer.file, ids=tokenizer.vocab_size, chat=tokenizer.chat is not None)

@@ -6,6 +6,7 @@ of them, at once or as they come: there is one place where half a character coul
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 Span = tuple[int, int]
@@ -14,6 +15,10 @@ Span = tuple[int, int]
 
 class Backend(Protocol):
     """One opened tokenizer. Nothing here changes it, and several threads may call it at once."""
+
+    @property
+    def path(self) -> Path:
+        """The file it was opened from."""
 
     @property
     def vocab_size(self) -> int:

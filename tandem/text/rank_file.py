@@ -82,6 +82,7 @@ class RankFile:
     drops_first_space = False
 
     def __init__(self, path: Path, rules: RankRules) -> None:
+        self.path = path
         self._ranks = read_ranks(path)
         after = max(self._ranks.values()) + 1
         self._specials = dict(rules.declared) or {token: after + at for at, token in enumerate(rules.tokens)}

@@ -65,6 +65,7 @@ class SentencePieceModel:
     """
 
     def __init__(self, path: Path, rules: SentencePieceRules) -> None:
+        self.path = path
         model = read_bytes(path, ModelFolderError)
         self._whole = self._begin = self._continue = _open(path, model)
         if not rules.legacy:

@@ -78,6 +78,27 @@ class Tokenizer:
         """One above the highest id; a model's table may be larger, never smaller."""
         return self._backend.vocab_size
 
+    @property
+    def file(self) -> str:
+        """Name of the file it is read from."""
+        return self._backend.path.name
+
+    def require_room(self, folder: Path, rows: int) -> None:
+        """Refuse the tokenizer of another model.
+
+        Args:
+            folder: For the message.
+            rows: Of the model's table.
+
+        Raises:
+            ModelFolderError: There are more ids than rows.
+        """
+        if self.vocab_size > rows:
+            raise ModelFolderError(
+                f"{folder}: the tokenizer has {self.vocab_size} tokens and the model {rows}; "
+                "copy the tokenizer that belongs to the weights"
+            )
+
     def id_of(self, token: str) -> int | None:
         """The id of one token, if there is such a token."""
         return self._backend.id_of(token)

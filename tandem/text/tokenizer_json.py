@@ -42,6 +42,7 @@ class TokenizerJson:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], declared: Iterable[SpecialToken] = ()) -> None:
+        self.path = path
         fields, kinds = _read(path)
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and not {"ByteFallback", "Metaspace"} & set(kinds):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -80,10 +81,13 @@ def test_random_then_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(["model", "show", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "Llama 3 scaling by 32, trained on 64 tokens" in shown
-    assert "38 tensors of 609.12 KiB, every one that is needed" in shown
+    assert "files hold    38 tensors of 609.12 KiB in BF16, every one that is needed\n" in shown
+    assert "tokenizer     tokenizer.json of 1024 ids, a chat format\n" in shown
     assert run(["model", "show", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["tensors"], found["faults"], found["costs"]["context"]) == (38, [], 1024)
+    assert found["stored"] == {"BF16": found["stored_bytes"]}
+    assert found["tokenizer"] == {"file": "tokenizer.json", "ids": 1024, "chat": True}
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -110,6 +114,30 @@ def test_show_names_faulty_tensors(tmp_path: Path, capsys: pytest.CaptureFixture
     (folder / "model.safetensors").unlink()
     assert run(["model", "show", str(folder)]) == 3
     assert "has no *.safetensors and no *.bin file" in capsys.readouterr().out
+
+
+def test_show_names_every_dtype_most_bytes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "fp8"
+    assert run(["model", "random", "deepseek-v3", str(folder), "--tiny", "--fp8"]) == 0
+    assert run(["model", "show", str(folder)]) == 0
+    assert " in F8_E4M3, BF16, F32, every one that is needed\n" in capsys.readouterr().out
+
+
+def test_show_opens_the_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "yi"
+    assert run(["model", "random", "yi-6b", str(folder), "--tiny"]) == 0
+    path, config = folder / "tokenizer.model", folder / "config.json"
+    for content, fault in ((b"\xff" + path.read_bytes(), "is no SentencePiece model"), (None, "has no tokenizer.json")):
+        path.unlink() if content is None else path.write_bytes(content)
+        capsys.readouterr()
+        assert run(["model", "show", str(folder)]) == 3
+        assert fault in capsys.readouterr().out
+    assert run(["model", "random", "yi-6b", str(tmp_path / "other"), "--tiny"]) == 0
+    shutil.copy(tmp_path / "other" / "tokenizer.model", path)
+    config.write_text(config.read_text().replace('"vocab_size": 1024', '"vocab_size": 1000'))
+    assert run(["model", "show", str(folder), "--json"]) == 3
+    faults = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["faults"]
+    assert "the tokenizer has 1024 tokens and the model 1000" in faults[-1]
 
 
 @pytest.mark.parametrize(
