@@ -34,7 +34,7 @@ class SmallShape:
     heads: int | None = None
     kv_heads: int | None = None
     inner: int | None = None
-    """Feed-forward size of a plain layer."""
+    """Feed-forward size of a plain layer, or of an expert where there is no plain layer."""
     experts: int | None = None
     vocab: int = 1024
     max_position: int = 1024
@@ -51,7 +51,7 @@ def parse_shape(text: str) -> SmallShape:
     """`layers=8,hidden=256` -> a shape.
 
     Raises:
-        UsageError: A part is no `name=number`, or the name is not known.
+        UsageError: A part is no `name=number`, the name is not known, or is there twice.
     """
     known = [field.name for field in fields(SmallShape)]
     sizes: dict[str, int] = {}
@@ -59,6 +59,8 @@ def parse_shape(text: str) -> SmallShape:
         name, _, number = part.strip().partition("=")
         if name not in known or not number.isdecimal():
             raise UsageError(f"shape: {part.strip()!r} is not NAME=NUMBER with one of {', '.join(known)}")
+        if name in sizes:
+            raise UsageError(f"shape: {name} is given twice; leave one out")
         sizes[name] = int(number)
     return SmallShape(**sizes)
 
@@ -108,11 +110,9 @@ def _shrunk(config: ModelConfig, shape: SmallShape) -> ModelConfig:
 
 
 def _refuse_unused(config: ModelConfig, shape: SmallShape) -> None:
-    mixture = config.feed_forward if isinstance(config.feed_forward, MoE) else None
     unused = {
         "kv_heads": isinstance(config.attention, MLA),
-        "experts": mixture is None,
-        "inner": mixture is not None and not mixture.dense_layers,
+        "experts": not isinstance(config.feed_forward, MoE),
     }
     for name, useless in unused.items():
         if useless and getattr(shape, name) is not None:
@@ -185,10 +185,11 @@ def _feed_forward(config: ModelConfig, shape: SmallShape, hidden: int) -> SwiGLU
     if isinstance(part, SwiGLU):
         return SwiGLU(size=shape.inner or _proportional(part.size, config.hidden_size, hidden))
     dense = min(part.dense_layers, 2, shape.layers - 1)
+    size = hidden // 2 if dense else shape.inner or hidden // 2
     mixture = replace(
         part,
-        size=hidden // 2,
-        shared_size=hidden // 2 if part.shared_size else 0,
+        size=size,
+        shared_size=size if part.shared_size else 0,
         dense_layers=dense,
         dense_size=(shape.inner or _proportional(part.dense_size, config.hidden_size, hidden)) if dense else 0,
     )

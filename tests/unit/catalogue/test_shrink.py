@@ -95,7 +95,7 @@ def test_sizes_can_be_given() -> None:
         ("llama3-8b", "hidden=100", "100 is no multiple of 4 x 4 heads"),
         ("llama3-8b", "kv_heads=3", "4 heads are not divisible by 3 kv heads"),
         ("llama3-8b", "experts=4", "nothing that experts could size"),
-        ("mixtral-8x7b", "inner=4", "nothing that inner could size"),
+        ("llama3-8b", "layers=2,layers=3", "layers is given twice; leave one out"),
         ("deepseek-v3", "kv_heads=2", "nothing that kv_heads could size"),
         ("deepseek-v3", "experts=15", "15 experts do not fill 4 groups"),
     ],
@@ -109,3 +109,16 @@ def test_sizes_that_do_not_fit_are_refused_by_name(name: str, text: str, fault: 
 def test_absurd_counts_are_refused_at_once(name: str, shape: str) -> None:
     with pytest.raises(UsageError, match=r"more than any model has|are too many"):
         shrink(MODELS[name].config, parse_shape(shape))
+
+
+def test_inner_sizes_plain_layers_or_experts_where_there_are_none() -> None:
+    sizes = {}
+    for name, shape in (
+        ("mixtral-8x7b", "inner=48"),
+        ("deepseek-v3", "inner=48"),
+        ("deepseek-v3", "inner=48,layers=1"),
+    ):
+        mixture = shrink(MODELS[name].config, parse_shape(shape)).feed_forward
+        assert isinstance(mixture, MoE)
+        sizes[name, shape] = (mixture.size, mixture.shared_size, mixture.dense_size)
+    assert list(sizes.values()) == [(48, 0, 0), (32, 32, 48), (48, 48, 0)]
