@@ -3,13 +3,17 @@
 `torch.load` reads the table alone, with `weights_only=True`: it builds tensors and containers and calls nothing else,
 and on the meta device it leaves the numbers where they are. What it keeps is where they lie.
 
-Before that, the archive's own list is looked at: nothing in it may unfold to more than the file holds.
+Before that, the archive's own list is looked at: nothing in it may unfold to more than the file holds. And so are the
+names in the table: what torch would call beside what a tensor is made of can take any amount of memory.
 """
 
 from __future__ import annotations
 
+import pickletools
+import re
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,15 @@ LONGEST_TABLE = 100_000_000
 """Bytes; as large as safetensors lets a table be."""
 LONGEST_ORDER = 16
 """Bytes; the name of a byte order is shorter."""
-BUFFER = b"\nbytearray\n"
-"""How a pickle names the one thing torch calls for it that makes as many bytes as a number says."""
+TENSORS = re.compile(
+    r"collections\.OrderedDict"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|meta_tensor_no_storage)"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.nn\.parameter\.Parameter|torch\.Tensor"
+    r"|torch\.(cuda\.|storage\.)?\w+Storage|torch\.(bool|[a-z]+\d\w*)"
+)
+"""What a table of plain tensors names: how they are rebuilt, kinds of storage, dtypes."""
+UNPICKLER = "WeightsUnpickler error:"
+"""Where torch begins to say what is wrong."""
 SUPPORTED = "2.9 to 2.13"
 """Versions of torch that say where in its file a tensor lies; as in pyproject.toml."""
 
@@ -61,13 +72,21 @@ def _require_plain_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             _require_small(archive, path)
             orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
-            calls = any(BUFFER in archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+            tables = [archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            foreign = next((name for table in tables for name in _named(table) if not TENSORS.fullmatch(name)), None)
     except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
         raise _damaged(path, str(error)) from None
     if any(order != sys.byteorder.encode() for order in orders):
         raise _packed(path)
-    if calls:
-        raise _damaged(path, "its table makes a bytearray")
+    if foreign is not None:
+        raise _damaged(path, f"its table asks for {printable(foreign)}, of which no plain tensor is made")
+
+
+def _named(table: bytes) -> Iterator[str]:
+    """What a pickle asks for by name. Read without being run, as torch does: it stops at the first end, too."""
+    for opcode, argument, _ in pickletools.genops(table):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".", 1)
 
 
 def _require_small(archive: zipfile.ZipFile, path: Path) -> None:
@@ -136,7 +155,9 @@ def _stored(name: str, tensor: Any, path: Path, file_size: int) -> StoredTensor:
 
 
 def _damaged(path: Path, reason: str) -> ModelFolderError:
-    """Torch explains itself at length; one line of it says what is wrong."""
+    """Torch explains itself at length, and how to run what is in the file; one line of it says what is wrong."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no reason given"]
-    telling = next((line for line in lines if "nsupported" in line), lines[0])
+    telling = next((line.partition(UNPICKLER)[2] for line in lines if UNPICKLER in line), lines[0]).strip()
+    if "add_safe_globals" in telling:
+        telling = "its table makes other things than tensors"
     return ModelFolderError(f"{path}: is damaged or asks for code to be run ({printable(telling)}); get it anew")
