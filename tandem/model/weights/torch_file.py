@@ -74,7 +74,7 @@ def _require_plain_zip(path: Path) -> None:
             orders = [archive.read(name) for name in archive.namelist() if name.endswith("/byteorder")]
             tables = [archive.read(name) for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
             foreign = next((name for table in tables for name in _named(table) if not TENSORS.fullmatch(name)), None)
-    except (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError) as error:
         raise _damaged(path, str(error)) from None
     if any(order != sys.byteorder.encode() for order in orders):
         raise _packed(path)
@@ -156,8 +156,8 @@ def _stored(name: str, tensor: Any, path: Path, file_size: int) -> StoredTensor:
 
 def _damaged(path: Path, reason: str) -> ModelFolderError:
     """Torch explains itself at length, and how to run what is in the file; one line of it says what is wrong."""
-    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["no reason given"]
-    telling = next((line.partition(UNPICKLER)[2] for line in lines if UNPICKLER in line), lines[0]).strip()
+    reason = reason.partition(UNPICKLER)[2] or reason
+    telling = next((line.strip() for line in reason.splitlines() if line.strip()), "no reason given")
     if "add_safe_globals" in telling:
         telling = "its table makes other things than tensors"
     return ModelFolderError(f"{path}: is damaged or asks for code to be run ({printable(telling)}); get it anew")
