@@ -2,17 +2,18 @@
 
 Jinja's own sandbox keeps a template from Python's insides and `range` from more than 100,000 numbers. Here its time is
 limited too: at each turn of a loop, each call, each operator and each piece of text. So is the length of whatever an
-operator, a filter, a call, a block or the whole template makes.
+operator, a filter, a call, a block or the whole template makes. What filters, methods and formats make of a few
+characters is told before they do (`text/growth.py`).
 
-What does not hold: a single filter, method or format runs to its end, and what it makes is measured afterwards. One
-that is asked for a line of a billion blanks takes their memory for a moment.
+What does not hold: any other filter or method runs to its end, and what it makes is measured afterwards.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +21,8 @@ from jinja2 import Template, TemplateRuntimeError, nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from tandem.text.growth import GROWING, grown
 
 SECONDS = 10.0
 """A template needs milliseconds; a busy machine may give it little of each second."""
@@ -41,6 +44,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self.filters |= {_COUNTED: _counted, _SIZED: _sized}
+        self.filters |= {name: _foreseen(name, self.filters[name]) for name in GROWING if name in self.filters}
         del self.globals["lipsum"]  # makes as many words as it is asked for
 
     def compiled(self, source: str) -> Template:
@@ -62,13 +66,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, called: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function, method or macro; called by templates."""
         _require_time()
+        name, receiver = getattr(called, "__name__", ""), getattr(called, "__self__", None)
+        if isinstance(receiver, str | bytes):
+            _require_length(grown(name, receiver, (*args, *kwargs.values())))
         return _sized(super().call(context, called, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The `format` method that a template gets for a text's own."""
+        wrapped = super().wrap_str_format(value)
+        return None if wrapped is None else functools.partial(_formatted, value.__self__, wrapped)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator; called by templates."""
         _require_time()
         if operator == "**" and isinstance(left, int) and isinstance(right, int):
             _require_bits(left.bit_length() * right)
+        if operator == "%" and isinstance(left, str):
+            _require_length(grown(operator, left, (right,)))
         if operator == "*":
             _require_length(_length(left) * right if isinstance(right, int) else 0)
             _require_length(_length(right) * left if isinstance(left, int) else 0)
@@ -95,6 +109,24 @@ class _Limits(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802 - jinja's name
         self.generic_visit(node)
         return _filter(node, _SIZED)
+
+
+def _foreseen(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, refused where it would make too much. What jinja passes some filters first stays where it is."""
+    skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @functools.wraps(function)
+    def foreseen(*args: Any, **kwargs: Any) -> Any:
+        receiver, *arguments = args[skipped:]
+        _require_length(grown(name, receiver, (*arguments, *kwargs.values())))
+        return function(*args, **kwargs)
+
+    return foreseen
+
+
+def _formatted(pattern: str, function: Callable[..., str], *args: Any, **kwargs: Any) -> str:
+    _require_length(grown("format", pattern, (*args, *kwargs.values())))
+    return function(*args, **kwargs)
 
 
 def _filter(node: nodes.Node, name: str) -> nodes.Filter:

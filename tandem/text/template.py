@@ -19,6 +19,7 @@ from tandem.text.backend import Backend, Span
 from tandem.text.chat import Message
 from tandem.text.detokenizer import Start
 from tandem.text.folder import TokenizerFolder
+from tandem.text.library import said
 from tandem.text.sandbox import Sandbox
 from tandem.text.special_tokens import spelling
 
@@ -143,17 +144,21 @@ def _source(folder: TokenizerFolder, name: str) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelFolderError(f"{path}: cannot be read ({error}); copy the file again") from None
     source = read_json_object(path, ModelFolderError).get("chat_template")
-    if isinstance(source, list) and all(isinstance(entry, dict) for entry in source):
+    if isinstance(source, list) and all(isinstance(entry, dict) and _is_named(entry) for entry in source):
         source = {entry.get("name"): entry.get("template") for entry in source}.get("default")
     if source is not None and not isinstance(source, str):
         raise ModelFolderError(f"{folder.path}: chat_template in {name} is no text; correct it")
     return source
 
 
+def _is_named(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("name"), str)
+
+
 def _one_line(error: Exception) -> str:
     """What an error says; what was not meant for a user has its class before it."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, TemplateError) and said else f"{type(error).__name__} {said}".strip()
+    kind, text = type(error).__name__, said(error)
+    return text if isinstance(error, TemplateError) or text == kind else f"{kind} {text}"
 
 
 def _is_one(value: Any) -> bool:

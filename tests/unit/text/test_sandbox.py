@@ -41,6 +41,29 @@ def test_what_goes_on_for_ever_is_stopped(source: str, monkeypatch: pytest.Monke
     "source",
     [
         "{{ 'x' * 10 ** 12 }}",
+        "{{ 'a' | center(10 ** 12) | length }}",
+        "{{ 'a'.rjust(10 ** 12) | length }}",
+        "{{ 'a'.zfill(width=10 ** 12) if false else 'a'.zfill(10 ** 12) }}",
+        "{{ 'a\\nb' | indent(10 ** 12) }}",
+        "{{ 'a\\nb' | indent(width=10 ** 12) }}",
+        "{{ 'a\\tb'.expandtabs(10 ** 12) }}",
+        "{{ '%99999999999d' | format(1) }}",
+        "{{ '%99999999999d' % 1 }}",
+        "{{ '%.99999999999f' % 1 }}",
+        "{{ '%*d' % (10 ** 12, 1) }}",
+        "{{ '%*d' | format(10 ** 12, 1) }}",
+        "{{ '{:99999999999}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=10 ** 12) }}",
+        "{{ '{a:>99999999999}'.format_map({'a': 1}) }}",
+        "{{ [1, 2] | batch(10 ** 12, 0) | list }}",
+        "{{ [1, 2] | slice(10 ** 12) | list }}",
+        "{{ ('a' * 10 ** 6).replace('a', 'b' * 10 ** 6) }}",
+        "{{ ('a' * 10 ** 6) | replace('a', 'b' * 10 ** 6) }}",
+        "{{ range(99999) | join('b' * 10 ** 6) }}",
+        "{{ range(99999) | map('string') | join('b' * 10 ** 6) }}",
+        "{{ ('b' * 10 ** 6).join(range(99999) | map('string') | list) }}",
+        "{{ ('a' * 10 ** 6).translate({97: 'b' * 10 ** 6}) }}",
+        "{{ {'a': [1]} | tojson(indent=10 ** 12) }}",
         "{% set n = 10 ** 12 %}{{ n * [1] }}",
         DOUBLED.replace("STEP", "all.a ~ all.a"),
         DOUBLED.replace("STEP", "all.a + all.a"),
@@ -62,6 +85,15 @@ def test_what_makes_too_much_is_stopped(source: str) -> None:
 def test_numbers_too_are_limited(source: str) -> None:
     with pytest.raises(TemplateRuntimeError, match="a number of more than 65536 bits"):
         run(source)
+
+
+def test_what_widens_texts_a_little_still_does() -> None:
+    source = "{{ 'a' | center(5) }}|{{ '%5.1f' | format(2) }}|{{ '{:>3}'.format(7) }}|{{ [1, 2] | join(', ') }}|"
+    source += "{{ 'a\\nb' | indent(2) }}|{{ 'aXa'.replace('a', 'bc') }}|{{ 'aXa' | replace('a', 'bc') }}|"
+    source += "{{ '%d of %s' % (10 ** 9, 'x') }}|{{ [1, 2, 3] | batch(2, 0) | list }}|{{ {'a': 1} | tojson }}"
+    assert run(source) == (
+        "  a  |  2.0|  7|1, 2|a\n  b|bcXbc|bcXbc|1000000000 of x|[[1, 2], [3, 0]]|{&#34;a&#34;: 1}"
+    ).replace("&#34;", '"')
 
 
 def test_templates_mean_what_they_did() -> None:

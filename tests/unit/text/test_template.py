@@ -93,9 +93,10 @@ def test_of_several_named_templates_the_default_is_taken(tmp_path: Path) -> None
     found = of_folder(tmp_path)
     assert found is not None
     assert found.render(MESSAGES) == "d"
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
-    with pytest.raises(ModelFolderError, match=r"chat_template in tokenizer_config.json is no text"):
-        of_folder(tmp_path)
+    for wrong in (3, [{"name": [1], "template": "x"}], [{"template": "x"}], [{"name": "default", "template": 3}]):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": wrong}))
+        with pytest.raises(ModelFolderError, match=r"chat_template in tokenizer_config.json is no text"):
+            of_folder(tmp_path)
 
 
 def test_special_tokens_of_the_map_are_known_to_the_template(tmp_path: Path) -> None:
