@@ -34,12 +34,12 @@ def serve(
     """
     from tandem.catalogue.source import model_folder, served_name
     from tandem.deploy.service import local_topology, new_run_directory, running
+    from tandem.model.examination import require_whole
     from tandem.topology.file import write_topology
 
-    name = served_model_name or served_name(model)
-    topology = local_topology(
-        model_folder(model), prefill=prefill, decode=decode, port=port, host=host, served_model_name=name
-    )
+    name, source = served_model_name or served_name(model), model_folder(model)
+    topology = local_topology(source, prefill=prefill, decode=decode, port=port, host=host, served_model_name=name)
+    require_whole(source)
     folder = run_dir or new_run_directory(Path("runs"), "serve")
     write_topology(topology, folder / "topology.yaml")
     say(f"starting {', '.join(instance.name for instance in topology.instances)}; logs in {folder / 'logs'}")

@@ -95,3 +95,16 @@ def _tokenizer(folder: Path, config: ModelConfig) -> TokenizerFound:
     tokenizer = Tokenizer.from_folder(folder)
     tokenizer.require_room(folder, config.vocab_size)
     return TokenizerFound(file=tokenizer.file, ids=tokenizer.vocab_size, chat=tokenizer.chat is not None)
+
+
+def require_whole(folder: Path) -> None:
+    """Refuse a folder that cannot be served, before any process is started for it.
+
+    Raises:
+        ModelFolderError: Naming the first fault.
+    """
+    faults = examine(folder).faults
+    if faults:
+        more = f", and {len(faults) - 1} more faults; `tandem model show {folder}` lists them" if faults[1:] else ""
+        place = "" if str(folder) in faults[0] else f"{folder}: "
+        raise ModelFolderError(f"{place}{faults[0]}{more}")

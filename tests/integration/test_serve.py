@@ -119,7 +119,7 @@ def test_a_dead_instance_is_named_and_ends_the_service(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("spoil", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_half_written_folder_gives_one_line_and_its_log(spoil: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_half_written_folder_gives_one_line_and_starts_nothing(spoil: str, tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     folder.mkdir()
     for file in tiny_model.iterdir():
@@ -127,9 +127,10 @@ def test_a_half_written_folder_gives_one_line_and_its_log(spoil: str, tiny_model
         (folder / file.name).write_bytes(content[: len(content) // 2] if file.name == spoil else content)
     command = [sys.executable, "-m", "tandem", "serve", str(folder), "--port", "0", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{spoil}: " in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_instances_cannot_share_a_port(tiny_model: Path) -> None:
