@@ -5,6 +5,7 @@ Which files hold what, and whether it fits, is settled before the first number i
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -75,7 +76,7 @@ def save(
 
     Raises:
         ModelFolderError: Something of that name exists, the family's `config.json` cannot say what the model is, or
-            the disk is full.
+            the system does not let it be written.
     """
     if folder.exists():
         raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
@@ -90,7 +91,13 @@ def save(
                 (part / name).write_bytes(content)
             write_shards(part, outgoing(layout, dict(decoder.named_parameters())), max_shard_bytes)
     except OSError as error:
-        raise ModelFolderError(f"{folder}: cannot be written ({error.strerror}); free disk space") from None
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> ModelFolderError:
+    """The error for a folder that the system does not let be written."""
+    advice = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
+    return ModelFolderError(f"{folder}: cannot be written ({error.strerror}); {advice}")
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,12 +14,13 @@ import psutil
 
 from tandem.catalogue.arithmetic import DTYPE_BYTES, weight_bytes
 from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.drawing import size_text
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.named import NamedModel, TokenizerKind
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.errors import ModelFolderError, UsageError
 from tandem.files import json_bytes, read_json_object
-from tandem.model.folder import DTYPES, save
+from tandem.model.folder import DTYPES, save, unwritable
 from tandem.model.fp8_folder import write_quantised
 from tandem.model.random_weights import random_decoder
 from tandem.text.built_in_templates import CHATML, DEEPSEEK, LLAMA2, LLAMA3, MISTRAL, QWEN2
@@ -29,6 +30,9 @@ from tandem.text.making.writer import write_tokenizer
 QUANTISED_FAMILY = "deepseek_v3"
 LARGEST_VOCABULARY = 4096
 """Ids that the texts at hand can fill; a model's table may be larger, as published ones are."""
+SMALL = 100 * 2**20
+"""Bytes; tiny models are a hundredth of it."""
+LARGEST_SEED = 2**64 - 1
 TEMPLATES: dict[TokenizerKind, str] = {
     "llama2": LLAMA2, "llama3": LLAMA3, "qwen2": QWEN2, "yi": CHATML, "mistral": MISTRAL, "deepseek": DEEPSEEK,
 }  # fmt: skip
@@ -49,10 +53,13 @@ def write_random_folder(
         fp8: Quantise the matrices as DeepSeek does; only for its family.
 
     Raises:
-        UsageError: The folder exists, disk or memory are too small for the weights, or the family has no fp8.
+        UsageError: The folder exists or cannot be written, disk or memory are too small for the weights, the family
+            has no fp8, or the seed is none.
     """
     if folder.exists():
         raise UsageError(f"{folder}: exists already; choose another folder or remove it")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"--seed {seed}: give a number from 0 to {LARGEST_SEED}")
     if fp8 and config.family != QUANTISED_FAMILY:
         raise UsageError(f"--fp8: {config.family} models are not published so; leave it out")
     _require_room(config, dtype, folder, fp8=fp8)
@@ -61,10 +68,13 @@ def write_random_folder(
     if not fp8:
         save(decoder, folder, _generation(ids), files)
         return
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.absolute().parent) as scratch:
-        save(decoder, Path(scratch) / "wide", _generation(ids), files)
-        write_quantised(Path(scratch) / "wide", folder)
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.absolute().parent) as scratch:
+            save(decoder, Path(scratch) / "wide", _generation(ids), files)
+            write_quantised(Path(scratch) / "wide", folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
 
 
 def native_dtype(model: NamedModel) -> str:
@@ -98,7 +108,8 @@ def _require_room(config: ModelConfig, dtype: str, folder: Path, *, fp8: bool) -
     largest = max(map(math.prod, parameter_shapes(config).values())) * DTYPE_BYTES["float32"]
     for have, need, what in ((free, written, f"disk of {there}"), (memory, size + largest, "memory")):
         if have < need:
+            # Small ones were asked for as such; they can hardly be smaller.
+            advice = "use --tiny or a smaller --shape" if need >= SMALL else "free some of it"
             raise UsageError(
-                f"{folder}: random weights need {need / 2**30:.1f} GiB, the {what} has {have / 2**30:.1f} GiB free; "
-                "use --tiny or --shape"
+                f"{folder}: random weights need {size_text(need)}, the {what} has {size_text(have)} free; {advice}"
             )

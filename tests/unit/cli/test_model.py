@@ -157,7 +157,7 @@ def test_random_needs_a_size(
 
 def test_random_in_full_needs_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["model", "random", "deepseek-v3", str(tmp_path / "out"), "--full"]) == 2
-    assert "random weights need 1249.9 GiB" in capsys.readouterr().err
+    assert "random weights need 1,249.88 GiB" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -20,6 +21,8 @@ from tandem.catalogue.config import MoE
 from tandem.catalogue.models import MODELS
 from tandem.catalogue.shrink import SmallShape, shrink
 from tandem.errors import UsageError
+from tandem.model import folder as model_folder
+from tandem.model import fp8_folder
 from tandem.model.random_folder import write_random_folder
 from tandem.text.template import TemplateFormat
 from tandem.text.tokenizer import Tokenizer
@@ -37,7 +40,7 @@ def test_the_largest_parameter_of_a_mixture_is_its_stacked_experts(
     available = weight_bytes(config, "bfloat16") + 4 * experts - short
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     if short:
-        with pytest.raises(UsageError, match=r"the memory has .* use --tiny or --shape"):
+        with pytest.raises(UsageError, match=r"need [\d.]+ MiB, the memory has .* free; free some of it"):
             write_random_folder(config, "mistral", tmp_path / "out", dtype="bfloat16", seed=0)
     else:
         write_random_folder(config, "mistral", tmp_path / "out", dtype="bfloat16", seed=0)
@@ -47,7 +50,7 @@ def test_the_largest_parameter_of_a_mixture_is_its_stacked_experts(
 def test_the_disk_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shrink(MODELS["mixtral-8x7b"].config)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=weight_bytes(config, "bfloat16") - 1))
-    with pytest.raises(UsageError, match=r"the disk of .* use --tiny or --shape"):
+    with pytest.raises(UsageError, match=r"need [\d.]+ KiB, the disk of .* has .* KiB free; free some of it"):
         write_random_folder(config, "mistral", tmp_path / "out", dtype="bfloat16", seed=0)
 
 
@@ -97,3 +100,26 @@ def test_families_whose_chat_format_is_python_bring_none(name: str, tmp_path: Pa
     )  # fmt: skip
     assert "chat_template" not in json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
     assert Tokenizer.from_folder(tmp_path / "m").chat is not None
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_is_none_is_refused_by_name(seed: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"--seed {seed}: give a number from 0 to {2**64 - 1}"):
+        write_random_folder(shrink(MODELS["yi-6b"].config), "yi", tmp_path / "m", dtype="bfloat16", seed=seed)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "choose another folder")]
+)
+def test_only_a_full_disk_wants_space(
+    number: int, advice: str, fp8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "said the system")
+
+    monkeypatch.setattr(fp8_folder if fp8 else model_folder, "whole_folder", refuse)
+    config = shrink(MODELS["deepseek-v3"].config, SmallShape(layers=2))
+    with pytest.raises(UsageError, match=rf"m: cannot be written \(said the system\); {advice}"):
+        write_random_folder(config, "deepseek", tmp_path / "m", dtype="bfloat16", seed=0, fp8=fp8)
+    assert list(tmp_path.iterdir()) == []
