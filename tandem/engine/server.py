@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 from aiohttp import web
@@ -20,6 +21,9 @@ from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_
 from tandem.protocol.identity import Identity
 from tandem.protocol.json_body import decode_object
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
+
+CHATS_AT_ONCE = 4
+"""Conversations that are put into words at the same time."""
 
 
 class InstanceServer:
@@ -37,6 +41,8 @@ class InstanceServer:
         self._identity = identity
         self._metrics = InstanceMetrics(driver.engine)
         self._created = int(time.time())
+        # Of their own: a folder's chat template may take its seconds, and completions do not wait for it.
+        self._chats = ThreadPoolExecutor(CHATS_AT_ONCE, thread_name_prefix="chat")
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -48,7 +54,12 @@ class InstanceServer:
         app.router.add_get("/identity", self._who)
         app.router.add_get("/metrics", self._scrape)
         app.router.add_post("/tandem/release", self._release)
+        app.on_cleanup.append(self._close)
         return app
+
+    async def _close(self, _: web.Application) -> None:
+        # What waits is dropped; what runs ends by itself, within the template's seconds.
+        self._chats.shutdown(wait=False, cancel_futures=True)
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), CompletionRequest)
@@ -58,7 +69,8 @@ class InstanceServer:
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), ChatRequest)
-        request = await asyncio.to_thread(self._intake.chat, body, request_id(http.headers))
+        loop = asyncio.get_running_loop()
+        request = await loop.run_in_executor(self._chats, self._intake.chat, body, request_id(http.headers))
         return await self._answer(http, body, "chat", request)
 
     async def _answer(

@@ -37,6 +37,15 @@ def test_what_goes_on_for_ever_is_stopped(source: str, monkeypatch: pytest.Monke
     assert time.monotonic() - began < 10  # 0.4 s on an idle machine
 
 
+def test_what_goes_on_leaves_the_processor_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 1.0)
+    monkeypatch.setattr(sandbox, "SECONDS_ALONE", 0.1)
+    began = time.thread_time()
+    with pytest.raises(TemplateRuntimeError, match="longer than 1 s"):
+        run("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    assert time.thread_time() - began < 0.7  # 0.15 s on an idle machine
+
+
 @pytest.mark.parametrize(
     "source",
     [
