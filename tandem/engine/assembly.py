@@ -23,6 +23,7 @@ from tandem.errors import ModelFolderError, UsageError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache, compatibility_digest
 from tandem.model.folder import DTYPES, fingerprint, load
+from tandem.model.weights.stored import printable
 from tandem.parallel.device import choose_device
 from tandem.protocol.identity import Identity
 from tandem.text.tokenizer import Tokenizer
@@ -123,7 +124,7 @@ def _generation_defaults(folder: Path, tokenizer: Tokenizer, config: ModelConfig
     """The folder's own, with the tokens at which its chat format ends a turn."""
     defaults = read_generation_defaults(folder)
     for name, value in defaults.unapplied.items():
-        log.warning("%s: %s %s in generation_config.json is not applied", folder, name, value)
+        log.warning("%s: %s %s in generation_config.json is not applied", folder, name, printable(str(value)))
     ends = tokenizer.chat.end_token_ids if tokenizer.chat is not None else ()
     defaults = replace(defaults, eos_token_ids=tuple(dict.fromkeys((*defaults.eos_token_ids, *ends))))
     _check_ends(folder, defaults, config)
