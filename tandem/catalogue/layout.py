@@ -42,9 +42,9 @@ class MinimumCards:
 DOCUMENT = "stated by the documents"
 
 
-def documented(seq_length: int, *, tp: int, pp: int, cards: int, basis: str = DOCUMENT) -> ParallelLayout:
+def documented(seq_length: int, *, tp: int, pp: int, cards: int) -> ParallelLayout:
     """A row of the documents' tables."""
-    return ParallelLayout(seq_length=seq_length, tp=tp, pp=pp, cards=cards, source="document", basis=basis)
+    return ParallelLayout(seq_length=seq_length, tp=tp, pp=pp, cards=cards, source="document", basis=DOCUMENT)
 
 
 def derived(basis: str, seq_length: int, *, tp: int, pp: int, cards: int, cp: int = 1) -> ParallelLayout:
@@ -58,4 +58,4 @@ EXAMPLE = "ModelLink's example script"
 
 def like(name: str) -> str:
     """The basis of a layout that another model of the same or nearly the same shape has."""
-    return f"as {name}, which has the same size"
+    return f"as {name}, which is about as large"

@@ -73,10 +73,10 @@ def model_folder(text: str | Path) -> Path:
     return folder
 
 
-def served_name(text: str) -> str:
+def served_name(text: str | Path) -> str:
     """What clients call a model that was given as `text`: a folder's own name, or the text itself."""
     folder = Path(text)
-    return folder.resolve().name if folder.is_dir() else text
+    return folder.resolve().name if folder.is_dir() else str(text)
 
 
 def _snapshot(text: str) -> Path:

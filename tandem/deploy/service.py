@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from tandem.catalogue.source import served_name
 from tandem.deploy.command import instance_command
 from tandem.deploy.local import CommandBuilder, LocalDeployment, Progress
 from tandem.deploy.port import free_ports, port_is_free, require_port_number
@@ -59,7 +60,7 @@ def local_topology(
     roles = [Role.PREFILL] * prefill + [Role.DECODE if prefill else Role.BOTH] * decode
     return Topology(
         model=str(model.resolve()),
-        served_model_name=served_model_name or model.resolve().name,
+        served_model_name=served_model_name or served_name(model),
         instances=(*instances_on_free_ports(roles, gateway), gateway),
     )
 

@@ -12,6 +12,7 @@ import torch
 import tandem
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
+from tandem.catalogue.source import served_name
 from tandem.engine.config import InstanceConfig
 from tandem.engine.driver import Driver
 from tandem.engine.engine import Engine, EngineIdentity
@@ -68,7 +69,7 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
     limits = SchedulerLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
     engine = Engine(Runner(decoder, cache), cache, pool, tokenizer, limits, identity, config.kv_lease_seconds)
     driver = Driver(engine, config.transfer_timeout)
-    names = config.served_model_names or (config.model.resolve().name,)
+    names = config.served_model_names or (served_name(config.model),)
     intake = Intake(
         tokenizer=tokenizer,
         defaults=defaults,

@@ -59,15 +59,20 @@ class Experts(nn.Module):
         """[N, E], [N, C], [N, C] -> [N, E], summed in at least fp32; only experts that some token chose compute."""
         choices = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.gate)).tolist()
-        # Taken apart at once: the gradient of one expert cut out of a stack is as large as the whole stack.
-        experts = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        # Where gradients flow, taken apart at once: that of one expert cut out is as large as the whole stack.
+        stacks = (self.gate, self.up, self.down)
+        gates, ups, downs = (stack.unbind() if torch.is_grad_enabled() else stack for stack in stacks)
         out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-        for (gate, up, down), mine in zip(experts, torch.split(choices, counts), strict=True):
-            if len(mine):
+        end = 0
+        for expert, count in enumerate(counts):
+            end += count
+            if count:
+                mine = choices[end - count : end]
                 token = mine // chosen.shape[1]
                 rows = x[token]
-                result = F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down)
-                out = out.index_add(0, token, (result * weights.flatten()[mine, None]).to(out.dtype))
+                inner = F.silu(F.linear(rows, gates[expert])) * F.linear(rows, ups[expert])
+                result = F.linear(inner, downs[expert]) * weights.flatten()[mine, None]
+                out = out.index_add(0, token, result.to(out.dtype))
         return out.to(x.dtype)
 
 

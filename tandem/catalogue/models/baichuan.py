@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
-from tandem.catalogue.layout import DOCUMENT, documented
+from tandem.catalogue.layout import DOCUMENT, derived
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import Alibi
 
@@ -26,7 +26,5 @@ BAICHUAN2_13B = NamedModel(
     dtype="bfloat16",
     tokenizer="baichuan2",
     chat="baichuan2",
-    layouts=(
-        documented(4096, tp=8, pp=1, cards=8, basis=f"{DOCUMENT} of an earlier release, without cards or length"),
-    ),
+    layouts=(derived(f"TP and PP {DOCUMENT} of an earlier release", 4096, tp=8, pp=1, cards=8),),
 )

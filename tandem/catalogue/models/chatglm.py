@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
-from tandem.catalogue.layout import DOCUMENT, EXAMPLE, derived, documented
+from tandem.catalogue.layout import DOCUMENT, EXAMPLE, derived
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import Rope
 
@@ -32,7 +32,7 @@ CHATGLM3 = NamedModel(
     tokenizer="chatglm3",
     chat="chatglm3",
     layouts=(
-        documented(8192, tp=2, pp=4, cards=8, basis=f"{DOCUMENT} of an earlier release, without cards"),
+        derived(f"TP and PP {DOCUMENT} of an earlier release", 8192, tp=2, pp=4, cards=8),
         derived(EXAMPLE, 8192, tp=1, pp=2, cards=8),
     ),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tandem.catalogue.config import GQA, ModelConfig
-from tandem.catalogue.layout import EXAMPLE, ParallelLayout, derived, documented
+from tandem.catalogue.layout import ParallelLayout, derived, documented, like
 from tandem.catalogue.models.plain import plain
 from tandem.catalogue.named import NamedModel
 from tandem.catalogue.position import QwenNTK
@@ -82,7 +82,7 @@ QWEN = (
     _qwen(
         "72B",
         _config(vocab=152064, hidden=8192, layers=80, heads=64, inner=24576, theta=1e6, max_position=32768),
-        (derived(EXAMPLE, 8192, tp=8, pp=8, cards=64),),
+        (derived(like("qwen1.5-72b"), 8192, tp=8, pp=8, cards=64),),
         "log-n and the growing rotary base are off",
     ),
 )

@@ -196,8 +196,15 @@ def test_the_documents_layouts() -> None:
         ("llama3-8b", 4096, 4, 1, 4), ("llama3-8b", 8192, 4, 1, 4),
         ("llama3-70b", 4096, 8, 4, 32), ("llama3-70b", 8192, 8, 8, 64),
         ("qwen-7b", 4096, 4, 1, 4), ("qwen-7b", 8192, 4, 1, 4), ("qwen-14b", 4096, 8, 1, 8),
-        ("glm3-6b", 8192, 2, 4, 8), ("baichuan2-13b", 4096, 8, 1, 8),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "layout"), [("glm3-6b", (8192, 2, 4, 8)), ("baichuan2-13b", (4096, 8, 1, 8))])
+def test_layouts_of_which_the_documents_state_a_part_are_marked(name: str, layout: tuple[int, ...]) -> None:
+    first = MODELS[name].layouts[0]
+    assert (first.seq_length, first.tp, first.pp, first.cards) == layout
+    assert first.source == "derived"
+    assert first.basis == "TP and PP stated by the documents of an earlier release"
 
 
 def test_mixtures() -> None:

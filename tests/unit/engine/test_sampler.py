@@ -37,6 +37,7 @@ def test_frequencies_follow_the_softmax() -> None:
     [
         ({"top_k": 2}, {1, 2}),
         ({"top_k": 99}, {0, 1, 2, 3, 4}),
+        ({"top_p": 0.0}, {1}),
         ({"top_p": 0.6}, {1}),
         ({"top_p": 0.7}, {1, 2}),
         ({"min_p": 0.3}, {1, 2}),

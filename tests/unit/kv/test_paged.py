@@ -103,10 +103,12 @@ def test_chunks_side_by_side_give_whole_sequences(
         torch.testing.assert_close(out[n], whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("expanded_from", [1, 3, 128])
+@pytest.mark.parametrize(("expanded_from", "longest"), [(1, 16384), (3, 16384), (128, 16384), (1, 5)])
 @given(steps=schedules(), seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
-def test_latents_give_whole_sequences_expanded_or_not(expanded_from: int, steps: Steps, seed: int) -> None:
+def test_latents_give_whole_sequences_expanded_or_not(
+    expanded_from: int, longest: int, steps: Steps, seed: int
+) -> None:
     torch.manual_seed(seed)
     lengths, layer = lengths_of(steps), latent_attention()
     cache, tables = memory(1, 1, MLA_SHAPE.kv_rank + MLA_SHAPE.rope_dim, lengths)
@@ -118,6 +120,7 @@ def test_latents_give_whole_sequences_expanded_or_not(expanded_from: int, steps:
 
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(paged, "EXPANDED_FROM", expanded_from)
+        patch.setattr(paged, "LONGEST_EXPANDED", longest)
         out = in_steps(steps, cache, tables, (q, latents), attended)
         for n in lengths:
             whole = attend(q[n][None], *layer.expand(latents[n][None]), scale=layer.scale)[0]

@@ -11,7 +11,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from tandem.catalogue.config import GroupedSigmoidRouter, MoE, SoftmaxRouter
+from tandem.catalogue.models import MODELS
+from tandem.catalogue.shrink import shrink
 from tandem.model.experts import Mixture, Router
+from tandem.model.random_weights import random_decoder
 
 HIDDEN = 12
 
@@ -142,3 +145,10 @@ def _one(layer: Mixture, row: Tensor, weights: Tensor, chosen: Tensor) -> Tensor
         gate, up, down = (matrix[expert] for matrix in (layer.experts.gate, layer.experts.up, layer.experts.down))
         parts.append(weight * (down @ (torch.nn.functional.silu(gate @ row) * (up @ row))))
     return torch.stack(parts).sum(0)
+
+
+def test_training_leaves_the_bias_alone() -> None:
+    decoder = random_decoder(shrink(MODELS["deepseek-v3"].config), torch.float32, 0).unfreeze()
+    frozen = [name for name, parameter in decoder.named_parameters() if not parameter.requires_grad]
+    assert len(frozen) == 2
+    assert all(name.endswith("feed_forward.router.bias") for name in frozen)

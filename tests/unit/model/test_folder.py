@@ -263,6 +263,15 @@ def test_fingerprint_sees_every_tensor(tmp_path: Path) -> None:
     assert len(seen) == len(names) + 1
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_fingerprint_sees_more_than_the_first_row(part: int, tmp_path: Path) -> None:
+    """A matrix that changed in one of its quarters alone, where the sample of that quarter lies."""
+    save(decoder(config(vocab_size=400)), tmp_path / "m", GenerationDefaults(), {})
+    before = fingerprint(tmp_path / "m")
+    edit_weights(tmp_path / "m", lambda tensors: tensors[HEAD][100 * part].add_(1))
+    assert fingerprint(tmp_path / "m") != before
+
+
 def test_a_loaded_model_does_not_follow_its_file(tmp_path: Path) -> None:
     save(decoder(config()), tmp_path / "m", GenerationDefaults(), {})
     model = load(tmp_path / "m", CPU)

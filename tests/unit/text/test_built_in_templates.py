@@ -103,6 +103,10 @@ def test_turns_must_alternate(made, kind: str) -> None:
         chat.encode([])
 
 
-def test_every_template_compiles() -> None:
-    for source in (templates.CHATML, templates.QWEN2, templates.LLAMA2, templates.LLAMA3, templates.MISTRAL):
-        ChatTemplate(source, {}, "here")
+@pytest.mark.parametrize("name", ["CHATML", "QWEN2", "LLAMA2", "LLAMA3", "MISTRAL", "DEEPSEEK"])
+def test_every_template_says_all_turns_and_opens_the_next(name: str) -> None:
+    chat = ChatTemplate(getattr(templates, name), {"bos_token": "<s>", "eos_token": "</s>"}, "here")
+    messages = [{"role": role, "content": f"{role} says"} for role in ("user", "assistant")]
+    closed = chat.render(messages, add_generation_prompt=False)
+    assert closed.index("user says") < closed.index("assistant says")
+    assert chat.render([*messages, messages[0]]).startswith(closed)
