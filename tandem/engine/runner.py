@@ -1,52 +1,78 @@
-"""One step's arithmetic: the plan's tokens through the decoder over the paged cache, and a token for each that ends."""
+"""One step's arithmetic: the plan's tokens through the decoder over the paged cache, and what is sampled from it."""
 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from tandem.engine.sampler import sample
+from tandem.engine.handoff import Sampled
+from tandem.engine.sampler import Draw, sample
 from tandem.engine.scheduler import Plan, Work
-from tandem.kv.cache import KVCache
-from tandem.kv.paged import Chunk, PagedContext
-from tandem.model.decoder import Decoder
+from tandem.engine.step import Step
+from tandem.kv.paged import Chunk
+
+
+class Model(Protocol):
+    """What computes a step: one process, or several that hold a part each."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the model knows."""
+
+    def logits(self, step: Step) -> Tensor | None:
+        """[rows, V], or None where no row is wanted.
+
+        Raises:
+            ProcessError: A rank died.
+        """
+
+    def close(self) -> None:
+        """Let go of processes and memory."""
 
 
 class Runner:
     """Runs plans.
 
     Args:
-        decoder: The model, in evaluation mode.
-        cache: On the same device.
+        model: Over the instance's cache.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self._decoder = decoder
-        self._cache = cache
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids the model knows."""
-        return self._decoder.config.vocab_size
+    def __init__(self, model: Model) -> None:
+        self.model = model
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> list[int]:
-        """Compute the plan; the sampled tokens of its works that sample, in order."""
-        works = plan.works
-        fed = [token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]]
-        chunks = [_chunk(work) for work in works]
-        tokens = torch.tensor(fed, device=self._cache.device)
-        hidden = self._decoder.hidden(tokens, PagedContext(self._cache, chunks))
-        ends = accumulate(work.count for work in works)
-        last = [end - 1 for end, work in zip(ends, works, strict=True) if work.samples]
-        sequences = [work.sequence for work in works if work.samples]
-        if not sequences:
+    def run(self, plan: Plan) -> list[list[Sampled]]:
+        """Compute the plan: for each of its works that samples, in order, the next token of every choice it draws."""
+        logits = self.model.logits(_step(plan))
+        if logits is None:
             return []
-        logits = self._decoder.logits(hidden[torch.tensor(last, device=hidden.device)])
-        return sample(logits, [s.sampling for s in sequences], [s.output_count for s in sequences])
+        draws = [_draws(work) for work in plan.works if work.samples]
+        rows = torch.tensor([row for row, drawn in enumerate(draws) for _ in drawn], device=logits.device)
+        sampled = iter(sample(logits[rows], [draw for drawn in draws for draw in drawn]))
+        return [[next(sampled) for _ in drawn] for drawn in draws]
+
+
+def _step(plan: Plan) -> Step:
+    works = plan.works
+    ends = accumulate(work.count for work in works)
+    return Step(
+        tokens=[token for work in works for token in work.sequence.token_ids[work.start : work.start + work.count]],
+        chunks=[_chunk(work) for work in works],
+        rows=[end - 1 for end, work in zip(ends, works, strict=True) if work.samples],
+    )
 
 
 def _chunk(work: Work) -> Chunk:
     prompt = len(work.sequence.request.prompt)
     return Chunk(blocks=work.blocks, start=work.start, count=work.count, prompt=prompt)
+
+
+def _draws(work: Work) -> list[Draw]:
+    """What is drawn from the work's last row: one token, or the first one of every choice."""
+    sequence = work.sequence
+    choices = sequence.request.choices if sequence.fork else (sequence.choice,)
+    prompt = len(sequence.request.prompt)
+    return [Draw(params=sequence.sampling, choice=choice, tokens=sequence.token_ids, prompt=prompt) for choice in choices]

@@ -1,11 +1,12 @@
 """The memory that holds keys and values: one tensor, cut into blocks, written and read by slot.
 
-    storage [L layers][P planes][N blocks][S tokens per block][K kv heads][D numbers per head]
+    storage [N blocks][L layers][P planes][S tokens per block][K kv heads][D numbers per head]
 
-The planes are keys and values; with latent attention there is one, of latents, and one "head".
+The planes are keys and values; with latent attention there is one, of latents, and one "head". A block is one run of
+bytes over all layers, so handing it to another instance is one copy.
 
-Token t of a sequence with block table `b` lies in slot `b[t // S] * S + t % S`. A layer's plane is contiguous, so
-reading one layer of one sequence is one gather of whole blocks.
+Token t of a sequence with block table `b` lies in block `b[t // S]` at place `t % S`. `K` are the heads of one rank
+where an instance has several (`parallel/split.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from tandem.catalogue.arithmetic import cache_shape
 from tandem.catalogue.config import ModelConfig
+from tandem.kv.memory import Memory, allocate
+from tandem.parallel.split import kv_part
 
 
 class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +47,14 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
             block_size=block_size,
         )
 
+    def of_rank(self, rank: int, ranks: int) -> CacheLayout:
+        """The layout of one rank's part.
+
+        Raises:
+            UsageError: The heads cannot be shared out.
+        """
+        return msgspec.structs.replace(self, kv_heads=len(kv_part(self.kv_heads, rank, ranks)))
+
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token takes over all layers and planes."""
@@ -53,6 +64,11 @@ class CacheLayout(msgspec.Struct, frozen=True, kw_only=True):
     def bytes_per_block(self) -> int:
         """Bytes of one full block."""
         return self.bytes_per_token * self.block_size
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """[L, P, S, K, D]."""
+        return self.layers, self.planes, self.block_size, self.kv_heads, self.head_dim
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -68,47 +84,45 @@ def compatibility_digest(layout: CacheLayout, *parts: str) -> str:
 
 
 class KVCache:
-    """Keys and values of all sequences of one instance.
+    """Keys and values of all sequences of one rank.
 
     Args:
         layout: Shapes and element type.
         blocks: Number of blocks.
         device: Where the memory lies. It is not cleared: a slot is always written before it is read.
+        memory: `blocks * layout.bytes_per_block` bytes on `device`; allocated if not given.
     """
 
-    def __init__(self, layout: CacheLayout, blocks: int, device: torch.device) -> None:
+    def __init__(self, layout: CacheLayout, blocks: int, device: torch.device, memory: Memory | None = None) -> None:
         self.layout = layout
-        shape = (layout.layers, layout.planes, blocks, layout.block_size, layout.kv_heads, layout.head_dim)
-        self._storage = torch.empty(shape, dtype=layout.torch_dtype, device=device)
+        self.memory = memory or allocate(blocks * layout.bytes_per_block, device)
+        self.blocks = self.memory.data.view(layout.torch_dtype).view(blocks, *layout.block_shape)
+        """[N, L, P, S, K, D]."""
+        self._rows = self.blocks.view(-1, layout.kv_heads, layout.head_dim)
+        self._planes = self.blocks.flatten(0, 2)
 
     @property
     def device(self) -> torch.device:
         """Where the memory lies."""
-        return self._storage.device
+        return self.blocks.device
 
     def slots(self, blocks: Sequence[int], start: int, stop: int) -> Tensor:
-        """Slots of tokens `start` to `stop` (exclusive) of a sequence with this block table, int64 [stop - start]."""
-        size = self.layout.block_size
-        return torch.tensor([blocks[t // size] * size + t % size for t in range(start, stop)], device=self.device)
+        """Slots in layer 0 of tokens `start` to `stop` (exclusive) of a sequence with this table, int64 [stop - start].
+
+        A slot is a row of [K, D]; `write` finds the other layers' and planes' from it.
+        """
+        size, planes = self.layout.block_size, self.layout.layers * self.layout.planes
+        return torch.tensor(
+            [blocks[t // size] * planes * size + t % size for t in range(start, stop)], device=self.device
+        )
 
     def write(self, layer: int, slots: Tensor, *planes: Tensor) -> None:
         """Store one [T, K, D] for each plane of one layer in their slots [T]."""
-        for plane, tokens in zip(self._storage[layer].flatten(1, 2), planes, strict=True):
-            plane.index_copy_(0, slots, tokens)
+        for plane, tokens in enumerate(planes, start=layer * self.layout.planes):
+            self._rows.index_copy_(0, slots + plane * self.layout.block_size, tokens)
 
     def read(self, layer: int, blocks: Tensor, length: int) -> list[Tensor]:
         """Each plane [length, K, D] of one layer of a sequence, copied out of its blocks (int64)."""
-        return [plane.index_select(0, blocks).flatten(0, 1)[:length] for plane in self._storage[layer]]
-
-    def export_tokens(self, blocks: Sequence[int], length: int) -> Tensor:
-        """The first `length` tokens of a sequence as bytes, uint8 [L * P * length * K * D * item] on the CPU."""
-        table = torch.tensor(blocks, device=self.device)
-        tokens = self._storage.index_select(2, table).flatten(2, 3)[:, :, :length]
-        return tokens.contiguous().cpu().view(torch.uint8).flatten()
-
-    def import_tokens(self, blocks: Sequence[int], length: int, data: Tensor) -> None:
-        """Store what `export_tokens` gave, `data` uint8 on the CPU, in blocks of this cache."""
         layout = self.layout
-        shape = (layout.layers, layout.planes, length, layout.kv_heads, layout.head_dim)
-        tokens = data.view(layout.torch_dtype).view(shape).to(self.device)
-        self._storage.flatten(2, 3).index_copy_(2, self.slots(blocks, 0, length), tokens)
+        first = blocks * (layout.layers * layout.planes) + layer * layout.planes
+        return [self._planes.index_select(0, first + plane).flatten(0, 1)[:length] for plane in range(layout.planes)]

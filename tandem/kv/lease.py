@@ -1,43 +1,55 @@
-"""Leases: blocks that a finished prefill keeps for whoever shows the ticket, for a limited time.
+"""Leases: blocks kept under a name for a limited time, for whoever shows the name.
 
-    open ──claim──▶ claimed ──release──▶ gone, blocks returned
-      │                │
-      │                └──unclaim (the pull broke off)──▶ open
-      └──expire / release──▶ gone, blocks returned
+Two kinds: a ticket's, over what a prefill computes and another instance will pull; and a reservation's, over free
+blocks for a request that is still to come.
 
-A ticket is good for one pull. A claimed lease does not expire under the reader; the transfer's own timeout bounds it.
-Releasing a claimed lease is safe: the reader works on a copy taken when it claimed.
+    ticket:       computing ──▶ open ──received / release / expire──▶ gone, blocks returned
+                      └──the prefill ended otherwise──▶ gone
+    reservation:  open ──admitted / release / expire──▶ gone, blocks returned
+
+Whoever reads a lease's blocks holds them for that time in the pool, so a lease may end at any moment.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from tandem.errors import TransferError
 
-
-@dataclass
+@dataclass(eq=False)
 class Lease:
-    """Blocks kept under one ticket."""
+    """Blocks kept under one name."""
 
-    blocks: Sequence[int]
-    tokens: int
-    """Tokens whose keys and values the blocks hold."""
-    token_ids: list[int]
-    """The prompt and the first sampled token after it."""
-    seed: int
-    """That the first token was drawn with; the decode side goes on with it."""
-    expires: float
+    blocks: list[int] = field(default_factory=list)
+    """What the lease holds and gives back."""
+    expires: float = math.inf
     """On the clock of `LeaseBook`, in seconds."""
-    ticket: str = field(default_factory=lambda: secrets.token_hex(16))
-    claimed: bool = False
+    name: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
-class LeaseBook:
-    """All leases of one instance.
+@dataclass(eq=False)
+class Ticket(Lease):
+    """A prefill's lease; while it is computed, its sequence holds the blocks and the lease none."""
+
+    content: bytes = b""
+    """Key of the tokens whose keys and values the blocks hold (`prefix.py`)."""
+    count: int = 0
+    """Blocks in all."""
+    ready: Sequence[int] = ()
+    """The blocks that are computed: the first ones of `count`."""
+    state: bytes | None = None
+    """What travels besides blocks, once the prefill has finished."""
+
+
+L = TypeVar("L", bound=Lease)
+
+
+class LeaseBook(Generic[L]):
+    """All leases of one kind.
 
     Not thread-safe: used under the engine's lock.
 
@@ -53,56 +65,47 @@ class LeaseBook:
         self.duration = duration
         self._give_back = give_back
         self._clock = clock
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, L] = {}
         self.expired = 0
-        """Leases that nobody fetched in time, since the start."""
+        """Leases that nobody used in time, since the start."""
 
     def __len__(self) -> int:
-        """Number of leases that hold blocks."""
+        """Number of leases."""
         return len(self._leases)
 
-    def open(self, blocks: Sequence[int], token_ids: list[int], seed: int) -> Lease:
-        """Keep `blocks`, which hold all of `token_ids` but the last, under a new ticket."""
-        lease = Lease(blocks, len(token_ids) - 1, token_ids, seed, self._clock() + self.duration)
-        self._leases[lease.ticket] = lease
-        return lease
+    def __iter__(self) -> Iterator[L]:
+        """All leases."""
+        return iter(self._leases.values())
 
-    def claim(self, ticket: str) -> Lease:
-        """Take the lease for one pull.
+    def add(self, lease: L) -> None:
+        """Keep a lease; without `begin` it does not expire."""
+        self._leases[lease.name] = lease
 
-        Raises:
-            TransferError: The ticket is unknown (used up, expired or never given) or being pulled already.
-        """
-        lease = self._leases.get(ticket)
-        if lease is None:
-            raise TransferError("the KV ticket is used up, expired or unknown here; prefill the request again")
-        if lease.claimed:
-            raise TransferError("the KV ticket is being pulled by another decode instance; prefill the request again")
-        lease.claimed = True
-        return lease
+    def begin(self, lease: L) -> None:
+        """Let a lease's time run from now."""
+        lease.expires = self._clock() + self.duration
 
-    def unclaim(self, ticket: str) -> None:
-        """The pull broke off: the blocks wait for another one, for a new full lease."""
-        if lease := self._leases.get(ticket):
-            lease.claimed = False
-            lease.expires = self._clock() + self.duration
+    def find(self, name: str) -> L | None:
+        """The lease of that name, if it has not ended."""
+        return self._leases.get(name)
 
-    def renew(self, tickets: Sequence[str]) -> None:
-        """Begin these leases anew, as far as they are still there."""
-        for ticket in tickets:
-            if lease := self._leases.get(ticket):
-                lease.expires = self._clock() + self.duration
+    def renew(self, names: Sequence[str]) -> None:
+        """Begin these leases anew, as far as they are there and their time runs."""
+        for name in names:
+            lease = self._leases.get(name)
+            if lease is not None and lease.expires < math.inf:
+                self.begin(lease)
 
-    def release(self, ticket: str) -> bool:
-        """End a lease and give its blocks back; False if there is none (any more)."""
-        lease = self._leases.pop(ticket, None)
+    def end(self, name: str) -> L | None:
+        """End a lease and give its blocks back; None if there is none (any more)."""
+        lease = self._leases.pop(name, None)
         if lease is not None:
             self._give_back(lease.blocks)
-        return lease is not None
+        return lease
 
     def expire(self) -> None:
-        """End every unclaimed lease whose time is over."""
+        """End every lease whose time is over."""
         now = self._clock()
-        for lease in [lease for lease in self._leases.values() if not lease.claimed and lease.expires <= now]:
-            self.release(lease.ticket)
+        for lease in [lease for lease in self._leases.values() if lease.expires <= now]:
+            self.end(lease.name)
             self.expired += 1

@@ -9,9 +9,10 @@ refused: the ticket of another engine may carry more than ours.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 
 class KVTransferParams(msgspec.Struct, kw_only=True, frozen=True):
@@ -34,11 +35,25 @@ class KVTransferParams(msgspec.Struct, kw_only=True, frozen=True):
     remote_num_tokens: int | None = None
     """Tokens whose keys and values the blocks hold."""
     remote_blocks_expiry_time: float | None = None
-    """When the lease ends, in seconds since the epoch on the holder's clock."""
+    """When the lease ends, in seconds since the epoch on the holder's clock; none while the prefill goes on."""
     tp_size: int = 1
     """Tensor-parallel size of the holder."""
     transfer_mode: str | None = None
     """`pull`: the decode instance reads; there is no other mode here."""
+    release_on_abort: bool = True
+    """Ours: whether the decode instance gives the ticket back when its request is aborted before the blocks are there.
+    A gateway that means to show the ticket to another decode instance says no, and releases it itself."""
+
+
+class Resume(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """An answer that another instance began; this one goes on exactly where it broke off."""
+
+    output_token_ids: list[int]
+    """The tokens generated so far. With them the seed, the penalties, the stops and all limits go on as they were."""
+    sent: Annotated[int, Meta(ge=0)] = 0
+    """Characters of the answer that the client has already."""
+    choice: Annotated[int, Meta(ge=0)] = 0
+    """Which of several choices it is; it decides the random numbers."""
 
 
 REMOTE_DECODE: Final = KVTransferParams(do_remote_decode=True)
