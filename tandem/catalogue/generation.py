@@ -17,14 +17,15 @@ from tandem.files import read_json_object, there
 SMALLEST = 1e-9
 """Of probability masses: with 0, no token at all would be kept."""
 KNOWN = ("bos_token_id", "eos_token_id", "do_sample", "temperature", "top_p", "top_k")
-"""The fields of that file that have a meaning here."""
+"""The fields of that file that have a meaning here and are always written."""
+OPTIONAL: Mapping[str, float] = {"repetition_penalty": 1.0, "min_p": 0.0}
+"""The fields that have a meaning and are written where they say something, with the values that say nothing."""
+LARGEST_PENALTY = 1e4
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1, None),
     "encoder_repetition_penalty": (1, None),
     "no_repeat_ngram_size": (0, None),
     "typical_p": (1, None),
-    "min_p": (0, None),
     "epsilon_cutoff": (0, None),
     "eta_cutoff": (0, None),
     "penalty_alpha": (0, None),
@@ -48,6 +49,8 @@ class GenerationDefaults:
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps every token."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever else `generation_config.json` says, by its own names: kept, so that an export loses nothing."""
 
@@ -67,6 +70,7 @@ class GenerationDefaults:
             **({"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}),
             "top_p": self.top_p,
             "top_k": self.top_k,
+            **{name: value for name, nothing in OPTIONAL.items() if (value := getattr(self, name)) != nothing},
         }
 
 
@@ -89,9 +93,17 @@ def read_generation_defaults(folder: Path) -> GenerationDefaults:
         temperature=_number(folder, fields, "temperature", 1.0, 0, math.inf) if sampled else 0.0,
         top_p=_number(folder, fields, "top_p", 1.0, SMALLEST, 1),
         top_k=_whole(folder, fields, "top_k", 0, 2**31),
-        # Of greedy answers the temperature is nothing but something to keep.
-        extra={name: own[name] for name in own if name not in KNOWN or (name == "temperature" and not sampled)},
+        min_p=_number(folder, fields, "min_p", 0.0, 0, 1),
+        repetition_penalty=_number(folder, fields, "repetition_penalty", 1.0, SMALLEST, LARGEST_PENALTY),
+        extra={name: own[name] for name in own if _says_nothing(name, own[name], sampled)},
     )
+
+
+def _says_nothing(name: str, value: Any, sampled: Any) -> bool:
+    """Whether a field is nothing but something to keep."""
+    if name == "temperature":
+        return not sampled
+    return value in (None, OPTIONAL[name]) if name in OPTIONAL else name not in KNOWN
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -37,14 +37,21 @@ QWEN2 = {
     "num_beams": 1,
     "transformers_version": "4.37.0",
 }
+NEUTRAL_ONES = QWEN | {"repetition_penalty": 1.0, "min_p": None}
 GREEDY = {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False, "temperature": 0.9, "top_p": 0.6, "top_k": 7}
 
 
-@pytest.mark.parametrize("fields", [BAICHUAN, QWEN, GREEDY], ids=["baichuan", "qwen", "greedy"])
+@pytest.mark.parametrize("fields", [BAICHUAN, QWEN, GREEDY, NEUTRAL_ONES, QWEN | {"min_p": 0.05}])
 def test_an_export_loses_nothing(fields: dict[str, Any], tmp_path: Path) -> None:
     defaults = read_generation_defaults(put(tmp_path, **fields))
     assert defaults.as_json() == fields
     assert read_generation_defaults(put(tmp_path, **defaults.as_json())) == defaults
+
+
+def test_penalties_and_cuts_are_defaults(tmp_path: Path) -> None:
+    assert read_generation_defaults(put(tmp_path, **BAICHUAN)).repetition_penalty == 1.05
+    defaults = read_generation_defaults(put(tmp_path, min_p=0.05, repetition_penalty=None))
+    assert (defaults.min_p, defaults.repetition_penalty) == (0.05, 1.0)
 
 
 def test_what_has_no_meaning_here_is_kept_beside(tmp_path: Path) -> None:
@@ -79,6 +86,9 @@ def test_a_folder_without_defaults_has_the_usual_ones(tmp_path: Path) -> None:
         ("top_p", 2),
         ("top_k", -3),
         ("top_k", 50.7),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", 1e5),
         ("eos_token_id", ["x"]),
         ("bos_token_id", 1.5),
     ],
@@ -90,10 +100,10 @@ def test_broken_generation_defaults_are_named(field: str, value: object, tmp_pat
 
 
 def test_what_is_not_applied_is_named(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps(QWEN2))
-    defaults = read_generation_defaults(tmp_path)
-    assert defaults.unapplied == {"repetition_penalty": 1.05}
-    assert defaults.as_json() == QWEN2 | {"bos_token_id": None}
+    fields = QWEN2 | {"no_repeat_ngram_size": 3}
+    defaults = read_generation_defaults(put(tmp_path, **fields))
+    assert defaults.unapplied == {"no_repeat_ngram_size": 3}
+    assert defaults.as_json() == fields | {"bos_token_id": None}
 
 
 def test_neutral_fields_are_applied_by_doing_nothing(tmp_path: Path) -> None:
