@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tandem.catalogue.config import GQA, ModelConfig, MoE
+from tandem.catalogue.config import GQA, ModelConfig, MoE, SwiGLU
 from tandem.catalogue.shapes import parameter_shapes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
@@ -61,3 +61,26 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
     else:
         per_seen = attention.heads * (attention.nope_dim + attention.rope_dim + attention.value_dim)
     return 2 * active_parameters(config) + 2 * config.layers * per_seen * context
+
+
+LOGIT_BYTES = 32
+"""Of one logit while it is sampled from: as it came, in fp32, in fp64 with its noise, and sorted with its place."""
+
+
+def step_bytes(config: ModelConfig, tokens: int, rows: int, item_bytes: int) -> int:
+    """An upper estimate of what one inference step needs beside weights and cache.
+
+    Args:
+        config: Of the model.
+        tokens: Most tokens of a step.
+        rows: Most logits' rows of a step.
+        item_bytes: Of one activation.
+    """
+    attention, part = config.attention, config.feed_forward
+    heads = attention.heads * (
+        attention.head_dim if isinstance(attention, GQA) else attention.nope_dim + attention.rope_dim
+    )
+    inner = part.size if isinstance(part, SwiGLU) else part.size * part.top_k + part.shared_size
+    # The residual stream and its norms; queries, keys, values and what comes of them; gate, up and their product.
+    per_token = 4 * config.hidden_size + 4 * heads + 3 * inner
+    return tokens * per_token * item_bytes + rows * config.vocab_size * LOGIT_BYTES

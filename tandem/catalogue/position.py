@@ -167,6 +167,15 @@ class Rope:
             case Llama3Scaling() | None:  # Llama's own length counts its scaling in
                 return trained
 
+    def stretch(self, prompt: int) -> int:
+        """A number for how far a prompt's length moves the angles: equal numbers, equal keys and values; 0 for not."""
+        match self.scaling:
+            case QwenNTK(trained=trained):
+                return max(math.ceil(math.log2(prompt / trained)), -1) + 1
+            case DynamicNTK(trained=trained):
+                return prompt if prompt > trained else 0
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alibi:

@@ -20,11 +20,16 @@ def instance(
     max_num_seqs: int = 64,
     max_num_batched_tokens: int = 2048,
     block_size: int = 16,
-    kv_cache_gib: float = 1.0,
+    tensor_parallel_size: int = 1,
+    kv_cache_gib: float | None = None,
+    gpu_memory_utilization: float = 0.9,
+    enable_prefix_caching: bool = True,
     kv_host: str | None = None,
     kv_port: int = 0,
     kv_lease_seconds: float = 30.0,
-    transfer_timeout: float = 60.0,
+    transfer_timeout: float = 30.0,
+    kv_transport: Literal["auto", "shm", "tcp", "nixl"] = "auto",
+    kv_load_failure_policy: Literal["fail", "recompute"] = "fail",
 ) -> None:
     """Run one inference instance in the foreground.
 
@@ -40,11 +45,17 @@ def instance(
         max_num_seqs: Most requests computed at a time.
         max_num_batched_tokens: Most tokens in one step; longer prompts are prefilled in pieces.
         block_size: Tokens in a KV block.
-        kv_cache_gib: Memory for keys and values, in GiB.
+        tensor_parallel_size: Devices, or on a CPU processes, that share the model.
+        kv_cache_gib: Memory for keys and values, in GiB. Default: 1 on a CPU, elsewhere what
+            --gpu-memory-utilization leaves.
+        gpu_memory_utilization: Part of a device's memory that may be used in all.
+        enable_prefix_caching: Use KV blocks again whose tokens are known.
         kv_host: Address at which other instances reach this one's KV port. Default: --host.
         kv_port: KV transfer port; 0 takes a free one.
         kv_lease_seconds: How long prefilled blocks wait for a decode instance.
-        transfer_timeout: Most seconds for one KV transfer.
+        transfer_timeout: Longest silence of the other instance during a KV transfer, in seconds.
+        kv_transport: How KV blocks travel; auto takes shared memory on one host and TCP between hosts.
+        kv_load_failure_policy: What becomes of a request whose KV transfer failed: fail, or prefill it here.
     """
     import logging
 
@@ -67,10 +78,15 @@ def instance(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         block_size=block_size,
+        tensor_parallel_size=tensor_parallel_size,
         kv_cache_gib=kv_cache_gib,
+        gpu_memory_utilization=gpu_memory_utilization,
+        enable_prefix_caching=enable_prefix_caching,
         kv_host=kv_host,
         kv_port=kv_port,
         kv_lease_seconds=kv_lease_seconds,
         transfer_timeout=transfer_timeout,
+        kv_transport=kv_transport,
+        kv_load_failure_policy=kv_load_failure_policy,
     )
     run_instance(config, lambda line: print(line, flush=True))

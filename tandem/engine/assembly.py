@@ -7,33 +7,32 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 import tandem
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.generation import GenerationDefaults, read_generation_defaults
+from tandem.catalogue.position import Rope
 from tandem.catalogue.source import served_name
-from tandem.engine.config import InstanceConfig
+from tandem.engine.config import TRANSPORTS, InstanceConfig
 from tandem.engine.driver import Driver
-from tandem.engine.engine import Engine, EngineIdentity
+from tandem.engine.engine import Engine, EngineOptions
+from tandem.engine.fetcher import Fetcher
 from tandem.engine.intake import Intake
+from tandem.engine.placement import Placed, place
 from tandem.engine.runner import Runner
 from tandem.engine.scheduler import SchedulerLimits
+from tandem.engine.sequence import Request
 from tandem.engine.server import InstanceServer
+from tandem.engine.tickets import EngineIdentity
 from tandem.errors import ModelFolderError, UsageError
 from tandem.kv.blocks import BlockPool
-from tandem.kv.cache import CacheLayout, KVCache, compatibility_digest
-from tandem.model.folder import DTYPES, fingerprint, load
+from tandem.kv.cache import compatibility_digest
+from tandem.kv.prefix import root_key
+from tandem.model.folder import fingerprint
 from tandem.model.weights.stored import printable
-from tandem.parallel.device import choose_device
-from tandem.protocol.identity import Identity
+from tandem.protocol.identity import CAPABILITIES, Identity
 from tandem.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-GIB = 2**30
-MOST_GIB = 2**20
-"""More memory than any device has."""
 
 
 def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServer, str]:
@@ -50,75 +49,67 @@ def assemble(config: InstanceConfig, kv_port: int) -> tuple[Driver, InstanceServ
         ModelFolderError: The model cannot be loaded, or its tokenizer is another model's.
         UsageError: The device is not there, or the KV memory holds not even one request.
     """
-    device = choose_device(config.device)
-    decoder = load(config.model, device, DTYPES.get(config.dtype))
+    placed = place(config)
+    try:
+        return _around(config, placed, kv_port)
+    except BaseException:
+        placed.model.close()
+        raise
+
+
+def _around(config: InstanceConfig, placed: Placed, kv_port: int) -> tuple[Driver, InstanceServer, str]:
+    model, layout = placed.config, placed.shards.layout
     tokenizer = Tokenizer.from_folder(config.model)
-    tokenizer.require_room(config.model, decoder.config.vocab_size)
-    dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
-    layout = CacheLayout.of(decoder.config, dtype, config.block_size)
-    length = _max_model_len(config, decoder.config)
-    defaults = _generation_defaults(config.model, tokenizer, decoder.config)
-    blocks = _block_count(config, layout, length)
+    tokenizer.require_room(config.model, model.vocab_size)
     identity = EngineIdentity(
         engine_id=secrets.token_hex(8),
-        digest=compatibility_digest(layout, repr(decoder.config), fingerprint(config.model), tandem.__version__),
+        digest=compatibility_digest(layout, repr(model), fingerprint(config.model), tandem.__version__),
         host=config.kv_host or config.host,
         port=kv_port,
+        ranks=config.tensor_parallel_size,
     )
-    cache, pool = _allocate(config, layout, blocks, device), BlockPool(blocks, config.block_size)
-    limits = SchedulerLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
-    engine = Engine(Runner(decoder, cache), cache, pool, tokenizer, limits, identity, config.kv_lease_seconds)
-    driver = Driver(engine, config.transfer_timeout)
+    pool = BlockPool(placed.blocks, config.block_size)
+    engine = Engine(Runner(placed.model), pool, tokenizer, _options(config, placed), identity)
+    fetcher = Fetcher(placed.shards, TRANSPORTS[config.kv_transport], config.transfer_timeout)
+    driver = Driver(engine, placed.shards, fetcher)
     names = config.served_model_names or (served_name(config.model),)
     intake = Intake(
         tokenizer=tokenizer,
-        defaults=defaults,
+        defaults=_generation_defaults(config.model, tokenizer, model),
         names=names,
         role=config.role,
-        vocab_size=decoder.config.vocab_size,
-        max_model_len=length,
+        vocab_size=model.vocab_size,
+        max_model_len=placed.max_model_len,
     )
     who = Identity(
         role=config.role,
         engine_id=identity.engine_id,
         model=names[0],
         digest=identity.digest,
-        max_model_len=length,
+        max_model_len=placed.max_model_len,
         version=tandem.__version__,
+        capabilities=list(CAPABILITIES),
+        tensor_parallel_size=config.tensor_parallel_size,
     )
-    sizes = f"{device} {layout.dtype}, {blocks} KV blocks of {config.block_size} tokens, max_model_len {length}"
-    return driver, InstanceServer(driver, intake, who), sizes
+    return driver, InstanceServer(driver, intake, who), placed.sizes
 
 
-def _block_count(config: InstanceConfig, layout: CacheLayout, length: int) -> int:
-    """As many blocks as the memory asked for holds, but no more than all sequences at full length can use."""
-    per_sequence = -(-length // config.block_size)
-    fitting = int(min(config.kv_cache_gib, MOST_GIB) * GIB) // layout.bytes_per_block
-    if fitting < per_sequence:
-        needed = per_sequence * layout.bytes_per_block / GIB
-        raise UsageError(
-            f"--kv-cache-gib {config.kv_cache_gib:g}: one request of {length} tokens needs {needed:.3g} GiB; "
-            "raise it, or lower --max-model-len"
-        )
-    return min(fitting, per_sequence * config.max_num_seqs)
+def _options(config: InstanceConfig, placed: Placed) -> EngineOptions:
+    rope = placed.config.position
+    dtype = placed.shards.layout.dtype
 
+    def root(request: Request) -> bytes:
+        stretch = rope.stretch(len(request.prompt)) if isinstance(rope, Rope) else 0
+        return root_key(adapter=None, rotation=stretch, dtype=dtype, salt=request.salt)
 
-def _allocate(config: InstanceConfig, layout: CacheLayout, blocks: int, device: torch.device) -> KVCache:
-    try:
-        return KVCache(layout, blocks, device)
-    except RuntimeError as error:
-        reason, size = str(error).splitlines()[0], blocks * layout.bytes_per_block / GIB
-        raise UsageError(
-            f"--kv-cache-gib {config.kv_cache_gib:g}: {device} has no {size:.3g} GiB for keys and values ({reason}); "
-            "lower it"
-        ) from None
-
-
-def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:
-    longest = model.longest
-    if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
-        raise UsageError(f"--max-model-len {config.max_model_len}: the model was made for {longest}; lower it")
-    return config.max_model_len or model.max_position
+    return EngineOptions(
+        limits=SchedulerLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens),
+        root=root,
+        lease_seconds=config.kv_lease_seconds,
+        sharing=config.enable_prefix_caching,
+        recompute=config.kv_load_failure_policy == "recompute",
+        block_bytes=placed.shards.layout.bytes_per_block,
+    )
 
 
 def _generation_defaults(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> GenerationDefaults:

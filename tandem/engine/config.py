@@ -5,12 +5,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
 
 from tandem.errors import UsageError
 from tandem.model.folder import DTYPES
 from tandem.parallel.device import DeviceName
 from tandem.protocol.identity import Role
 
+Transport = Literal["auto", "shm", "tcp", "nixl"]
+FailurePolicy = Literal["fail", "recompute"]
+
+TRANSPORTS: Final[dict[Transport, tuple[str, ...]]] = {
+    "auto": ("shm", "tcp"),
+    "shm": ("shm",),
+    "tcp": ("tcp",),
+    "nixl": ("nixl",),
+}
+POSITIVE: Final = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "tensor_parallel_size",
+    "kv_cache_gib",
+    "gpu_memory_utilization",
+    "kv_lease_seconds",
+    "transfer_timeout",
+)
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - named to be recognised, not to be bound
 
 
@@ -40,23 +60,40 @@ class InstanceConfig:
     """Most tokens in one step; longer prompts are prefilled in pieces."""
     block_size: int = 16
     """Tokens in a KV block."""
-    kv_cache_gib: float = 1.0
-    """Memory for keys and values, in GiB."""
+    tensor_parallel_size: int = 1
+    """Devices, or on a CPU processes, that share the model."""
+    kv_cache_gib: float | None = None
+    """Memory for keys and values, in GiB; 1 on a CPU, elsewhere what --gpu-memory-utilization leaves."""
+    gpu_memory_utilization: float = 0.9
+    """Part of a device's memory that may be used in all, if --kv-cache-gib does not say."""
+    enable_prefix_caching: bool = True
+    """Use blocks again whose tokens are known."""
     kv_host: str | None = None
     """Address at which other instances reach this one's KV port; `host` if not given."""
     kv_port: int = 0
     """KV transfer port; 0 takes a free one."""
     kv_lease_seconds: float = 30.0
     """How long prefilled blocks wait for a decode instance."""
-    transfer_timeout: float = 60.0
-    """Most seconds for one KV transfer."""
+    transfer_timeout: float = 30.0
+    """Longest silence of the other instance during a KV transfer, in seconds."""
+    kv_transport: Transport = "auto"
+    """How blocks travel: shm (one host), tcp or nixl; auto takes shm where it can and tcp elsewhere."""
+    kv_load_failure_policy: FailurePolicy = "fail"
+    """What becomes of a request whose KV transfer failed: fail, or recompute its prompt here."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, by option name."""
-        positive = ("max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_gib", "kv_lease_seconds")
-        for name in (*positive, "transfer_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be a number over 0")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be a number over 0")
+        if self.gpu_memory_utilization > 1:
+            raise UsageError(f"--gpu-memory-utilization {self.gpu_memory_utilization}: must be at most 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise UsageError(
+                f"--max-num-batched-tokens {self.max_num_batched_tokens}: is under --max-num-seqs {self.max_num_seqs}, "
+                "so not every sequence could get a token in a step; raise it"
+            )
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: unknown; choose auto, {', '.join(DTYPES)}")
         for name in ("port", "kv_port"):

@@ -1,80 +1,97 @@
 """The heart of an instance: admit, plan, run, commit. Synchronous; `driver.py` gives it a thread and a loop.
 
-A lock guards all bookkeeping and is never held while the model computes, so requests, aborts and KV pulls are served
-during a step. Blocks freed during a step are handed out at the earliest by the next plan, made by the same thread.
+A lock guards all bookkeeping and is never held while the model computes or blocks travel, so requests, aborts and pulls
+are served meanwhile. Blocks freed during a step are written to at the earliest by the next plan's step, made by the
+same thread; blocks that travel are held for that time by the hand-off itself (`tickets.py`, `fetch.py`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
+from tandem.engine.audit import Audit, count_blocks
+from tandem.engine.fetch import Fetch
+from tandem.engine.handoff import HandOff, Sampled
 from tandem.engine.runner import Runner
 from tandem.engine.scheduler import Plan, Scheduler, SchedulerLimits
 from tandem.engine.sequence import Request, Sequence, Status, Update
 from tandem.engine.stats import Stats
+from tandem.engine.tickets import EngineIdentity, PullState, Tickets
 from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool
-from tandem.kv.cache import KVCache
 from tandem.kv.lease import Lease, LeaseBook
-from tandem.kv.transfer import Granted, Keep, Pull
+from tandem.kv.messages import Keep, Pull
+from tandem.kv.prefix import BlockKeys
 from tandem.protocol.kv import KVTransferParams
 from tandem.text.detokenizer import Decodes
 
+Updates = list[tuple[str, Update]]
+"""Request ids, and what happened to them."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class EngineIdentity:
-    """What a ticket says of the instance that gave it."""
+class EngineOptions:
+    """How an engine treats its requests."""
 
-    engine_id: str
-    digest: str
-    host: str
-    port: int
-    """Of the KV transfer server."""
-
-
-Updates = list[tuple[Sequence, Update]]
+    limits: SchedulerLimits
+    """Bounds of one step."""
+    root: Callable[[Request], bytes]
+    """What the keys of a request's blocks are chained to."""
+    lease_seconds: float = 30.0
+    """How long a ticket or a reservation is good for."""
+    sharing: bool = True
+    """Whether blocks that are known already are used again."""
+    recompute: bool = False
+    """Whether a request whose pull failed is prefilled here; otherwise it fails."""
+    block_bytes: int = 0
+    """Of one block over all ranks' different heads, for the counts of what travels."""
 
 
 class Engine:
-    """One instance's scheduler, cache, leases and model.
+    """One instance's scheduler, leases and model.
 
     Args:
-        runner: Runs plans over `cache`.
-        cache: The blocks' memory.
-        pool: Which of its blocks are free.
+        runner: Runs plans over the cache whose blocks `pool` counts.
+        pool: Which blocks are free.
         tokenizer: For the text of answers.
-        limits: Bounds of one step.
+        options: How requests are treated.
         identity: Who this instance is to the ones that pull from it.
-        lease_seconds: How long a ticket is good for.
+        clock: Seconds, monotonic; replaced in tests.
     """
 
     def __init__(
         self,
         runner: Runner,
-        cache: KVCache,
         pool: BlockPool,
         tokenizer: Decodes,
-        limits: SchedulerLimits,
+        options: EngineOptions,
         identity: EngineIdentity,
-        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.identity = identity
         self.pool = pool
+        self.options = options
         self.stats = Stats()
-        self.leases = LeaseBook(lease_seconds, pool.release)
-        self.scheduler = Scheduler(pool, limits)
+        self.reservations: LeaseBook[Lease] = LeaseBook(options.lease_seconds, pool.release, clock)
+        self.tickets = Tickets(pool, identity, options.lease_seconds, clock)
+        self.scheduler = Scheduler(pool, options.limits, self.reservations, sharing=options.sharing)
         self._runner = runner
-        self._cache = cache
         self._tokenizer = tokenizer
+        self._clock = clock
         self._lock = threading.Lock()
-        self._arrived: list[tuple[Sequence, Granted, Tensor]] = []
+        self._requests: dict[str, list[Sequence]] = {}
+        """Sequences of every request that has not ended, one for each choice once they have parted."""
+        self._arrivals = 0
+        self._fetches: set[Fetch] = set()
+        self._arrived: list[tuple[Fetch, HandOff]] = []
+        self._updates: Updates = []
+        """What happened between steps."""
 
-    def submit(self, request: Request) -> Sequence:
+    def submit(self, request: Request) -> None:
         """Queue a request.
 
         Raises:
@@ -86,168 +103,273 @@ class Engine:
                 f"the request needs {needed} KV blocks and this instance has {self.pool.count}; "
                 "shorten it, or start the instance with a larger --kv-cache-gib"
             )
-        sequence = Sequence(request, self._tokenizer)
         with self._lock:
+            self._arrivals += 1
+            sequence = self._sequence(request, request.choices[0], self._arrivals)
+            sequence.reserved = self.reservations.find(request.reservation or "") is not None
+            self._requests[request.id] = [sequence]
             self.scheduler.add(sequence)
-        return sequence
+            if sequence.over is not None:
+                self._updates.append((request.id, sequence.close()))
+                self._end(sequence, Status.FINISHED)
+            elif request.keep_for_remote:
+                self.tickets.open(sequence)
 
-    def abort(self, sequence: Sequence) -> None:
+    def abort(self, request: str) -> None:
         """Stop working for a request whose client is gone; does nothing if it ended."""
         with self._lock:
-            if not sequence.ended:
-                self._end(sequence, Status.ABORTED)
+            self._end_all(request, Status.ABORTED)
 
-    def arrive(self, sequence: Sequence, granted: Granted, data: Tensor) -> None:
-        """Blocks were pulled: the next plan stores them and goes on from the first token."""
+    def fail(self, request: str, error: str, status: int = 500) -> None:
+        """A request cannot go on; does nothing if it ended."""
         with self._lock:
-            self._arrived.append((sequence, granted, data))
+            self._fail(request, error, status)
 
-    def fail(self, sequence: Sequence, error: str) -> Update | None:
-        """A request cannot go on; None if it ended already."""
-        with self._lock:
-            if sequence.ended:
-                return None
-            if sequence.status is Status.TRANSFERRING:
-                self.stats.kv_transfers_failed += 1
-            self._end(sequence, Status.FAILED)
-            return Update(reason="error", error=error)
+    def plan(self) -> tuple[Plan, list[Fetch], Updates]:
+        """Take in what happened since the last step and decide the next one.
 
-    def plan(self) -> tuple[Plan, Updates]:
-        """Take in what arrived and decide the next step; the updates are those of arrived first tokens."""
+        Returns:
+            The plan; the pulls to begin, each of which has to be ended with `end_fetch`; what happened.
+        """
         with self._lock:
-            self.leases.expire()
-            updates = [update for arrival in self._arrived for update in self._take_in(*arrival)]
+            self.tickets.expire()
+            self.reservations.expire()
+            self._fail_late()
+            for fetch, state in self._arrived:
+                self._take_in(fetch, state)
             self._arrived.clear()
-            return self.scheduler.plan(), updates
+            plan = self.scheduler.plan()
+            fetches = [self._begin(sequence) for sequence in plan.admitted if sequence.fetches]
+            for sequence in plan.admitted:
+                if early := self.tickets.announce(sequence):
+                    self._updates.append((sequence.request.id, Update(ticket=early)))
+            return plan, fetches, self._taken_updates()
 
-    def run(self, plan: Plan) -> list[int]:
+    def happened(self) -> Updates:
+        """What happened since the last step, for when there will be no other."""
+        with self._lock:
+            return self._taken_updates()
+
+    def run(self, plan: Plan) -> list[list[Sampled]]:
         """Compute a plan, without the lock."""
         return self._runner.run(plan)
 
-    def commit(self, plan: Plan, tokens: Items[int]) -> Updates:
+    def commit(self, plan: Plan, sampled: Items[Items[Sampled]]) -> Updates:
         """Record what a plan computed; sequences that ended meanwhile are passed over."""
-        updates: Updates = []
-        sampled = iter(tokens)
+        drawn = iter(sampled)
         with self._lock:
             self.stats.steps += 1
             for work in plan.works:
-                token = next(sampled) if work.samples else None
+                tokens = next(drawn) if work.samples else ()
                 sequence = work.sequence
                 self.stats.prompt_tokens_computed += max(min(len(sequence.request.prompt) - work.start, work.count), 0)
                 if sequence.ended:
                     continue
                 sequence.cached += work.count
-                if token is not None:
-                    updates.append((sequence, self._append(sequence, token)))
-        return updates
+                self.scheduler.publish(sequence)
+                if tokens:
+                    self._extend(sequence, tokens)
+            return self._taken_updates()
 
-    def grant(self, pull: Pull) -> tuple[Granted, Tensor]:
-        """Claim a lease for a pull and copy its bytes out.
+    def open_pull(self, pull: Pull) -> PullState:
+        """Begin to hand blocks over.
 
         Raises:
-            TransferError: The pull was meant for another process or model, or the ticket is not good (any more).
+            TransferError: The pull was meant for another process, model or prompt, or its ticket is not good (any more).
         """
-        _check_pull(pull, self.identity)
         with self._lock:
-            lease = self.leases.claim(pull.ticket)
             try:
-                data = self._cache.export_tokens(lease.blocks, lease.tokens)
-            except BaseException:
-                self.leases.unclaim(pull.ticket)
+                return self.tickets.claim(pull)
+            except TransferError:
+                self.stats.kv_transfers_refused += 1
                 raise
-        return Granted(lease.token_ids, lease.seed, data.numel()), data
 
-    def settle(self, pull: Pull, granted: Granted, *, received: bool) -> None:
-        """A granted pull arrived, or broke off and may be tried again."""
+    def next_blocks(self, pull: PullState) -> list[int] | None:
+        """The blocks that were computed since the last call; [] once there are no more, None if they are to come.
+
+        Raises:
+            TransferError: The ticket is not good any more.
+        """
         with self._lock:
-            if not received:
-                self.stats.kv_transfers_failed += 1
-                self.leases.unclaim(pull.ticket)
-                return
-            self.stats.kv_transfers_sent += 1
-            self.stats.kv_bytes_sent += granted.size
-            self.leases.release(pull.ticket)
+            return self.tickets.next_blocks(pull)
+
+    def confirm_pull(self, pull: PullState) -> bool:
+        """Everything arrived: the ticket is used up. False if it was not good any more."""
+        with self._lock:
+            confirmed = self.tickets.confirm(pull)
+            if confirmed:
+                self.stats.kv_transfers_sent += 1
+                self.stats.kv_blocks_sent += len(pull.held)
+            return confirmed
+
+    def close_pull(self, pull: PullState) -> None:
+        """The pull is over, however it ended."""
+        with self._lock:
+            self.stats.kv_transfers_failed += not pull.confirmed
+            self.tickets.let_go(pull)
 
     def keep(self, keep: Keep) -> None:
         """Renew leases that requests elsewhere wait for, unless an earlier process is meant."""
         if keep.engine_id == self.identity.engine_id:
             with self._lock:
-                self.leases.renew(keep.tickets)
+                self.tickets.renew(keep.tickets)
+
+    def release(self, name: str) -> bool:
+        """Nobody will use this ticket or reservation; False if there is none."""
+        with self._lock:
+            if sequence := self.tickets.computing(name):
+                self._end_all(sequence.request.id, Status.ABORTED)
+                return True
+            return self.tickets.end(name) or self.reservations.end(name) is not None
+
+    def reserve(self, tokens: int) -> str | None:
+        """Keep blocks for a request that is still to come: the reservation's name, or None where there is no room."""
+        with self._lock:
+            count = self.pool.blocks_for(tokens)
+            if count > self.pool.free:
+                return None
+            lease = Lease(self.pool.allocate(count))
+            self.reservations.add(lease)
+            self.reservations.begin(lease)
+            return lease.name
+
+    def arrive(self, fetch: Fetch, state: HandOff) -> None:
+        """Blocks were pulled: the next plan goes on from the first token."""
+        with self._lock:
+            self._arrived.append((fetch, state))
+
+    def miss(self, fetch: Fetch, error: str) -> None:
+        """Blocks could not be pulled: the request fails, or is computed here."""
+        with self._lock:
+            sequence = fetch.sequence
+            self.stats.kv_transfers_failed += 1
+            if sequence.ended:
+                return
+            if not self.options.recompute:
+                self._fail(sequence.request.id, error, 502)
+                return
+            sequence.fetches = False
+            self.scheduler.postpone(sequence)
+
+    def end_fetch(self, fetch: Fetch) -> None:
+        """Nothing writes to the blocks of this pull any more."""
+        with self._lock:
+            self._fetches.discard(fetch)
+            self.pool.release(fetch.blocks)
 
     def awaited(self) -> list[KVTransferParams]:
-        """Tickets of requests that wait in the queue here."""
+        """Tickets of requests whose blocks are not here yet."""
         with self._lock:
-            return [s.request.fetch_from for s in self.scheduler.waiting if s.request.fetch_from is not None]
+            sequences = [*self.scheduler.waiting, *self.scheduler.running]
+            return [s.request.fetch_from for s in sequences if s.fetches and s.request.fetch_from is not None]
 
-    def kv_bytes(self, tokens: int) -> int:
-        """Bytes of keys and values of that many tokens."""
-        return tokens * self._cache.layout.bytes_per_token
-
-    def release(self, ticket: str) -> bool:
-        """End a lease that nobody will fetch; False if there is none."""
+    def audit(self) -> Audit:
+        """Count every block and its holders."""
         with self._lock:
-            return self.leases.release(ticket)
+            return count_blocks(
+                self.pool,
+                sequences=[s.blocks for s in (*self.scheduler.waiting, *self.scheduler.running)],
+                leases=[ticket.blocks for ticket in self.tickets.open_ones],
+                reservations=[lease.blocks for lease in self.reservations],
+                pulls=[*(pull.held for pull in self.tickets.pulls), *(fetch.blocks for fetch in self._fetches)],
+            )
 
-    def _take_in(self, sequence: Sequence, granted: Granted, data: Tensor) -> Updates:
+    def _sequence(self, request: Request, choice: int, arrival: int) -> Sequence:
+        keys = BlockKeys(self.options.root(request), self.pool.block_size)
+        return Sequence(request, self._tokenizer, keys, arrival, choice)
+
+    def _taken_updates(self) -> Updates:
+        updates, self._updates = self._updates, []
+        return updates
+
+    def _fail_late(self) -> None:
+        now = self._clock()
+        late = {s.request.id for s in (*self.scheduler.waiting, *self.scheduler.running) if s.request.deadline <= now}
+        for request in late:
+            self._fail(request, "the request's deadline_seconds are over; allow it more time", 504)
+
+    def _begin(self, sequence: Sequence) -> Fetch:
+        """The fetch holds the blocks it writes to, so that they stay its own if the request ends meanwhile."""
+        first = sequence.published
+        fetch = Fetch(sequence, first, sequence.blocks[first:], sequence.keys.content(*_whole(sequence)))
+        self.pool.share(fetch.blocks)
+        self._fetches.add(fetch)
+        return fetch
+
+    def _take_in(self, fetch: Fetch, state: HandOff) -> None:
+        sequence = fetch.sequence
         if sequence.ended:
-            return []
-        prompt = sequence.request.prompt
-        if granted.token_ids[:-1] != prompt or granted.token_ids[-1] >= self._runner.vocab_size:
-            self._end(sequence, Status.FAILED)
-            error = "the KV ticket belongs to another prompt; send both instances the same request"
-            return [(sequence, Update(reason="error", error=error))]
-        self._cache.import_tokens(sequence.blocks, len(prompt), data)
-        sequence.sampling = replace(sequence.sampling, seed=granted.seed)
+            return
+        if error := fetch.mismatch(state, self._runner.model.vocab_size):
+            self._fail(sequence.request.id, error, 502)
+            return
         self.stats.kv_transfers_received += 1
-        self.stats.kv_bytes_received += data.numel()
-        sequence.cached = len(prompt)
-        return [(sequence, self._append(sequence, granted.token_ids[-1]))]
+        self.stats.kv_blocks_received += len(fetch.blocks)
+        sequence.fetches = False
+        sequence.sampling = replace(sequence.sampling, seed=state.seed)
+        sequence.cached = len(sequence.token_ids)
+        self.scheduler.publish(sequence)
+        self._extend(sequence, state.first)
 
-    def _append(self, sequence: Sequence, token: int) -> Update:
-        """Give a sequence its next token, and end it where the token does."""
-        update = sequence.append(token)
-        self.stats.tokens_generated += 1
+    def _extend(self, sequence: Sequence, sampled: Items[Sampled]) -> None:
+        """Give a sequence its next token; the first one parts it from its request's other choices."""
         if sequence.request.keep_for_remote:
-            return self._lease(sequence, update)
+            self._hand_over(sequence, sampled)
+            return
+        others = [self._fork(sequence, choice) for choice in sequence.request.choices[1:]] if sequence.fork else []
+        for one, token in zip((sequence, *others), sampled, strict=True):
+            self._append(one, token)
+        if not sequence.ended and sequence.status is not Status.DECODING:
+            sequence.move(Status.DECODING)
+
+    def _fork(self, sequence: Sequence, choice: int) -> Sequence:
+        """Another choice: it waits like a preempted one and finds the prompt's blocks known."""
+        other = self._sequence(sequence.request, choice, sequence.arrival)
+        other.sampling, other.fetches, other.reserved = sequence.sampling, False, sequence.reserved
+        self._requests[sequence.request.id].append(other)
+        self.scheduler.add(other)
+        return other
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
+        update = sequence.append(sampled)
+        self.stats.tokens_generated += 1
+        self._updates.append((sequence.request.id, update))
         if update.reason is not None:
             self._end(sequence, Status.FINISHED)
-        elif sequence.status is not Status.DECODING:
-            sequence.move(Status.DECODING)
-        return update
 
-    def _lease(self, sequence: Sequence, update: Update) -> Update:
-        """The first token is there and the rest is another instance's: keep the blocks under a ticket."""
-        lease = self.leases.open(sequence.blocks, sequence.token_ids, sequence.sampling.seed)
-        blocks, sequence.blocks = sequence.blocks, []
+    def _hand_over(self, sequence: Sequence, sampled: Items[Sampled]) -> None:
+        """The first token is there and the rest is another instance's: the ticket takes the blocks."""
+        request = sequence.request
+        others = [self._sequence(request, choice, sequence.arrival) for choice in request.choices[1:]]
+        self.stats.tokens_generated += len(sampled)
+        state = HandOff(prompt=len(request.prompt), seed=sequence.sampling.seed, first=list(sampled))
+        ticket = self.tickets.close(sequence, state)
+        for one, token in zip((sequence, *others), sampled, strict=True):
+            update = one.append(token)
+            self._updates.append((request.id, replace(update, reason=update.reason or "length", ticket=ticket)))
         self._end(sequence, Status.FINISHED)
-        return Update(
-            update.text, update.tokens, update.reason or "length", ticket=_ticket(lease, blocks, self.identity)
-        )
+
+    def _fail(self, request: str, error: str, status: int) -> None:
+        for sequence in self._end_all(request, Status.FAILED):
+            update = Update(reason="error", error=error, status=status, choice=sequence.choice)
+            self._updates.append((request, update))
+
+    def _end_all(self, request: str, status: Status) -> list[Sequence]:
+        sequences = list(self._requests.get(request, ()))
+        for sequence in sequences:
+            self._end(sequence, status)
+        return sequences
 
     def _end(self, sequence: Sequence, status: Status) -> None:
-        sequence.move(status)
+        self.tickets.drop(sequence)
         self.scheduler.remove(sequence)
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        sequence.move(status)
         self.stats.ended[status] += 1
+        siblings = self._requests[sequence.request.id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._requests[sequence.request.id]
 
 
-def _ticket(lease: Lease, blocks: list[int], identity: EngineIdentity) -> KVTransferParams:
-    return KVTransferParams(
-        do_remote_prefill=True,
-        remote_engine_id=identity.engine_id,
-        remote_block_ids=[blocks],
-        remote_request_id=lease.ticket,
-        remote_host=identity.host,
-        remote_port=identity.port,
-        remote_num_tokens=lease.tokens,
-        remote_blocks_expiry_time=time.time() + lease.expires - time.monotonic(),
-        transfer_mode="pull",
-    )
-
-
-def _check_pull(pull: Pull, identity: EngineIdentity) -> None:
-    if pull.engine_id != identity.engine_id:
-        raise TransferError("the KV ticket is of an earlier process; this instance was restarted since")
-    if pull.digest != identity.digest:
-        raise TransferError("model, weights, dtype, block size or version of the two instances differ")
+def _whole(sequence: Sequence) -> tuple[list[int], int]:
+    return sequence.token_ids, len(sequence.token_ids)

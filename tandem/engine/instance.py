@@ -15,11 +15,11 @@ import uvloop
 from aiohttp import web
 
 from tandem.engine.assembly import assemble
-from tandem.engine.config import InstanceConfig
+from tandem.engine.config import TRANSPORTS, InstanceConfig
 from tandem.engine.driver import Driver
 from tandem.engine.server import InstanceServer
 from tandem.errors import ProcessError, UsageError
-from tandem.kv.transfer import TransferServer
+from tandem.kv.server import TransferServer
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -56,7 +56,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     driver.start()
-    transfers = TransferServer(driver, kv, config.transfer_timeout)
+    transfers = TransferServer(driver.holder, kv, config.transfer_timeout, TRANSPORTS[config.kv_transport])
     runner = web.AppRunner(server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     name = f"{config.role} instance at {_url(http)}"
     try:

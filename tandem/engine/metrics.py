@@ -22,26 +22,35 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the engine."""
-        engine, stats = self._engine, self._engine.stats
+        engine, stats, scheduler = self._engine, self._engine.stats, self._engine.scheduler
+        size = engine.options.block_bytes
         counters = {
             "prompt_tokens_computed": (stats.prompt_tokens_computed, "Prompt tokens that went through this model"),
             "tokens_generated": (stats.tokens_generated, "Output tokens"),
             "engine_steps": (stats.steps, "Passes through the model"),
-            "kv_bytes_sent": (stats.kv_bytes_sent, "KV bytes that other instances fetched from here"),
-            "kv_bytes_received": (stats.kv_bytes_received, "KV bytes fetched from other instances"),
+            "preemptions": (scheduler.preemptions, "Requests that gave their KV blocks back to be computed again"),
+            "prefix_cache_queries": (scheduler.prefix_queries, "Tokens that admitted requests began with"),
+            "prefix_cache_hits": (scheduler.prefix_hits, "Those of them whose KV blocks were known"),
+            "prefix_cache_evictions": (engine.pool.evictions, "Known KV blocks that were given away"),
+            "kv_bytes_sent": (stats.kv_blocks_sent * size, "KV bytes that other instances fetched from here"),
+            "kv_bytes_received": (stats.kv_blocks_received * size, "KV bytes fetched from other instances"),
             "kv_transfers_sent": (stats.kv_transfers_sent, "KV hand-offs given"),
             "kv_transfers_received": (stats.kv_transfers_received, "KV hand-offs taken"),
-            "kv_transfers_failed": (stats.kv_transfers_failed, "KV hand-offs that broke off or were refused"),
-            "kv_leases_expired": (engine.leases.expired, "KV tickets nobody used in time"),
+            "kv_transfers_refused": (stats.kv_transfers_refused, "KV pulls refused before a block moved"),
+            "kv_transfers_failed": (stats.kv_transfers_failed, "KV hand-offs that broke off"),
+            "kv_leases_expired": (engine.tickets.expired, "KV tickets nobody used in time"),
+            "kv_reservations_expired": (engine.reservations.expired, "KV reservations nobody used in time"),
         }
         for name, (value, text) in counters.items():
             yield CounterMetricFamily(f"tandem_{name}", text, value=value)
         gauges = {
-            "requests_waiting": (len(engine.scheduler.waiting), "Requests in the queue"),
-            "requests_running": (len(engine.scheduler.running), "Requests admitted"),
+            "requests_waiting": (len(scheduler.waiting), "Requests in the queue"),
+            "requests_running": (len(scheduler.running), "Requests admitted"),
             "kv_blocks_total": (engine.pool.count, "KV blocks of this instance"),
-            "kv_blocks_free": (engine.pool.free, "KV blocks nobody holds"),
-            "kv_leases": (len(engine.leases), "KV tickets given and not used yet"),
+            "kv_blocks_free": (engine.pool.free, "KV blocks nobody holds; some of them still known"),
+            "kv_blocks_known": (engine.pool.known, "KV blocks whose content can be shared"),
+            "kv_leases": (len(engine.tickets), "KV tickets given and not used yet"),
+            "kv_reservations": (len(engine.reservations), "KV reservations not used yet"),
         }
         for name, (value, text) in gauges.items():
             yield GaugeMetricFamily(f"tandem_{name}", text, value=value)

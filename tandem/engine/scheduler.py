@@ -1,16 +1,19 @@
-"""What the next step computes: decodes first, then as much prefill as the token budget allows, first come first served.
+"""What the next step computes: decodes first, then as much prefill as the token budget allows.
 
-Blocks for the longest possible answer are taken when a request is admitted, so an admitted request never runs out;
-it waits in the queue instead. (Preemption, which would admit more, is not here yet.)
+Who goes first is `Sequence.order`: priority, then arrival. Blocks are taken as they are needed; when they run out, the
+last in that order gives its own back, waits, and computes its keys and values again. The first in order can always go
+on, because everybody behind it can be made to wait and every lease ends.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tandem.engine.sequence import Sequence, Status
 from tandem.kv.blocks import BlockPool
+from tandem.kv.lease import Lease, LeaseBook
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,17 @@ class Plan:
     """One step."""
 
     works: list[Work] = field(default_factory=list)
-    fetches: list[Sequence] = field(default_factory=list)
-    """Sequences whose blocks are reserved and should now be pulled."""
+    admitted: list[Sequence] = field(default_factory=list)
+    """Sequences that wait no more: their blocks will now be computed, or are to be pulled."""
 
     @property
     def tokens(self) -> int:
         """Tokens that go through the model."""
         return sum(work.count for work in self.works)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Leave a sequence out that was planned: its blocks go to another one."""
+        self.works = [work for work in self.works if work.sequence is not sequence]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,61 +64,150 @@ class Scheduler:
     """The queue and the running sequences of one instance.
 
     Not thread-safe: used under the engine's lock.
+
+    Args:
+        pool: The blocks.
+        limits: Bounds of one step.
+        reservations: Blocks kept for requests that are still to come.
+        sharing: Whether blocks that are known already are used again.
     """
 
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+    def __init__(
+        self, pool: BlockPool, limits: SchedulerLimits, reservations: LeaseBook[Lease], *, sharing: bool = True
+    ) -> None:
         self._pool = pool
         self._limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self._reservations = reservations
+        self._sharing = sharing
+        self.waiting: list[Sequence] = []
+        """In order."""
         self.running: list[Sequence] = []
+        """In order."""
+        self.preemptions = 0
+        """Sequences that had to give their blocks back, since the start."""
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        """Tokens that admitted sequences began with, and those of them whose blocks were there."""
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence."""
-        self.waiting.append(sequence)
+        """Queue a sequence."""
+        insort(self.waiting, sequence, key=attrgetter("order"))
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended; its blocks are the caller's to release."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        """Forget a sequence that is about to end or to wait, and give its blocks back."""
+        (self.waiting if sequence.status is Status.WAITING else self.running).remove(sequence)
+        self._give_back(sequence)
+
+    def postpone(self, sequence: Sequence) -> None:
+        """Let a running sequence wait again, without blocks."""
+        self.remove(sequence)
+        sequence.move(Status.WAITING)
+        self.add(sequence)
 
     def plan(self) -> Plan:
         """Decide the next step."""
         plan = Plan()
-        for sequence in self.running:
-            if sequence.status is Status.DECODING:
-                plan.works.append(Work(sequence, sequence.blocks, sequence.cached, 1))
-        for sequence in self.running:
-            if sequence.status is Status.PREFILLING:
-                self._prefill(plan, sequence)
+        for status in (Status.DECODING, Status.PREFILLING):
+            for sequence in list(self.running):
+                if sequence.status is status:
+                    self._go_on(plan, sequence)
         while self._admit(plan):
             pass
         return plan
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let others share the blocks of a sequence that are full and computed."""
+        full = sequence.cached // self._pool.block_size
+        if self._sharing and full > sequence.published:
+            keys = sequence.keys.of(sequence.token_ids, full)
+            for place in range(sequence.published, full):
+                self._pool.publish(sequence.blocks[place], keys[place])
+            sequence.published = full
+
+    def _go_on(self, plan: Plan, sequence: Sequence) -> None:
+        """Plan the sequence's next tokens, as far as there are budget and blocks."""
+        left = self._limits.max_num_batched_tokens - plan.tokens
+        count = min(len(sequence.token_ids) - sequence.cached, left)
+        if count > 0 and self._make_room(plan, sequence, sequence.cached + count):
+            plan.works.append(Work(sequence, sequence.blocks, sequence.cached, count))
+
+    def _make_room(self, plan: Plan, sequence: Sequence, tokens: int) -> bool:
+        """Let the sequence have blocks for its first `tokens` tokens, taking them from those behind it if need be."""
+        missing = self._pool.blocks_for(tokens) - len(sequence.blocks)
+        while missing > self._pool.free:
+            victim = self._last()
+            if victim is sequence and len(self.running) == 1:
+                return False  # it keeps what it has: only leases and pulls can be in the way, and they end
+            self._preempt(plan, victim)
+            if victim is sequence:
+                return False
+        if missing > 0:
+            sequence.blocks.extend(self._pool.allocate(missing))
+        return True
+
+    def _last(self) -> Sequence:
+        """The last sequence in order that has blocks and is not being written to by another instance."""
+        return next(s for s in reversed(self.running) if s.status is not Status.TRANSFERRING)
+
+    def _preempt(self, plan: Plan, sequence: Sequence) -> None:
+        plan.drop(sequence)
+        self.postpone(sequence)
+        self.preemptions += 1
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks, sequence.cached, sequence.published = [], 0, 0
 
     def _admit(self, plan: Plan) -> bool:
         """Admit the head of the queue if it fits now."""
         if not self.waiting or len(self.running) >= self._limits.max_num_seqs:
             return False
         sequence = self.waiting[0]
-        blocks = self._pool.blocks_for(sequence.request.cache_tokens)
-        fetched = sequence.request.fetch_from is not None
-        if blocks > self._pool.free or not (fetched or self._room(plan)):
+        if not sequence.fetches and plan.tokens >= self._limits.max_num_batched_tokens:
             return False
-        self.running.append(self.waiting.popleft())
-        sequence.blocks = self._pool.allocate(blocks)
-        if fetched:
+        if not self._take_blocks(sequence):
+            return False
+        self.waiting.pop(0)
+        insort(self.running, sequence, key=attrgetter("order"))
+        plan.admitted.append(sequence)
+        if sequence.fetches:
             sequence.move(Status.TRANSFERRING)
-            plan.fetches.append(sequence)
         else:
             sequence.move(Status.PREFILLING)
-            self._prefill(plan, sequence)
+            self._go_on(plan, sequence)
         return True
 
-    def _prefill(self, plan: Plan, sequence: Sequence) -> None:
-        count = min(self._room(plan), len(sequence.token_ids) - sequence.cached)
-        if count:
-            plan.works.append(Work(sequence, sequence.blocks, sequence.cached, count))
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Give a sequence the known blocks it begins with and, if it is to pull the others, those too."""
+        length = len(sequence.token_ids)
+        found = self._known(sequence, length)
+        if not self._fits(sequence, length, found):
+            return False
+        self._pool.share(found)
+        sequence.blocks = found
+        sequence.cached, sequence.published = len(found) * self._pool.block_size, len(found)
+        self.prefix_queries += length
+        self.prefix_hits += sequence.cached
+        if sequence.fetches:
+            sequence.blocks.extend(self._pool.allocate(self._pool.blocks_for(length) - len(found)))
+        return True
 
-    def _room(self, plan: Plan) -> int:
-        return max(self._limits.max_num_batched_tokens - plan.tokens, 0)
+    def _known(self, sequence: Sequence, length: int) -> list[int]:
+        """The known blocks a sequence begins with; its last token is computed in any case, unless it is pulled."""
+        if not self._sharing:
+            return []
+        full = (length if sequence.fetches else length - 1) // self._pool.block_size
+        return self._pool.match(sequence.keys.of(sequence.token_ids, full))
+
+    def _fits(self, sequence: Sequence, length: int, found: list[int]) -> bool:
+        """Whether there is room for all of its tokens, and one more block for everybody who is growing."""
+        reserved = self._reservations.find(sequence.request.reservation or "")
+        idle = sum(self._pool.holders(block) == 0 for block in found)
+        most = min(length + 1, sequence.request.cache_tokens)
+        needed = self._pool.blocks_for(most) - len(found) + idle
+        growing = sum(other.status is Status.DECODING for other in self.running)
+        if needed + (0 if reserved else growing) > self._pool.free + (len(reserved.blocks) if reserved else 0):
+            return False
+        if reserved:
+            self._reservations.end(reserved.name)
+        return True

@@ -121,6 +121,8 @@ class Sequence:
     """Tokens whose keys and values are in the blocks."""
     published: int = 0
     """Leading blocks that were offered to others."""
+    reserved: bool = False
+    """Blocks were kept for it."""
     fetches: bool = False
     """Its blocks are to be pulled from another instance."""
     sampling: SamplingParams = field(init=False)
@@ -151,7 +153,7 @@ class Sequence:
     @property
     def order(self) -> tuple[bool, int, int]:
         """Who goes first: those with reserved blocks, then by priority, then by arrival."""
-        return self.request.reservation is None, self.request.priority, self.arrival
+        return not self.reserved, self.request.priority, self.arrival
 
     @property
     def ended(self) -> bool:

@@ -13,13 +13,16 @@ class Stats:
     """Totals since the start."""
 
     prompt_tokens_computed: int = 0
-    """Prompt tokens that went through this instance's model; stays 0 on a decode instance."""
+    """Prompt tokens that went through this instance's model; on a decode instance only those of preempted requests."""
     tokens_generated: int = 0
     steps: int = 0
     ended: Counter[Status] = field(default_factory=Counter)
     """Sequences by how they ended."""
-    kv_bytes_sent: int = 0
-    kv_bytes_received: int = 0
+    kv_blocks_sent: int = 0
+    kv_blocks_received: int = 0
     kv_transfers_sent: int = 0
     kv_transfers_received: int = 0
+    kv_transfers_refused: int = 0
+    """Pulls that were refused here before a block moved."""
     kv_transfers_failed: int = 0
+    """Pulls that broke off, on either side."""

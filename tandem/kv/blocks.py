@@ -11,7 +11,6 @@ A block is published under a key once it is full and computed (`prefix.py`); who
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 
@@ -28,7 +27,8 @@ class BlockPool:
     def __init__(self, count: int, block_size: int) -> None:
         self.count = count
         self.block_size = block_size
-        self._unused = deque(range(count))
+        # The one that came back last goes first: it is still in the processor's cache, and memory never used stays so.
+        self._unused = list(reversed(range(count)))
         self._idle: dict[int, None] = {}  # known blocks that nobody holds, the longest unused first
         self._holders = [0] * count
         self._keys: dict[int, bytes] = {}
@@ -61,7 +61,7 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Take `count` free blocks; the caller has checked that there are enough."""
         assert count <= self.free, f"{count} blocks wanted, {self.free} free"
-        taken = [self._unused.popleft() if self._unused else self._evict() for _ in range(count)]
+        taken = [self._unused.pop() if self._unused else self._evict() for _ in range(count)]
         for block in taken:
             self._holders[block] = 1
         return taken

@@ -39,8 +39,6 @@ class Ticket(Lease):
     """Key of the tokens whose keys and values the blocks hold (`prefix.py`)."""
     count: int = 0
     """Blocks in all."""
-    ready: Sequence[int] = ()
-    """The blocks that are computed: the first ones of `count`."""
     state: bytes | None = None
     """What travels besides blocks, once the prefill has finished."""
 

@@ -20,7 +20,7 @@ def root_key(*, adapter: str | None, rotation: int, dtype: str, salt: str | None
 
     Args:
         adapter: Id of the adapter that changes keys and values; None without one.
-        rotation: How far the prompt's length changes the rotary angles, as `catalogue.position.stretch_of` says.
+        rotation: How far the prompt's length changes the rotary angles, as `catalogue.position.Rope.stretch` says.
         dtype: Of the cache.
         salt: A client's own: its blocks are shared only with requests of the same salt.
     """

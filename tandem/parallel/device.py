@@ -36,3 +36,9 @@ def choose_device(name: DeviceName) -> torch.device:
     if not there[name]():
         raise UsageError(f"--device {name}: this machine has none that torch can use; use --device cpu")
     return torch.device(name)
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of a device's own memory that are free, and bytes in all; not for a CPU, whose memory is everybody's."""
+    free, total = torch.get_device_module(device).mem_get_info(device)
+    return int(free), int(total)
