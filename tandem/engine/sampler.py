@@ -1,55 +1,123 @@
-"""Logits to a token. The random number is a function of (seed, choice, output index), never a state.
+"""Logits to a token, by the Gumbel-max trick; the random numbers are a function of (seed, choice, output index, token).
 
-So a request draws the same tokens wherever and whenever it goes on: after a hand-off, a preemption or a restart.
+So a request draws the same tokens wherever and whenever it goes on: after a hand-off, a preemption or a restart. The
+token drawn is the one whose logit plus noise is the largest. Inverting the cumulative distribution with one number
+would do as well in exact arithmetic, but sums the rounding of all tokens: the last bits of another batch changed 1 of
+400 seeded answers. With a maximum they matter only where two tokens come out nearly equal, or one stands at the edge of
+a cut.
 
-Shapes: B sequences, V vocabulary.
+Source: Maddison, Tarlow, Minka, "A* sampling" (2014), on Gumbel (1954).
+
+Shapes: B rows to draw from, R of them that are treated alike, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tandem.engine.handoff import Sampled
+from tandem.engine.penalties import penalise
+from tandem.engine.philox import gumbel
 from tandem.engine.sampling import SamplingParams
+from tandem.protocol.logprobs import TokenLogprobs
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have; vLLM's number."""
 
 
-def uniform(seed: int, choice: int, index: int) -> float:
-    """The number in [0, 1) for output token `index` of one choice (Philox 4x64; Salmon et al., 2011)."""
-    word = int(np.random.Philox(key=seed, counter=[index, choice, 0, 0]).random_raw())
-    return (word >> 11) * 2.0**-53
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One token to be drawn."""
+
+    params: SamplingParams
+    choice: int
+    """Which of the request's answers it is for."""
+    tokens: list[int]
+    """Prompt and output so far; not changed."""
+    prompt: int
+    """Tokens of the prompt."""
+
+    @property
+    def index(self) -> int:
+        """The token's place in the output."""
+        return len(self.tokens) - self.prompt
+
+    @property
+    def too_early(self) -> bool:
+        """Whether the answer may not end with this token."""
+        return self.index < self.params.min_tokens and bool(self.params.end_token_ids)
 
 
-def sample(logits: Tensor, params: Sequence[SamplingParams], indices: Sequence[int]) -> list[int]:
-    """The next token of every sequence.
+def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled]:
+    """The token of every draw, with log-probabilities of the model's own logits where they were asked for.
 
     Args:
-        logits: [B, V], any floating type.
-        params: How each sequence samples.
-        indices: Each sequence's output index: how many tokens it has generated so far.
+        logits: [B, V], any floating type; not changed.
+        draws: B of them.
     """
-    logits = logits.float()
-    for row, one, index in zip(logits, params, indices, strict=True):
-        if index < one.min_tokens and one.end_token_ids:
-            row[list(one.end_token_ids)] = -torch.inf
-    greedy: list[int] = logits.argmax(-1).tolist()
-    return [
-        best if one.temperature == 0 else _draw(row, one, uniform(one.seed, 0, index))
-        for best, row, one, index in zip(greedy, logits, params, indices, strict=True)
-    ]
+    raw = logits.float()
+    bent = _bent(raw, draws)
+    tokens = bent.argmax(-1)
+    if rows := [row for row, draw in enumerate(draws) if draw.params.temperature > 0]:
+        tokens[rows] = _drawn(bent[rows], [draws[row] for row in rows])
+    drawn = tokens.tolist()
+    logprobs = _logprobs(raw, draws, tokens)
+    return [Sampled(token, logprobs.get(row)) for row, token in enumerate(drawn)]
 
 
-def _draw(logits: Tensor, params: SamplingParams, number: float) -> int:
-    """Invert the cumulative distribution of the tokens kept, most likely first."""
-    kept = min(params.top_k, len(logits)) if params.top_k else len(logits)
-    values, tokens = logits.topk(kept)
+def _bent(raw: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Logits [B, V] with penalties, and without the ends that would come too early."""
+    rows = [row for row, draw in enumerate(draws) if draw.params.penalised or draw.too_early]
+    if not rows:
+        return raw
+    logits = raw.clone()
+    for row in rows:
+        draw = draws[row]
+        penalise(logits[row], draw.params, draw.tokens, draw.prompt)
+        if draw.too_early:
+            logits[row, list(draw.params.end_token_ids)] = -torch.inf
+    return logits
+
+
+def _drawn(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Tokens [R] drawn at random from `logits` [R, V]."""
+    params, device = [draw.params for draw in draws], logits.device
+    temperatures = torch.tensor([[one.temperature] for one in params], dtype=torch.float64, device=device)
     # Relative to the best and in double: the smallest temperatures would overflow otherwise.
-    probabilities = ((values - values[0]).double() / params.temperature).softmax(-1)
+    scores = (logits.double() - logits.amax(-1, keepdim=True)) / temperatures
+    for row, one in enumerate(params):
+        if one.cut:
+            scores[row] = _cut(scores[row], one)
+    seeds, choices, indices = zip(*((draw.params.seed, draw.choice, draw.index) for draw in draws), strict=True)
+    return (scores + gumbel(seeds, choices, indices, logits.shape[-1], device)).argmax(-1)
+
+
+def _cut(scores: Tensor, params: SamplingParams) -> Tensor:
+    """`scores` [V] with minus infinity for the tokens that top_k, top_p and min_p drop."""
+    kept = min(params.top_k or len(scores), len(scores))
+    values, tokens = scores.topk(kept)
+    probabilities = values.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
     keep = (before < params.top_p) & (probabilities >= params.min_p * probabilities[0])
     keep[0] = True  # the most likely token always stays
-    cumulative = (probabilities * keep).cumsum(-1)
-    place = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
-    return int(tokens[min(int(place), kept - 1)])
+    return torch.full_like(scores, -torch.inf).scatter(0, tokens, values.masked_fill(~keep, -torch.inf))
+
+
+def _logprobs(raw: Tensor, draws: Sequence[Draw], tokens: Tensor) -> dict[int, TokenLogprobs]:
+    """By row, for those that ask."""
+    asked = {row: draw.params.logprobs for row, draw in enumerate(draws) if draw.params.logprobs is not None}
+    if not asked:
+        return {}
+    rows, most = list(asked), min(max(asked.values()), raw.shape[-1])
+    table = raw[rows].log_softmax(-1).clamp(min=LEAST_LOGPROB)
+    own = table.gather(-1, tokens[rows][:, None])[:, 0]
+    values, ids = table.topk(most)
+    columns = zip(rows, tokens[rows].tolist(), own.tolist(), ids.tolist(), values.tolist(), strict=True)
+    return {
+        row: TokenLogprobs(token, logprob, tuple(zip(best, theirs, strict=True))[: asked[row]])
+        for row, token, logprob, best, theirs in columns
+    }
