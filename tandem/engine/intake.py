@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from dataclasses import dataclass
 
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.sequence import Request
+from tandem.engine.ticket_check import check_hand_off
 from tandem.errors import RequestError
 from tandem.protocol.identity import Role
-from tandem.protocol.kv import KVTransferParams
-from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest
+from tandem.protocol.kv import KVTransferParams, Resume
+from tandem.protocol.openai import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from tandem.text.detokenizer import Start
 from tandem.text.tokenizer import Tokenizer
 
@@ -61,24 +64,31 @@ class Intake:
     def _request(
         self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str, start: Start
     ) -> Request:
+        resume, hand_off = body.resume or Resume(output_token_ids=[]), body.kv_transfer_params or KVTransferParams()
+        keep, output = hand_off.do_remote_decode, resume.output_token_ids
+        # A prefill leg's max_tokens means one new token, whatever was generated before.
+        limit = len(output) + 1 if keep else limit
         self._check_name(body.model)
+        self._check_resume(body, len(tokens), limit)
         self._check_tokens(tokens, limit, param)
         self._check_range(body.stop_token_ids or [], "stop_token_ids")
-        if body.stream_options is not None and not body.stream:
-            raise RequestError("stream_options: needs stream: true; set it or leave this out", param="stream_options")
-        hand_off = body.kv_transfer_params or KVTransferParams()
-        self._check_role(hand_off)
-        keep = hand_off.do_remote_decode
-        if body.min_tokens > limit and not keep:
-            raise RequestError(f"min_tokens: {body.min_tokens} is over max_tokens {limit}", param="min_tokens")
+        check_hand_off(hand_off, self.role)
+        _check_options(body, limit, keep=keep)
         return Request(
             # A client may send the same id twice; the engine's own must differ.
             id=f"{request_id}-{uuid.uuid4().hex[:8]}",
             prompt=tokens,
-            sampling=SamplingParams.from_request(body, self.defaults, 1 if keep else limit),
+            sampling=SamplingParams.from_request(body, self.defaults, limit),
+            choices=tuple(range(body.n or 1)) if body.resume is None else (resume.choice,),
+            output=tuple(output),
+            sent=resume.sent,
             start=start,
             keep_for_remote=keep,
             fetch_from=hand_off if hand_off.do_remote_prefill else None,
+            reservation=body.reservation,
+            priority=body.priority,
+            deadline=time.monotonic() + (body.deadline_seconds or math.inf),
+            salt=body.cache_salt,
         )
 
     def _check_name(self, name: str | None) -> None:
@@ -109,23 +119,27 @@ class Intake:
             if not 0 <= token < self.vocab_size:
                 raise RequestError(f"{param}: token id {token} is outside 0..{self.vocab_size - 1}", param=param)
 
-    def _check_role(self, hand_off: KVTransferParams) -> None:
-        where = "kv_transfer_params"
-        if hand_off.do_remote_decode and hand_off.do_remote_prefill:
-            raise RequestError(f"{where}: do_remote_decode and do_remote_prefill exclude each other", param=where)
-        if hand_off.do_remote_decode and self.role == "decode":
-            raise RequestError(f"{where}: this is a decode instance; send prefills to a prefill instance", param=where)
-        if not hand_off.do_remote_prefill:
+    def _check_resume(self, body: GenerationRequest, prompt: int, limit: int) -> None:
+        if body.resume is None:
             return
-        if self.role == "prefill":
-            raise RequestError(f"{where}: this is a prefill instance; send tickets to a decode instance", param=where)
-        for name in ("remote_engine_id", "remote_request_id", "remote_host", "remote_port"):
-            if not getattr(hand_off, name):
-                raise RequestError(f"{where}.{name}: is missing; pass the prefill answer's field whole", param=where)
-        if not 0 < (hand_off.remote_port or 0) < 65536:
-            raise RequestError(f"{where}.remote_port: {hand_off.remote_port} is no port", param=where)
-        if hand_off.tp_size != 1:
-            raise RequestError(f"{where}.tp_size: {hand_off.tp_size} is not supported yet; it must be 1", param=where)
-        if hand_off.transfer_mode not in (None, "pull"):
-            mode = hand_off.transfer_mode
-            raise RequestError(f"{where}.transfer_mode: {mode} is not supported; it must be pull", param=where)
+        where, output = "resume.output_token_ids", body.resume.output_token_ids
+        if (body.n or 1) > 1:
+            raise RequestError(f"n: {body.n} answers cannot go on from one; resume each by itself", param="n")
+        if body.resume.choice >= MAX_CHOICES:
+            message = f"resume.choice: {body.resume.choice} is outside 0..{MAX_CHOICES - 1}"
+            raise RequestError(message, param="resume.choice")
+        self._check_range(output, where)
+        if len(output) > limit:
+            raise RequestError(f"{where}: {len(output)} tokens are over max_tokens {limit}; raise it", param=where)
+        if output and prompt + min(len(output) + 1, limit) > self.max_model_len:
+            message = (
+                f"{where}: {len(output)} tokens after {prompt} leave no room within {self.max_model_len}; send fewer"
+            )
+            raise RequestError(message, code="context_length_exceeded", param=where)
+
+
+def _check_options(body: GenerationRequest, limit: int, *, keep: bool) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options: needs stream: true; set it or leave this out", param="stream_options")
+    if body.min_tokens > limit and not keep:
+        raise RequestError(f"min_tokens: {body.min_tokens} is over max_tokens {limit}", param="min_tokens")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 Role = Literal["prefill", "decode", "both"]
+
+CAPABILITIES: Final = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "choices")
+"""What an instance of ours can do beyond the OpenAI API and vLLM's pull protocol: reserve blocks, release them, go on
+with another instance's answer, let a ticket be pulled more than once, tell it before the blocks are computed, and hand
+over a request with several choices."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,3 +27,6 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Most tokens of prompt plus answer."""
     version: str
+    capabilities: tuple[str, ...] = CAPABILITIES
+    tensor_parallel_size: int = 1
+    """Processes that hold a part of the model each."""

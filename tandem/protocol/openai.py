@@ -1,10 +1,11 @@
 """The OpenAI requests an instance understands, as types; whatever they do not name is refused with status 400.
 
 A field of OpenAI's API that is not supported yet is still accepted when it says what leaving it out would say
-(`"n": 1`), because common clients send such fields; any other value is refused by name.
+(`"echo": false`), because common clients send such fields; any other value is refused by name.
 
-Source: OpenAI API reference, `/v1/completions` and `/v1/chat/completions`; the fields `top_k`, `min_p`, `min_tokens`,
-`ignore_eos`, `stop_token_ids` and `kv_transfer_params` are vLLM's extensions.
+Source: OpenAI API reference, `/v1/completions` and `/v1/chat/completions`; the fields `top_k`, `min_p`,
+`repetition_penalty`, `min_tokens`, `ignore_eos`, `stop_token_ids`, `priority`, `cache_salt`, `return_token_ids` and
+`kv_transfer_params` are vLLM's extensions; `deadline_seconds`, `reservation` and `resume` are ours.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from msgspec import Meta
 
 from tandem.errors import RequestError
 from tandem.protocol.json_body import decode_body, decode_object
-from tandem.protocol.kv import KVTransferParams
+from tandem.protocol.kv import KVTransferParams, Resume
 
 MAX_STOPS: Final = 16
+MAX_CHOICES: Final = 128
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+Salt = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_\-+/=.]{1,256}\Z")]
+"""Of what base64 and ids are made of: it becomes part of keys, and others may write those into paths or lines."""
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -37,6 +44,10 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True,
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=1e4)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: str | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_STOPS)] | None = None
@@ -44,7 +55,19 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True,
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    """Tell the ids of the prompt's and the answer's tokens."""
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
+    """Lower ones go first."""
+    deadline_seconds: Annotated[float, Meta(gt=0)] | None = None
+    """So long after its arrival the request fails if it has not ended."""
+    cache_salt: Salt | None = None
+    """Blocks are shared only with requests of the same salt."""
+    reservation: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    """Name of blocks that were reserved for this request."""
     kv_transfer_params: KVTransferParams | None = None
+    resume: Resume | None = None
+    """What another instance generated of the answer."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -58,11 +81,26 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True,
         """Whether a streamed answer ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def logprob_count(self) -> int | None:
+        """How many of the most likely tokens to tell beside the one drawn; None where no log-probabilities are asked.
+
+        Raises:
+            RequestError: The fields that say it contradict each other.
+        """
+        return None
+
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """Body of `POST /v1/completions`."""
 
     prompt: str | list[Any]
+    logprobs: TopLogprobs | None = None
+
+    @property
+    def logprob_count(self) -> int | None:
+        """See `GenerationRequest`."""
+        return self.logprobs
 
     def single_prompt(self) -> str | list[int]:
         """The one prompt, as text or as token ids.
@@ -108,6 +146,17 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    @property
+    def logprob_count(self) -> int | None:
+        """See `GenerationRequest`."""
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise RequestError("top_logprobs: needs logprobs: true; set it or leave this out", param="top_logprobs")
+        return None
 
     @property
     def token_limit(self) -> int | None:
@@ -116,17 +165,11 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 
 
 NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": (None,),
     "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
@@ -156,7 +199,9 @@ def parse(body: bytes, kind: type[R]) -> R:
 
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
-    for name, neutral in NEUTRAL.items():
+    # As many candidates as answers: there is nothing to choose from.
+    as_many = {"best_of": (*NEUTRAL["best_of"], fields.get("n"))}
+    for name, neutral in (NEUTRAL | as_many).items():
         if name in fields and not _asks_nothing(fields[name], neutral):
             raise RequestError(
                 f"{name}: {str(fields[name])[:80]} is not supported by this instance; leave the field out",
@@ -176,9 +221,15 @@ def _refusal(reason: str) -> RequestError:
     what, _, where = reason.partition(" - at `$.")
     field = where.rstrip("`")
     if "unknown field" in what:
-        field = what.split("`")[1]
+        field = _inside(field, what)
         return RequestError(f"{field}: unknown field; check the spelling or leave it out", param=field)
     if "missing required field" in what:
-        field = what.split("`")[1]
+        field = _inside(field, what)
         return RequestError(f"{field}: is missing; the request needs it", param=field)
     return RequestError(f"{field or 'body'}: {what[:1].lower()}{what[1:]}", param=field or None)
+
+
+def _inside(where: str, what: str) -> str:
+    """The path of the field that `what` quotes, of the object at `where`."""
+    name = what.split("`")[1]
+    return f"{where}.{name}" if where else name

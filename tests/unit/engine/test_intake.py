@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.engine.intake import Intake
+from tandem.engine.sequence import Request
 from tandem.errors import RequestError
+from tandem.protocol.kv import KVTransferParams
 from tandem.protocol.openai import ChatRequest, CompletionRequest, parse
 from tandem.text.detokenizer import Start
 from tandem.text.tokenizer import Tokenizer
@@ -22,12 +28,15 @@ TICKET = {
     "remote_host": "127.0.0.1",
     "remote_port": 5600,
 }
+KEEP = {"do_remote_decode": True}
 
 
 def intake(folder: Path, **changes: Any) -> Intake:
     fields: dict[str, Any] = {
         "tokenizer": Tokenizer.from_folder(folder),
-        "defaults": GenerationDefaults(eos_token_ids=(1,), temperature=0.5, top_p=0.8, top_k=9),
+        "defaults": GenerationDefaults(
+            eos_token_ids=(1,), temperature=0.5, top_p=0.8, top_k=9, min_p=0.02, repetition_penalty=1.1
+        ),
         "names": ("m", "alias"),
         "role": "both",
         "vocab_size": 512,
@@ -44,6 +53,8 @@ def test_defaults_come_from_the_folder(tiny_model: Path) -> None:
     sampling = completion(intake(tiny_model)).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.5, 0.8, 9, 16)
     assert sampling.end_token_ids == {1}
+    assert (sampling.repetition_penalty, sampling.min_p) == (1.1, 0.02)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logprobs) == (0, 0, None)
     asked = completion(
         intake(tiny_model), temperature=0, top_k=-1, ignore_eos=True, stop_token_ids=[7], seed=3
     ).sampling
@@ -70,6 +81,63 @@ def test_a_prefill_leg_makes_one_token(tiny_model: Path) -> None:
     assert (request.sampling.max_tokens, request.cache_tokens) == (1, 2)
 
 
+def test_what_else_a_request_says(tiny_model: Path) -> None:
+    request = completion(
+        intake(tiny_model), n=3, priority=-5, deadline_seconds=10, cache_salt="a+/=", reservation="r", seed=1,
+        presence_penalty=1, frequency_penalty=-1, repetition_penalty=1.5, min_p=0, logprobs=0,
+    )  # fmt: skip
+    assert (request.choices, request.priority, request.salt, request.reservation) == ((0, 1, 2), -5, "a+/=", "r")
+    assert 9 < request.deadline - time.monotonic() <= 10
+    sampling = request.sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) == (1, -1, 1.5)
+    assert (sampling.min_p, sampling.logprobs) == (0, 0)
+    plain = completion(intake(tiny_model))
+    assert (plain.choices, plain.priority, plain.salt, plain.reservation) == ((0,), 0, None, None)
+    assert plain.deadline == math.inf
+    assert (plain.output, plain.sent) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_logprobs_of_a_chat(tiny_model: Path, fields: dict[str, Any], count: int | None) -> None:
+    body = parse(msgspec.json.encode({"messages": [{"role": "user", "content": "hi"}]} | fields), ChatRequest)
+    assert intake(tiny_model).chat(body, "id").sampling.logprobs == count
+
+
+def test_a_resumed_answer_counts_what_it_has(tiny_model: Path) -> None:
+    resume = {"output_token_ids": [7, 8, 9], "sent": 2, "choice": 5}
+    request = completion(intake(tiny_model), resume=resume, max_tokens=8)
+    assert (request.output, request.sent, request.choices) == ((7, 8, 9), 2, (5,))
+    assert (request.sampling.max_tokens, request.cache_tokens) == (8, 2 + 7)
+    empty = completion(intake(tiny_model), resume={"output_token_ids": []})
+    assert (empty.output, empty.choices, empty.sampling.max_tokens) == ((), (0,), 16)
+
+
+def test_a_resumed_prefill_leg_makes_one_more_token(tiny_model: Path) -> None:
+    resume = {"output_token_ids": [7, 8, 9]}
+    request = completion(intake(tiny_model), resume=resume, max_tokens=1, kv_transfer_params=KEEP)
+    assert (request.sampling.max_tokens, request.cache_tokens) == (4, 5)
+
+
+def test_a_ticket_serves_several_choices_and_any_split(tiny_model: Path) -> None:
+    request = completion(intake(tiny_model), n=2, kv_transfer_params=TICKET | {"tp_size": 8})
+    assert request.choices == (0, 1)
+    assert request.fetch_from.tp_size == 8
+
+
+def test_flags_that_say_no_are_no_hand_off(tiny_model: Path) -> None:
+    request = completion(intake(tiny_model), kv_transfer_params={"do_remote_decode": False, "do_remote_prefill": False})
+    assert not request.keep_for_remote
+    assert request.fetch_from is None
+
+
 def test_ids_differ_when_a_client_repeats_one(tiny_model: Path) -> None:
     door = intake(tiny_model)
     assert completion(door).id != completion(door).id
@@ -90,6 +158,26 @@ REFUSED = [
         if "remote_" in name[:7]
     ),
     ({"kv_transfer_params": TICKET | {"remote_port": 70000}}, {}, "70000 is no port"),
+    ({"kv_transfer_params": TICKET | {"remote_port": -1}}, {}, "-1 is no port"),
+    ({"kv_transfer_params": TICKET | {"remote_port": 0}}, {}, "remote_port: is missing"),
+    ({"kv_transfer_params": TICKET | {"remote_host": ""}}, {}, "remote_host: is missing"),
+    ({"kv_transfer_params": TICKET | {"remote_host": "a\x00b"}}, {}, "remote_host: 'a.x00b' cannot be one"),
+    ({"kv_transfer_params": TICKET | {"remote_host": "h" * 256}}, {}, "remote_host: 'hhh"),
+    ({"kv_transfer_params": TICKET | {"remote_engine_id": "a\nb"}}, {}, "remote_engine_id: 'a.nb' cannot be one"),
+    ({"kv_transfer_params": TICKET | {"remote_request_id": "\ud7ff"}}, {}, "remote_request_id: "),
+    ({"kv_transfer_params": TICKET | {"tp_size": 0}}, {}, "tp_size: 0 is no number of ranks"),
+    ({"kv_transfer_params": TICKET | {"remote_num_tokens": -3}}, {}, "remote_num_tokens: -3"),
+    ({"kv_transfer_params": TICKET | {"remote_block_ids": [[-1]]}}, {}, "remote_block_ids: holds a negative"),
+    ({"kv_transfer_params": TICKET | {"transfer_mode": "push"}}, {}, "transfer_mode: 'push' is not supported"),
+    ({"kv_transfer_params": TICKET | {"do_remote_prefill": False}}, {}, "do_remote_prefill: is missing"),
+    ({"prompt": ["a", "b"], "kv_transfer_params": TICKET}, {}, "prompt: 2 prompts"),
+    ({"n": 2, "resume": {"output_token_ids": [7]}}, {}, "n: 2 answers cannot go on from one"),
+    ({"resume": {"output_token_ids": [512]}}, {}, "resume.output_token_ids: token id 512"),
+    ({"resume": {"output_token_ids": [-1]}}, {}, "resume.output_token_ids: token id -1"),
+    ({"resume": {"output_token_ids": [7] * 9}, "max_tokens": 8}, {}, "resume.output_token_ids: 9 tokens are over"),
+    ({"resume": {"output_token_ids": [7] * 62}, "kv_transfer_params": KEEP}, {}, "62 tokens after 2 leave no room"),
+    ({"resume": {"output_token_ids": [], "choice": 128}}, {}, "resume.choice: 128"),
+    ({"min_tokens": 17}, {}, "min_tokens: 17 is over max_tokens 16"),
 ]
 
 
@@ -98,3 +186,44 @@ def test_refusals_name_the_field(tiny_model: Path, body: dict[str, Any], changes
     with pytest.raises(RequestError, match=message) as caught:
         completion(intake(tiny_model, **changes), **body)
     assert caught.value.param is not None
+    assert caught.value.status == 400 or caught.value.code == "model_not_found"
+
+
+WRONG = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=300),
+    st.lists(st.lists(st.integers(), max_size=2), max_size=2), st.dictionaries(st.text(max_size=3), st.integers()),
+)  # fmt: skip
+FIELDS = [field.name for field in msgspec.structs.fields(KVTransferParams)]
+
+
+@pytest.fixture(scope="module")
+def door(tiny_model: Path) -> Intake:
+    return intake(tiny_model)
+
+
+def outcome(door: Intake, ticket: dict[str, Any]) -> Request | RequestError:
+    try:
+        return completion(door, kv_transfer_params=ticket)
+    except RequestError as error:
+        return error
+
+
+@given(ticket=st.dictionaries(st.sampled_from(FIELDS), WRONG, max_size=4), whole=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_ticket_is_taken_or_refused(door: Intake, ticket: dict[str, Any], whole: bool) -> None:
+    taken = outcome(door, (TICKET if whole else {}) | ticket)
+    if isinstance(taken, Request):
+        assert taken.fetch_from is None or 0 < (taken.fetch_from.remote_port or 0) < 65536
+    else:
+        assert taken.status == 400
+        assert (taken.param or "").startswith("kv_transfer_params")
+        assert "\n" not in str(taken)
+
+
+@given(value=WRONG)
+@settings(max_examples=60, deadline=None)
+def test_what_is_no_ticket_at_all_is_refused(door: Intake, value: Any) -> None:
+    if value is None or isinstance(value, dict):
+        return
+    with pytest.raises(RequestError, match=r"^kv_transfer_params: "):
+        completion(door, kv_transfer_params=value)
