@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from tandem.errors import ConfigurationError, ModelFolderError
 from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.families import FAMILIES, translate
+from tandem.model.sharding import RankDecoder, cuts, narrowed
 from tandem.model.skeleton import assembled
+from tandem.model.weights.cut import cut
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fill import fill
 from tandem.model.weights.fit import dtype_of, fit, require_fit
 from tandem.model.weights.memory import fresh
 from tandem.model.weights.shards import outgoing, write_shards
+from tandem.parallel.collectives import Group, Solo
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5_000_000_000
@@ -37,25 +41,45 @@ SAMPLED = 1024
 """Bytes of each sample that a fingerprint reads."""
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Decoder:
-    """Load a model folder; peak memory is the model and some megabytes.
+def load(
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    group: Group | None = None,
+    check: Callable[[], object] = lambda: None,
+) -> Decoder:
+    """Load a model folder; peak memory is the model, or this rank's part of it, and some megabytes.
 
     Args:
         folder: Holds `config.json` and the weights, as `*.safetensors` or `*.bin`, in one file or several.
         device: Where the parameters go.
         dtype: What they become; None keeps the folder's own. Block-quantised weights are dequantised.
+        group: The ranks that share the model; this one's part is loaded. None for the whole model.
+        check: Called now and then by any thread; what it raises ends the loading.
 
     Raises:
         ModelFolderError: A file is missing or broken, or tensors are missing, surplus or misshapen; all are named.
+        UsageError: The model cannot be shared out among so many ranks.
     """
+    group = group or Solo()
     family, config, fields = translate(folder)
     stored = stored_tensors(folder)
     found = fit(stored, family, config, fields)
     require_fit(found, folder)
     dtype = dtype or _own_dtype(fields, dtype_of(stored), folder)
-    parameters = _allocate(config, device, dtype, folder)
-    fill(parameters, found.pieces)
-    return assembled(config, parameters)
+    parameters = _allocate(narrowed(config, group.rank, group.size), device, dtype, folder)
+    fill(parameters, list(cut(found.pieces, cuts(config, group.rank, group.size))), check)
+    return assembled(config, parameters, Decoder if group.size == 1 else partial(RankDecoder, group=group))
+
+
+def own_dtype(folder: Path) -> torch.dtype:
+    """What the weights of a folder become where no dtype is asked for.
+
+    Raises:
+        ModelFolderError: A file is missing or broken, or the dtype is none that can be computed in.
+    """
+    _, _, fields = translate(folder)
+    return _own_dtype(fields, dtype_of(stored_tensors(folder)), folder)
 
 
 def save(

@@ -71,12 +71,14 @@ class Positions:
 
     Args:
         config: Of the model.
+        heads: The query heads whose slopes are wanted; None for all.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, heads: range | None = None) -> None:
         self._rope = config.position if isinstance(config.position, Rope) else None
         self._logn = config.attention.logn if isinstance(config.attention, GQA) else None
-        self._heads = config.attention.heads
+        self._all_heads = config.attention.heads
+        self._heads = heads or range(self._all_heads)
         # What does not depend on the batch, by device; made on first use, as a model may be built on the meta device.
         self._fixed: dict[torch.device, Tensor] = {}
 
@@ -105,7 +107,7 @@ class Positions:
         if device not in self._fixed:
             rope = self._rope
             self._fixed[device] = (
-                alibi_slopes(self._heads, device)
+                alibi_slopes(self._all_heads, device)[self._heads.start : self._heads.stop]
                 if rope is None
                 else _stretched(rope, _falling(rope, rope.theta, device))
             )

@@ -13,15 +13,18 @@ from tandem.catalogue.config import ModelConfig
 from tandem.model.decoder import Decoder
 
 
-def assembled(config: ModelConfig, parameters: Mapping[str, Tensor]) -> Decoder:
+def assembled(
+    config: ModelConfig, parameters: Mapping[str, Tensor], make: Callable[[ModelConfig], Decoder] = Decoder
+) -> Decoder:
     """A decoder with these parameters, ready to compute and not to train.
 
     Args:
         config: What to compute.
         parameters: One for each name of `parameter_shapes(config)`.
+        make: Makes the decoder around them.
     """
     with Undrawn(), torch.device("meta"):
-        decoder = Decoder(config)
+        decoder = make(config)
     for name, tensor in parameters.items():
         module, _, attribute = name.rpartition(".")
         setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))

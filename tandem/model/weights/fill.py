@@ -8,7 +8,7 @@ Nothing is mapped: a file that changes later cannot change the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ class _Chunk:
     target: Tensor
     """[rows, ...], without gaps."""
     scales: Scales | None
+    columns: range | None
 
 
 class _Queue:
@@ -57,12 +58,15 @@ class _Queue:
             self._chunks = iter(())
 
 
-def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
+def fill(
+    parameters: Mapping[str, Tensor], pieces: Collection[Piece], check: Callable[[], object] = lambda: None
+) -> None:
     """Read pieces into the parameters they belong to, with as many threads as torch computes with.
 
     Args:
         parameters: By our name; each without gaps, on any device, of any floating dtype.
-        pieces: As `fit` matched them.
+        pieces: As `fit` matched them, or `cut` made them smaller.
+        check: Called now and then by any thread; what it raises ends the reading.
 
     Raises:
         ModelFolderError: A file cannot be read or became shorter.
@@ -73,7 +77,7 @@ def fill(parameters: Mapping[str, Tensor], pieces: Collection[Piece]) -> None:
         handles = {path: _open(path, stack) for path in _paths(pieces)}
         pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="load"))
         stack.callback(todo.drop)  # Ctrl-C ends them after the chunks they are at
-        for worker in [pool.submit(_work, todo, handles) for _ in range(threads)]:
+        for worker in [pool.submit(_work, todo, handles, check) for _ in range(threads)]:
             worker.result()
 
 
@@ -103,7 +107,7 @@ def _chunks(piece: Piece, target: Tensor) -> Iterator[_Chunk]:
     # A dequantised chunk is four times as large on its way through fp32.
     step = max(1, CHUNK // (piece.stored.row_bytes * (4 if piece.scales else 1)))
     for start in range(0, len(target), step):
-        yield _Chunk(piece.stored, piece.first + start, target[start : start + step], piece.scales)
+        yield _Chunk(piece.stored, piece.first + start, target[start : start + step], piece.scales, piece.columns)
 
 
 def _paths(pieces: Iterable[Piece]) -> set[Path]:
@@ -119,29 +123,31 @@ def _open(path: Path, stack: ExitStack) -> int:
     return handle
 
 
-def _work(todo: _Queue, handles: Mapping[Path, int]) -> None:
+def _work(todo: _Queue, handles: Mapping[Path, int], check: Callable[[], object]) -> None:
     """One thread: take chunks until there are no more, or until one fails; then the others stop as well."""
     try:
-        _read_chunks(todo, handles)
+        _read_chunks(todo, handles, check)
     finally:
         todo.drop()
 
 
-def _read_chunks(todo: _Queue, handles: Mapping[Path, int]) -> None:
+def _read_chunks(todo: _Queue, handles: Mapping[Path, int], check: Callable[[], object]) -> None:
     buffer = torch.empty(0, dtype=torch.uint8)
     while chunk := todo.take():
+        check()
         if _goes_straight(chunk):
             _read_rows(chunk.stored, chunk.first, chunk.target, handles)
             continue
         if buffer.numel() < (size := len(chunk.target) * chunk.stored.row_bytes):
             buffer = torch.empty(size, dtype=torch.uint8, pin_memory=chunk.target.is_cuda)
-        raw = buffer[:size].view(TORCH_DTYPES[chunk.stored.dtype]).view(chunk.target.shape)
+        raw = buffer[:size].view(TORCH_DTYPES[chunk.stored.dtype]).view(len(chunk.target), *chunk.stored.shape[1:])
         _read_rows(chunk.stored, chunk.first, raw, handles)
-        chunk.target.copy_(_scaled(raw, chunk, handles))
+        rows = _scaled(raw, chunk, handles)
+        chunk.target.copy_(rows if chunk.columns is None else rows[:, chunk.columns.start : chunk.columns.stop])
 
 
 def _goes_straight(chunk: _Chunk) -> bool:
-    return chunk.target.is_cpu and chunk.target.dtype == TORCH_DTYPES[chunk.stored.dtype]
+    return chunk.columns is None and chunk.target.is_cpu and chunk.target.dtype == TORCH_DTYPES[chunk.stored.dtype]
 
 
 def _read_rows(stored: StoredTensor, first: int, target: Tensor, handles: Mapping[Path, int]) -> None:

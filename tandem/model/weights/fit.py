@@ -40,6 +40,8 @@ class Piece:
     """The first of these rows; there are as many as the parameter has."""
     rows: Rows
     scales: Scales | None = None
+    columns: range | None = None
+    """Of these rows; None for all."""
 
 
 @dataclass(frozen=True)
