@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-import msgspec
 from aiohttp import web
 
+from tandem.engine.answering import Answering
 from tandem.engine.driver import Driver
 from tandem.engine.intake import Intake
 from tandem.engine.metrics import InstanceMetrics
 from tandem.engine.sequence import Request, Update
+from tandem.engine.ticket_check import is_ticket
 from tandem.errors import RequestError
-from tandem.protocol import sse
-from tandem.protocol.answers import Answer, AnswerHead, Endpoint, Usage, error_body, model_list
+from tandem.protocol.answers import AnswerHead, Endpoint, error_body, model_list
 from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_body, request_id
 from tandem.protocol.identity import Identity
 from tandem.protocol.json_body import decode_object
@@ -53,7 +54,9 @@ class InstanceServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/identity", self._who)
         app.router.add_get("/metrics", self._scrape)
+        app.router.add_post("/tandem/reserve", self._reserve)
         app.router.add_post("/tandem/release", self._release)
+        app.router.add_get("/tandem/audit", self._audit)
         app.on_cleanup.append(self._close)
         return app
 
@@ -63,37 +66,57 @@ class InstanceServer:
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), CompletionRequest)
-        # In a thread: tokenising a long prompt takes seconds, and every stream would wait for it.
-        request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers))
+        with self._declining(body):
+            # In a thread: tokenising a long prompt takes seconds, and every stream would wait for it.
+            request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers))
         return await self._answer(http, body, "completion", request)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         body = parse(await read_body(http), ChatRequest)
         loop = asyncio.get_running_loop()
-        request = await loop.run_in_executor(self._chats, self._intake.chat, body, request_id(http.headers))
+        with self._declining(body):
+            request = await loop.run_in_executor(self._chats, self._intake.chat, body, request_id(http.headers))
         return await self._answer(http, body, "chat", request)
 
     async def _answer(
         self, http: web.Request, body: GenerationRequest, endpoint: Endpoint, request: Request
     ) -> web.StreamResponse:
         head = AnswerHead.begin(endpoint, request.id, body.model or self._identity.model)
-        updates = self._timed(self._driver.generate(request))
+        answering = Answering(head, body, request, self._intake.tokenizer)
+        updates, arrived = self._timed(self._driver.generate(request)), False
         try:
-            if body.stream:
-                return await _stream(http, head, updates, len(request.prompt), include_usage=body.include_usage)
-            return json_response(await _whole(head, updates, len(request.prompt)))
+            response = await (answering.stream if body.stream else answering.whole)(http, updates)
+            arrived = http.transport is not None and not http.transport.is_closing()
+            return response
         finally:
-            # Not left to the garbage collector: a client that is gone must free its blocks now.
-            await updates.aclose()
+            try:
+                # Not left to the garbage collector: a client that is gone must free its blocks now.
+                await updates.aclose()
+            finally:
+                if answering.ticket is not None and not arrived:
+                    self._driver.release(answering.ticket)
+
+    @contextmanager
+    def _declining(self, body: GenerationRequest) -> Iterator[None]:
+        """A refused request's ticket is given back: its holder would keep the blocks until the lease ends."""
+        try:
+            yield
+        except RequestError:
+            if body.kv_transfer_params is not None and is_ticket(body.kv_transfer_params, self._intake.role):
+                self._driver.decline(body.kv_transfer_params)
+            raise
 
     async def _timed(self, updates: AsyncGenerator[Update, None]) -> AsyncGenerator[Update, None]:
-        last, metric = time.perf_counter(), self._metrics.first_token
+        begun, last = time.perf_counter(), dict[int, float]()
         try:
             async for update in updates:
                 if update.tokens:
                     now = time.perf_counter()
-                    metric.observe(now - last)
-                    last, metric = now, self._metrics.between_tokens
+                    if not last:
+                        self._metrics.first_token.observe(now - begun)
+                    elif update.choice in last:
+                        self._metrics.between_tokens.observe(now - last[update.choice])
+                    last[update.choice] = now
                 yield update
         finally:
             await updates.aclose()
@@ -112,53 +135,23 @@ class InstanceServer:
     async def _scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
+    async def _reserve(self, http: web.Request) -> web.Response:
+        tokens, most = decode_object(await read_body(http), int).get("tokens", 0), self._intake.max_model_len
+        if not 0 < tokens <= most:
+            raise RequestError(f"tokens: {tokens} is outside 1..{most}; say how many shall have room", param="tokens")
+        reserved = self._driver.reserve(tokens)
+        if reserved is None:
+            message = f"there is no room for {tokens} more tokens now; try again or elsewhere"
+            raise RequestError(message, status=503, code="no_room")
+        name, seconds = reserved
+        return json_response({"reservation": name, "expires_in": seconds})
+
     async def _release(self, http: web.Request) -> web.Response:
-        ticket = decode_object(await read_body(http), str).get("ticket", "")
-        return json_response({"released": self._driver.release(ticket)})
+        fields = decode_object(await read_body(http), str)
+        name = fields.get("ticket") or fields.get("reservation")
+        if name is None:
+            raise RequestError("ticket: is missing; name a ticket or a reservation", param="ticket")
+        return json_response({"released": self._driver.release(name)})
 
-
-async def _whole(head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens: int) -> Answer:
-    pieces, tokens = [], 0
-    async for update in updates:
-        _raise_failure(update)
-        pieces.append(update.text)
-        tokens += update.tokens
-        if update.reason is not None:
-            return head.whole("".join(pieces), update.reason, Usage(prompt_tokens, tokens), _ticket(update))
-    raise AssertionError("an answer ended without a reason")
-
-
-async def _stream(
-    http: web.Request, head: AnswerHead, updates: AsyncIterator[Update], prompt_tokens: int, *, include_usage: bool
-) -> web.StreamResponse:
-    first = await anext(updates)
-    # Only now is it certain that there is an answer, so only now may the status be 200.
-    _raise_failure(first)
-    response = web.StreamResponse(headers=sse.HEADERS)
-    await response.prepare(http)
-    if head.endpoint == "chat":
-        await response.write(sse.event(head.role_chunk()))
-    tokens, update = 0, first
-    while True:
-        if update.error is not None:
-            await response.write(sse.event(error_body(update.error, status=500)) + sse.DONE)
-            return response
-        tokens += update.tokens
-        if update.text or update.reason is not None:
-            await response.write(sse.event(head.chunk(update.text, update.reason, _ticket(update))))
-        if update.reason is not None:
-            break
-        update = await anext(updates)
-    if include_usage:
-        await response.write(sse.event(head.usage_chunk(Usage(prompt_tokens, tokens))))
-    await response.write(sse.DONE)
-    return response
-
-
-def _ticket(update: Update) -> Answer | None:
-    return None if update.ticket is None else msgspec.to_builtins(update.ticket)
-
-
-def _raise_failure(update: Update) -> None:
-    if update.error is not None:
-        raise RequestError(update.error, status=502, code="generation_failed")
+    async def _audit(self, _: web.Request) -> web.Response:
+        return json_response(self._driver.audit())

@@ -40,6 +40,15 @@ def check_hand_off(hand_off: KVTransferParams, role: Role) -> None:
         raise _wrong("do_remote_prefill", "is missing beside a ticket; pass the prefill answer's field whole")
 
 
+def is_ticket(hand_off: KVTransferParams, role: Role) -> bool:
+    """Whether these are a ticket that this instance could take."""
+    try:
+        check_hand_off(hand_off, role)
+    except RequestError:
+        return False
+    return hand_off.do_remote_prefill
+
+
 def _check_ticket(ticket: KVTransferParams, role: Role) -> None:
     if role == "prefill":
         raise RequestError(f"{WHERE}: this is a prefill instance; send tickets to a decode instance", param=WHERE)

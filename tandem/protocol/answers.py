@@ -1,11 +1,14 @@
 """The OpenAI answers an instance and the gateway send, as plain dictionaries ready for `msgspec.json.encode`.
 
-Source: OpenAI API reference; `kv_transfer_params` at the top level is vLLM's extension for prefill instances.
+Source: OpenAI API reference. vLLM's extensions: `kv_transfer_params` at the top level, for prefill instances;
+`token_ids` of a choice, and `prompt_token_ids`, which stand at the choice of a completion and at the top level of a
+chat.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -40,6 +43,23 @@ class Usage(msgspec.Struct, frozen=True):
         }
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """What is told of one choice: all of it, or what a chunk of a stream adds."""
+
+    text: str = ""
+    reason: FinishReason | None = None
+    index: int = 0
+    logprobs: Answer | None = None
+    """In OpenAI's shape for the endpoint."""
+    tokens: Sequence[int] | None = None
+    """Ids of its tokens, where they were asked for."""
+    prompt: Sequence[int] | None = None
+    """Ids of the prompt, where they were asked for and not told yet."""
+
+
+NOTHING: Final = Piece()
+
+
 class AnswerHead(msgspec.Struct, frozen=True):
     """What every piece of one answer repeats."""
 
@@ -63,26 +83,43 @@ class AnswerHead(msgspec.Struct, frozen=True):
             "choices": choices,
         }
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage, ticket: Answer | None = None) -> Answer:
-        """The answer to a request that did not ask for a stream."""
-        body: Answer = (
-            {"message": {"role": "assistant", "content": text}} if self.endpoint == "chat" else {"text": text}
-        )
-        choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
-        answer = self._envelope(streamed=False, choices=[choice]) | {"usage": usage.answer()}
-        return answer if ticket is None else answer | {"kv_transfer_params": ticket}
+    def whole(self, pieces: Sequence[Piece], usage: Usage, ticket: Answer | None = None) -> Answer:
+        """The answer to a request that did not ask for a stream: its choices, in order."""
+        answer = self._envelope(streamed=False, choices=[self._choice(piece, streamed=False) for piece in pieces])
+        return answer | {"usage": usage.answer()} | self._beside(pieces[0], ticket)
 
-    def role_chunk(self) -> Answer:
-        """The first chunk of a chat stream."""
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return self._envelope(streamed=True, choices=[choice])
+    def role_chunk(self, piece: Piece = NOTHING) -> Answer:
+        """The first chunk of each choice of a chat stream; of `piece`, it tells the index and the prompt."""
+        choice = {"index": piece.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        return self._envelope(streamed=True, choices=[choice]) | self._beside(piece, None)
 
-    def chunk(self, text: str, reason: FinishReason | None, ticket: Answer | None = None) -> Answer:
-        """One piece of a stream; a prefill instance's last one carries the ticket."""
-        body: Answer = {"delta": {"content": text} if text else {}} if self.endpoint == "chat" else {"text": text}
-        choice = {"index": 0, **body, "logprobs": None, "finish_reason": reason}
-        chunk = self._envelope(streamed=True, choices=[choice])
-        return chunk if ticket is None else chunk | {"kv_transfer_params": ticket}
+    def chunk(self, piece: Piece, ticket: Answer | None = None) -> Answer:
+        """One piece of a stream; a prefill instance's first one carries the ticket."""
+        answer = self._envelope(streamed=True, choices=[self._choice(piece, streamed=True)])
+        return answer | self._beside(piece, ticket)
+
+    def _choice(self, piece: Piece, *, streamed: bool) -> Answer:
+        choice: Answer = {"index": piece.index, **self._body(piece.text, streamed=streamed), "logprobs": piece.logprobs}
+        choice["finish_reason"] = piece.reason
+        if piece.tokens is not None:
+            choice["token_ids"] = piece.tokens
+        if piece.prompt is not None and self.endpoint == "completion":
+            choice["prompt_token_ids"] = piece.prompt
+        return choice
+
+    def _body(self, text: str, *, streamed: bool) -> Answer:
+        if self.endpoint == "completion":
+            return {"text": text}
+        if streamed:
+            return {"delta": {"content": text} if text else {}}
+        return {"message": {"role": "assistant", "content": text}}
+
+    def _beside(self, piece: Piece, ticket: Answer | None) -> Answer:
+        """What stands at the top level, besides what every answer has."""
+        told: Answer = {} if ticket is None else {"kv_transfer_params": ticket}
+        if piece.prompt is not None and self.endpoint == "chat":
+            told["prompt_token_ids"] = piece.prompt
+        return told
 
     def usage_chunk(self, usage: Usage) -> Answer:
         """The last chunk of a stream that asked for `include_usage`."""

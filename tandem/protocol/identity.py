@@ -27,6 +27,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     """Most tokens of prompt plus answer."""
     version: str
-    capabilities: tuple[str, ...] = CAPABILITIES
-    tensor_parallel_size: int = 1
+    capabilities: list[str]
+    """Of `CAPABILITIES`."""
+    tensor_parallel_size: int
     """Processes that hold a part of the model each."""

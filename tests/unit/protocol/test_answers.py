@@ -8,7 +8,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tandem.errors import RequestError
-from tandem.protocol.answers import AnswerHead, Usage, error_answer, error_body, model_list
+from tandem.protocol.answers import AnswerHead, Piece, Usage, error_answer, error_body, model_list
 
 CHAT = AnswerHead("chat", "chatcmpl-1", "m", 7)
 COMPLETION = AnswerHead("completion", "cmpl-1", "m", 7)
@@ -22,31 +22,45 @@ def test_begin() -> None:
 
 
 def test_whole_answers() -> None:
-    chat = ChatCompletion.model_validate(CHAT.whole("hi", "stop", USAGE))
+    chat = ChatCompletion.model_validate(CHAT.whole([Piece("hi", "stop")], USAGE))
     assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == ("hi", "stop")
     assert chat.usage is not None
     assert chat.usage.total_tokens == 7
-    completion = Completion.model_validate(COMPLETION.whole("hi", "length", USAGE))
-    assert (completion.choices[0].text, completion.choices[0].finish_reason) == ("hi", "length")
+    completion = Completion.model_validate(COMPLETION.whole([Piece("a", "length"), Piece("b", "stop", 1)], USAGE))
+    told = [(choice.index, choice.text, choice.finish_reason) for choice in completion.choices]
+    assert told == [(0, "a", "length"), (1, "b", "stop")]
 
 
 def test_a_ticket_stands_at_the_top_level() -> None:
     ticket = {"remote_host": "h"}
-    assert COMPLETION.whole("x", "length", USAGE, ticket)["kv_transfer_params"] is ticket
-    assert "kv_transfer_params" not in COMPLETION.whole("x", "length", USAGE)
+    for answer in (COMPLETION.whole([Piece("x", "length")], USAGE, ticket), CHAT.chunk(Piece(), ticket)):
+        assert answer["kv_transfer_params"] is ticket
+    assert "kv_transfer_params" not in COMPLETION.whole([Piece("x", "length")], USAGE)
+
+
+def test_token_ids_stand_where_vllm_has_them() -> None:
+    piece = Piece("hi", "stop", 1, tokens=[4, 5], prompt=[1, 2, 3])
+    for answer in (COMPLETION.whole([piece], USAGE), COMPLETION.chunk(piece)):
+        assert (answer["choices"][0]["token_ids"], answer["choices"][0]["prompt_token_ids"]) == ([4, 5], [1, 2, 3])
+        assert "prompt_token_ids" not in answer
+    for answer in (CHAT.whole([piece], USAGE), CHAT.chunk(piece)):
+        assert (answer["choices"][0]["token_ids"], answer["prompt_token_ids"]) == ([4, 5], [1, 2, 3])
+        assert "prompt_token_ids" not in answer["choices"][0]
+    assert CHAT.role_chunk(piece)["prompt_token_ids"] == [1, 2, 3]
+    assert "token_ids" not in COMPLETION.chunk(Piece("hi"))["choices"][0]
 
 
 def test_chunks() -> None:
-    role = ChatCompletionChunk.model_validate(CHAT.role_chunk())
-    assert role.choices[0].delta.role == "assistant"
-    piece = ChatCompletionChunk.model_validate(CHAT.chunk("hi", None))
+    role = ChatCompletionChunk.model_validate(CHAT.role_chunk(Piece(index=2)))
+    assert (role.choices[0].index, role.choices[0].delta.role) == (2, "assistant")
+    piece = ChatCompletionChunk.model_validate(CHAT.chunk(Piece("hi")))
     assert (piece.choices[0].delta.content, piece.choices[0].finish_reason) == ("hi", None)
-    last = ChatCompletionChunk.model_validate(CHAT.chunk("", "stop"))
+    last = ChatCompletionChunk.model_validate(CHAT.chunk(Piece("", "stop")))
     assert (last.choices[0].delta.content, last.choices[0].finish_reason) == (None, "stop")
     usage = ChatCompletionChunk.model_validate(CHAT.usage_chunk(USAGE))
     assert usage.choices == []
     assert usage.usage is not None
-    assert COMPLETION.chunk("hi", None)["choices"][0]["text"] == "hi"
+    assert COMPLETION.chunk(Piece("hi"))["choices"][0]["text"] == "hi"
 
 
 @pytest.mark.parametrize(

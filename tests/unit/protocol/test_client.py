@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.protocol import sse
-from tandem.protocol.answers import AnswerHead, Usage, error_body, model_list
+from tandem.protocol.answers import AnswerHead, Piece, Usage, error_body, model_list
 from tandem.protocol.client import list_models, stream_chat, stream_completion
 
 Script = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,7 +59,7 @@ async def completion(url: str) -> list[str]:
 
 def test_a_completion() -> None:
     head = AnswerHead.begin("completion", "1", "m")
-    events = [head.chunk("a", None), head.chunk("b", "stop"), head.usage_chunk(Usage(1, 2))]
+    events = [head.chunk(Piece("a")), head.chunk(Piece("b", "stop")), head.usage_chunk(Usage(1, 2))]
 
     async def scenario() -> None:
         async with (
@@ -74,7 +74,7 @@ def test_a_completion() -> None:
 
 def test_a_chat() -> None:
     head = AnswerHead.begin("chat", "1", "m")
-    events = [head.role_chunk(), head.chunk("a", None), head.chunk("", "stop")]
+    events = [head.role_chunk(), head.chunk(Piece("a")), head.chunk(Piece("", "stop"))]
 
     async def scenario() -> None:
         async with (
