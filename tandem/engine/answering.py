@@ -54,6 +54,7 @@ class Answering:
         async for update in updates:
             _raise_failure(update)
             ticket = self._ticket(update) or ticket
+            self._tokens += len(update.tokens)
             taken[self._choice(update)].append(update)
         pieces = [self._piece(choice, of_choice) for choice, of_choice in taken.items()]
         response = json_response(self._head.whole(pieces, self._usage, ticket))
@@ -78,6 +79,7 @@ class Answering:
             await response.write(sse.event(role))
         update: Update | None = first
         while update is not None and update.error is None:
+            self._tokens += len(update.tokens)
             if self._worth_telling(update):
                 piece = self._piece(self._choice(update), [update])
                 await response.write(sse.event(self._head.chunk(piece, self._ticket(update))))
@@ -114,7 +116,6 @@ class Answering:
     def _piece(self, choice: int, updates: Sequence[Update]) -> Piece:
         tokens = [token for update in updates for token in update.tokens]
         logprobs = [one for update in updates for one in update.logprobs]
-        self._tokens += len(tokens)
         return Piece(
             text="".join(update.text for update in updates),
             reason=updates[-1].reason,
