@@ -23,7 +23,7 @@ from tandem.engine.scheduler import SchedulerLimits
 from tandem.engine.sequence import Request
 from tandem.engine.server import InstanceServer
 from tandem.engine.tickets import EngineIdentity
-from tandem.errors import ModelFolderError, UsageError
+from tandem.errors import ModelFolderError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import compatibility_digest
 from tandem.kv.prefix import root_key

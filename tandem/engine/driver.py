@@ -59,6 +59,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self.failure = self._loop.create_future()
         self._fetcher.start(self.engine, self.wake)
+        self.engine.model.watch(self.fall)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -69,6 +70,7 @@ class Driver:
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
         self._end_all("the instance is stopping")
         await self._fetcher.stop()
+        await asyncio.to_thread(self.engine.model.close)
 
     @property
     def alive(self) -> bool:

@@ -79,6 +79,7 @@ class Engine:
         self.reservations: LeaseBook[Lease] = LeaseBook(options.lease_seconds, pool.release, clock)
         self.tickets = Tickets(pool, identity, options.lease_seconds, clock)
         self.scheduler = Scheduler(pool, options.limits, self.reservations, sharing=options.sharing)
+        self.model = runner.model
         self._runner = runner
         self._tokenizer = tokenizer
         self._clock = clock
@@ -300,7 +301,7 @@ class Engine:
         sequence = fetch.sequence
         if sequence.ended:
             return
-        if error := fetch.mismatch(state, self._runner.model.vocab_size):
+        if error := fetch.mismatch(state, self.model.vocab_size):
             self._fail(sequence.request.id, error, 502)
             return
         self.stats.kv_transfers_received += 1

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from tandem.catalogue.config import ModelConfig
 from tandem.engine.config import InstanceConfig
-from tandem.engine.runner import Model
+from tandem.engine.local_model import LocalModel
+from tandem.engine.rank_memory import rank_caches
+from tandem.engine.ranks import RankedModel, start_model
 from tandem.engine.sizing import GIB, block_count
-from tandem.engine.ranks import LocalModel
 from tandem.errors import UsageError
-from tandem.kv.cache import CacheLayout, KVCache
+from tandem.kv.cache import CacheLayout
 from tandem.kv.shards import Shards
-from tandem.model.folder import DTYPES, load
+from tandem.model.families import read_config
+from tandem.model.folder import DTYPES, own_dtype
 from tandem.parallel.device import choose_device
 
 
@@ -23,7 +23,7 @@ class Placed:
     """A model that can compute."""
 
     config: ModelConfig
-    model: Model
+    model: LocalModel | RankedModel
     shards: Shards
     blocks: int
     max_model_len: int
@@ -36,33 +36,31 @@ def place(config: InstanceConfig) -> Placed:
 
     Raises:
         ModelFolderError: The model cannot be loaded.
-        UsageError: The device is not there, or the KV memory holds not even one request.
+        UsageError: The devices are not there, the model cannot be shared out over them, or the KV memory holds not even
+            one request.
+        ProcessError: A rank died meanwhile.
     """
-    device = choose_device(config.device)
-    decoder = load(config.model, device, DTYPES.get(config.dtype))
-    dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
-    layout = CacheLayout.of(decoder.config, dtype, config.block_size)
-    length = _max_model_len(config, decoder.config)
-    blocks = block_count(config, decoder.config, layout, device, length)
-    cache = _allocate(layout, blocks, device)
-    return Placed(
-        config=decoder.config,
-        model=LocalModel(decoder, cache),
-        shards=Shards(layout, [cache]),
-        blocks=blocks,
-        max_model_len=length,
-        sizes=f"{device} {layout.dtype}, {blocks} KV blocks of {config.block_size} tokens, max_model_len {length}",
-    )
-
-
-def _allocate(layout: CacheLayout, blocks: int, device: torch.device) -> KVCache:
+    device, model = choose_device(config.device), read_config(config.model)
+    dtype = str(DTYPES.get(config.dtype) or own_dtype(config.model)).removeprefix("torch.")
+    layout, ranks = CacheLayout.of(model, dtype, config.block_size), config.tensor_parallel_size
+    length = _max_model_len(config, model)
+    blocks = block_count(config, model, layout.of_rank(0, ranks), device, length)
     try:
-        return KVCache(layout, blocks, device)
+        caches = rank_caches(layout, blocks, device, ranks)
     except RuntimeError as error:
         reason, size = str(error).splitlines()[0], blocks * layout.bytes_per_block / GIB
         raise UsageError(
             f"{device} has no {size:.3g} GiB for keys and values ({reason}); lower --kv-cache-gib"
         ) from None
+    on = str(device) if ranks == 1 else f"{ranks} x {device.type}"
+    return Placed(
+        config=model,
+        model=start_model(config.model, caches),
+        shards=Shards(layout, caches),
+        blocks=blocks,
+        max_model_len=length,
+        sizes=f"{on} {dtype}, {blocks} KV blocks of {config.block_size} tokens, max_model_len {length}",
+    )
 
 
 def _max_model_len(config: InstanceConfig, model: ModelConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from tandem.engine.handoff import Sampled
 from tandem.engine.sampler import Draw, sample
 from tandem.engine.scheduler import Plan, Work
 from tandem.engine.step import Step
+from tandem.errors import ProcessError
 from tandem.kv.paged import Chunk
 
 
@@ -29,8 +31,11 @@ class Model(Protocol):
             ProcessError: A rank died.
         """
 
+    def watch(self, on_death: Callable[[ProcessError], object]) -> None:
+        """Have `on_death` called, from a thread of its own, when a process that holds a part dies."""
+
     def close(self) -> None:
-        """Let go of processes and memory."""
+        """Let go of processes and memory; no step may be under way."""
 
 
 class Runner:

@@ -65,8 +65,11 @@ class LedgerModel:
                 states.append(self.slots[slot])
         return torch.stack([logits_of(states[row]) for row in step.rows]) if step.rows else None
 
+    def watch(self, on_death) -> None:
+        """Nothing dies here."""
+
     def close(self) -> None:
-        pass
+        """There is nothing to let go of."""
 
     def copy(self, source: LedgerModel, blocks: Sequence[int], into: Sequence[int]) -> None:
         """What a transport does."""
