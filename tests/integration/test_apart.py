@@ -22,6 +22,7 @@ from tandem.deploy.service import local_topology, running
 from tandem.errors import ProcessError
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
+from tandem.text.detokenizer import Detokenizer, Start
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role, Topology
 
@@ -117,6 +118,53 @@ def test_seeded_text_chat_and_stops_are_the_same_apart(apart: Service, together:
         assert (choice["text"], choice["finish_reason"]) == (text[: text.find(text[4:7])], "stop")
 
 
+def test_penalties_and_logprobs_are_the_same_apart(apart: Service, together: Service) -> None:
+    body = {"prompt": "def main(", "max_tokens": 20, "seed": 3, "temperature": 0.8, "logprobs": 4, "ignore_eos": True}
+    penalties = {"repetition_penalty": 0.3, "presence_penalty": 0.5, "frequency_penalty": 0.25}
+    texts = []
+    for asked in (body, body | penalties):
+        one, other = (s.post(Role.GATEWAY, "/v1/completions", asked)[1]["choices"][0] for s in (apart, together))
+        assert one["text"] == other["text"]
+        texts.append(one["text"])
+        told, expected = one["logprobs"], other["logprobs"]
+        assert len(told["tokens"]) == 20
+        assert [told[name] for name in ("tokens", "text_offset")] == [expected[n] for n in ("tokens", "text_offset")]
+        assert told["token_logprobs"] == pytest.approx(expected["token_logprobs"], abs=1e-3)
+    assert texts[0] != texts[1]
+
+
+def test_choices_share_a_ticket_and_are_the_same_apart(apart: Service, together: Service) -> None:
+    body = {"prompt": [40, 41, 42], "max_tokens": 12, "seed": 8, "temperature": 1.0, "n": 3, "return_token_ids": True}
+    whole = together.post(Role.GATEWAY, "/v1/completions", body)[1]
+    keep = body | {"max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
+    first = apart.post(Role.PREFILL, "/v1/completions", keep)[1]
+    assert [c["token_ids"] for c in first["choices"]] == [c["token_ids"][:1] for c in whole["choices"]]
+    asked = body | {"kv_transfer_params": first["kv_transfer_params"]}
+    rest = apart.post(Role.DECODE, "/v1/completions", asked)[1]
+    assert rest["choices"] == whole["choices"]
+    assert rest["usage"] == whole["usage"]
+    assert len({choice["text"] for choice in whole["choices"]}) == 3
+
+
+def test_an_answer_goes_on_elsewhere(tiny_model: Path, apart: Service, together: Service) -> None:
+    body = {"prompt": "import ", "max_tokens": 24, "seed": 6, "temperature": 0.9, "top_p": 0.95, "ignore_eos": True}
+    body |= {"repetition_penalty": 1.2, "frequency_penalty": 0.2, "return_token_ids": True}
+    whole = together.post(Role.GATEWAY, "/v1/completions", body)[1]
+    tokens, text = whole["choices"][0]["token_ids"], whole["choices"][0]["text"]
+    for done in (1, 7, 23):
+        reader = Detokenizer(Tokenizer.from_folder(tiny_model), Start.CONTINUES)
+        sent = sum(len(reader.push(token)) for token in tokens[:done])
+        resume = {"output_token_ids": tokens[:done], "sent": sent}
+        rest = apart.post(Role.DECODE, "/v1/completions", body | {"resume": resume})[1]
+        assert rest["choices"][0]["token_ids"] == tokens[done:]
+        assert rest["choices"][0]["text"] == text[sent:]
+        assert rest["usage"] == whole["usage"]
+        keep = body | {"resume": resume, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
+        ticket = apart.post(Role.PREFILL, "/v1/completions", keep)[1]["kv_transfer_params"]
+        asked = body | {"resume": resume, "kv_transfer_params": ticket}
+        assert apart.post(Role.DECODE, "/v1/completions", asked)[1]["choices"] == rest["choices"]
+
+
 def test_min_tokens_forbids_an_early_end_apart_too(tiny_model: Path, apart: Service, together: Service) -> None:
     """The prefill's token is an end token, so it must know the minimum as well."""
     prompt = [9, 8, 7]
@@ -166,14 +214,14 @@ BAD = [
     ({"max_tokens": 3}, 400, "prompt: is missing"),
     ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens: expected `int` >= 1"),
     ({"prompt": "x", "temperature": -1}, 400, "temperature: expected `float` >= 0"),
-    ({"prompt": "x", "n": 3}, 400, "n"),
+    ({"prompt": "x", "n": 0}, 400, "n: "),
     ({"prompt": []}, 400, "prompt: is empty"),
     ({"prompt": [1, 99999]}, 400, "prompt: token id 99999 is outside 0..511"),
     ({"prompt": [7] * 600}, 400, "prompt: 600 tokens leave no room"),
     ({"prompt": "x", "stop_token_ids": [99999]}, 400, "stop_token_ids: token id 99999 is outside"),
     ({"prompt": "x", "stop_token_ids": [-1]}, 400, "stop_token_ids: token id -1 is outside"),
     ({"prompt": "x", "stream_options": {}}, 400, "stream_options: needs stream"),
-    ({"prompt": "x", "logprobs": 0}, 400, "logprobs: 0 is not supported"),
+    ({"prompt": "x", "logprobs": 21}, 400, "logprobs: expected `int` <= 20"),
     ({"prompt": [7] * 100, "max_tokens": 500}, 400, "together over this model's 512"),
     ({"prompt": "x", "min_tokens": 30, "max_tokens": 5}, 400, "min_tokens: 30 is over max_tokens 5"),
     ({"prompt": "x", "model": "gpt-9"}, 404, "model: gpt-9 is not served here"),
