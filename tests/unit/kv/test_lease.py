@@ -1,75 +1,99 @@
-"""Leases: good once, for a limited time, and always given back."""
+"""Leases: blocks under a name that come back exactly once, however the lease ends."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from tandem.errors import TransferError
-from tandem.kv.lease import LeaseBook
+from tandem.kv.lease import Lease, LeaseBook, Ticket
 
 
-class Fixture:
+class Desk:
+    """A book on a clock of our own."""
+
     def __init__(self) -> None:
         self.now = 100.0
         self.back: list[int] = []
-        self.book = LeaseBook(30, self.back.extend, lambda: self.now)
+        self.book: LeaseBook[Lease] = LeaseBook(30, self.back.extend, lambda: self.now)
+
+    def lease(self, *blocks: int, begun: bool = True) -> Lease:
+        lease = Lease(list(blocks))
+        self.book.add(lease)
+        if begun:
+            self.book.begin(lease)
+        return lease
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+        self.book.expire()
 
 
-def test_a_ticket_is_good_once() -> None:
-    f = Fixture()
-    lease = f.book.open([1, 2], [7, 8, 9], seed=5)
-    assert (lease.tokens, lease.token_ids, lease.seed) == (2, [7, 8, 9], 5)
-    f.book.claim(lease.ticket)
-    with pytest.raises(TransferError, match="being pulled"):
-        f.book.claim(lease.ticket)
-    assert f.book.release(lease.ticket)
-    assert f.back == [1, 2]
-    with pytest.raises(TransferError, match="used up, expired or unknown"):
-        f.book.claim(lease.ticket)
-    assert not f.book.release(lease.ticket)
-    assert f.back == [1, 2]
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
 
 
-def test_a_broken_pull_may_be_tried_again() -> None:
-    f = Fixture()
-    lease = f.book.open([1], [7, 8], seed=0)
-    f.book.claim(lease.ticket)
-    f.now += 100
-    f.book.expire()
-    assert len(f.book) == 1, "a lease does not expire under its reader"
-    f.book.unclaim(lease.ticket)
-    f.book.expire()
-    assert f.book.claim(lease.ticket) is lease
+def test_a_lease_is_found_until_it_ends_and_gives_back_once(desk: Desk) -> None:
+    lease = desk.lease(1, 2)
+    assert desk.book.find(lease.name) is lease
+    assert desk.book.end(lease.name) is lease
+    assert desk.book.end(lease.name) is None
+    assert desk.book.find(lease.name) is None
+    assert (desk.back, len(desk.book), desk.book.expired) == ([1, 2], 0, 0)
 
 
-def test_unused_tickets_expire() -> None:
-    f = Fixture()
-    old = f.book.open([1], [7, 8], seed=0)
-    f.now += 20
-    young = f.book.open([2], [7, 8], seed=0)
-    f.now += 10
-    f.book.expire()
-    assert (f.back, f.book.expired, len(f.book)) == ([1], 1, 1)
-    with pytest.raises(TransferError):
-        f.book.claim(old.ticket)
-    assert f.book.claim(young.ticket) is young
+def test_what_nobody_uses_expires_when_its_time_is_over_and_not_before(desk: Desk) -> None:
+    old = desk.lease(1)
+    desk.later(20)
+    young = desk.lease(2)
+    desk.later(9.99)
+    assert len(desk.book) == 2
+    desk.later(0.01)
+    assert (desk.back, desk.book.expired, list(desk.book)) == ([1], 1, [young])
+    assert desk.book.end(old.name) is None
 
 
-def test_tickets_cannot_be_guessed() -> None:
-    f = Fixture()
-    tickets = {f.book.open([], [1, 2], seed=0).ticket for _ in range(100)}
-    assert len(tickets) == 100
-    assert all(len(ticket) == 32 for ticket in tickets)
+def test_what_is_still_computed_does_not_expire(desk: Desk) -> None:
+    lease = desk.lease(begun=False)
+    desk.later(1e9)
+    assert (list(desk.book), lease.expires) == ([lease], math.inf)
+    lease.blocks = [7]
+    desk.book.begin(lease)
+    desk.later(29)
+    assert len(desk.book) == 1
+    desk.later(1)
+    assert desk.back == [7]
 
 
-def test_awaited_leases_begin_anew() -> None:
-    f = Fixture()
-    awaited, other = (f.book.open([block], [7, 8], seed=0) for block in (1, 2))
+def test_renewed_leases_begin_anew_and_the_others_do_not(desk: Desk) -> None:
+    awaited, other = desk.lease(1), desk.lease(2)
     for _ in range(5):
-        f.now += 20
-        f.book.renew([awaited.ticket, "gone"])
-        f.book.expire()
-    assert f.back == [2]
-    with pytest.raises(TransferError):
-        f.book.claim(other.ticket)
-    assert f.book.claim(awaited.ticket) is awaited
+        desk.now += 20
+        desk.book.renew([awaited.name, "gone"])
+        desk.book.expire()
+    assert (desk.back, list(desk.book)) == ([2], [awaited])
+    assert desk.book.find(other.name) is None
+    desk.later(30)
+    assert desk.back == [2, 1]
+
+
+def test_renewing_does_not_begin_what_is_still_computed(desk: Desk) -> None:
+    lease = desk.lease(begun=False)
+    desk.book.renew([lease.name])
+    desk.later(1e9)
+    assert len(desk.book) == 1
+
+
+def test_an_expired_lease_cannot_be_renewed(desk: Desk) -> None:
+    lease = desk.lease(1)
+    desk.later(30)
+    desk.book.renew([lease.name])
+    assert len(desk.book) == 0
+    assert desk.back == [1]
+
+
+def test_names_cannot_be_guessed() -> None:
+    names = {lease.name for lease in [*(Lease() for _ in range(100)), *(Ticket() for _ in range(100))]}
+    assert len(names) == 200
+    assert all(len(name) == 32 for name in names)

@@ -52,7 +52,7 @@ def memory(planes: int, heads: int, dim: int, lengths: dict[int, int]) -> tuple[
     layout = CacheLayout(layers=2, planes=planes, kv_heads=heads, head_dim=dim, dtype="float32", block_size=BLOCK)
     needed = {n: -(-length // BLOCK) for n, length in lengths.items()}
     cache = KVCache(layout, sum(needed.values()), CPU)
-    cache._storage.fill_(float("nan"))
+    cache.blocks.fill_(float("nan"))
     free = torch.randperm(sum(needed.values())).tolist()
     return cache, {n: [free.pop() for _ in range(count)] for n, count in needed.items()}
 
