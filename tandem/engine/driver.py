@@ -22,6 +22,7 @@ from tandem.engine.fetcher import Fetcher
 from tandem.engine.holder import EngineHolder
 from tandem.engine.progress import Progress
 from tandem.engine.sequence import Request, Update
+from tandem.errors import RequestError
 from tandem.kv.shards import Shards
 from tandem.protocol.kv import KVTransferParams
 
@@ -94,7 +95,11 @@ class Driver:
         Raises:
             RequestError: The request can never fit.
         """
-        self.engine.submit(request)
+        try:
+            self.engine.submit(request)
+        except RequestError:
+            self._fetcher.finish(request)
+            raise
         queue = self._queues[request.id] = asyncio.Queue()
         self.wake()
         if not self.alive:
@@ -110,6 +115,8 @@ class Driver:
         finally:
             del self._queues[request.id]
             self.engine.abort(request.id)
+            while not queue.empty():
+                self._miss(queue.get_nowait())
             self._fetcher.finish(request)
             self.wake()
 
@@ -157,9 +164,16 @@ class Driver:
         for request, update in updates:
             if queue := self._queues.get(request):
                 queue.put_nowait(update)
+            else:
+                self._miss(update)
         for fetch in fetches:
             self._fetcher.begin(fetch, wanted=fetch.sequence.request.id in self._queues)
         self._progress.ring()
+
+    def _miss(self, update: Update) -> None:
+        """Nobody hears this any more: a ticket in it is known to nobody."""
+        if update.ticket is not None and update.ticket.remote_request_id is not None:
+            self.engine.release(update.ticket.remote_request_id)
 
     def _fall(self, error: BaseException) -> None:
         self._end_all(f"the instance failed: {error}")

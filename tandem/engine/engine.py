@@ -105,6 +105,7 @@ class Engine:
                 "shorten it, or start the instance with a larger --kv-cache-gib"
             )
         with self._lock:
+            assert request.id not in self._requests, f"two requests are called {request.id}"
             self._arrivals += 1
             sequence = self._sequence(request, request.choices[0], self._arrivals)
             sequence.reserved = self.reservations.find(request.reservation or "") is not None

@@ -26,8 +26,8 @@ from tandem.text.detokenizer import Detokenizer, Start
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role, Topology
 
-PER_TOKEN = 3 * 2 * 2 * 16 * 4
-"""KV bytes per token of the tiny model: layers, planes, kv heads, head dimension, fp32."""
+PER_BLOCK = 3 * 2 * 16 * 2 * 16 * 4
+"""KV bytes per block of the tiny model: layers, planes, tokens, kv heads, head dimension, fp32."""
 
 
 class Service:
@@ -100,8 +100,8 @@ def test_served_apart_equals_served_together(tiny_model: Path, apart: Service, t
     usage = {"prompt_tokens": length, "completion_tokens": 24, "total_tokens": length + 24}
     assert [answer["usage"] for _, answer in answers] == [usage] * 2
     assert apart.metric(Role.DECODE, "prompt_tokens_computed_total") == 0
-    apart.wait_for(Role.PREFILL, "kv_bytes_sent_total", sent + length * PER_TOKEN)
-    assert apart.metric(Role.DECODE, "kv_bytes_received_total") == received + length * PER_TOKEN
+    apart.wait_for(Role.PREFILL, "kv_bytes_sent_total", sent + -(-length // 16) * PER_BLOCK)
+    assert apart.metric(Role.DECODE, "kv_bytes_received_total") == received + -(-length // 16) * PER_BLOCK
 
 
 def test_seeded_text_chat_and_stops_are_the_same_apart(apart: Service, together: Service) -> None:
@@ -297,7 +297,7 @@ def test_tickets_are_checked_by_the_prefill_side(apart: Service) -> None:
     for change, reason in [
         ({"remote_request_id": "0" * 32}, "unknown here"),
         ({"remote_engine_id": "other"}, "restarted since"),
-        ({"remote_port": 9}, "broke off"),
+        ({"remote_engine_id": "other", "remote_port": 9}, "broke off"),
     ]:
         status, answer = apart.post(Role.DECODE, "/v1/completions", ask | {"kv_transfer_params": ticket | change})
         assert status == 502
@@ -329,7 +329,7 @@ def test_the_demonstration_tells_what_happened_where(apart: Service, together: S
         reports = [asyncio.run(demonstrate(one.topology, question, lambda _: None)) for one in (apart, together)]
         assert [(r.prefill, r.decode) for r in reports] == [("prefill-0", "decode-0"), ("decode-0", "decode-0")]
         tokens = reports[0].prompt_tokens
-        assert [(r.kv_bytes, r.decode_prompt_tokens) for r in reports] == [(tokens * PER_TOKEN, 0), (0, tokens)]
+        assert [(r.kv_bytes, r.decode_prompt_tokens) for r in reports] == [(-(-tokens // 16) * PER_BLOCK, 0), (0, tokens)]
 
 
 def test_a_client_that_leaves_frees_both_sides(apart: Service) -> None:

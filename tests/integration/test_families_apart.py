@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import uuid
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from tandem.catalogue.models import MODELS
 from tandem.catalogue.named import TokenizerKind
 from tandem.catalogue.shrink import shrink
 from tandem.engine.assembly import assemble
-from tandem.engine.config import InstanceConfig
+from tandem.engine.config import TRANSPORTS, InstanceConfig, Transport
 from tandem.engine.driver import Driver
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.sequence import Request, Update
-from tandem.kv.transfer import TransferServer
+from tandem.kv.server import TransferServer
 from tandem.model.families import read_config
 from tandem.model.random_folder import write_random_folder
 from tandem.protocol.identity import Role
@@ -50,14 +51,23 @@ NAMES = (
 class Instance:
     """One instance in this process, its transfer server on loopback."""
 
-    def __init__(self, folder: Path, role: Role) -> None:
+    def __init__(self, folder: Path, role: Role, transport: Transport) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
-        config = InstanceConfig(model=folder, role=role, dtype="float32", device="cpu", max_num_batched_tokens=96)
+        self._transport = transport
+        config = InstanceConfig(
+            model=folder,
+            role=role,
+            dtype="float32",
+            device="cpu",
+            max_num_batched_tokens=96,
+            kv_cache_gib=0.05,
+            kv_transport=transport,
+        )
         self.driver, _, _ = assemble(config, self._socket.getsockname()[1])
 
     async def __aenter__(self) -> Driver:
         self.driver.start()
-        self._transfers = TransferServer(self.driver, self._socket, 10.0)
+        self._transfers = TransferServer(self.driver.holder, self._socket, 10.0, TRANSPORTS[self._transport])
         await self._transfers.start()
         return self.driver
 
@@ -72,7 +82,7 @@ def prompt(length: int) -> list[int]:
 
 def ask(length: int, count: int, **fields: object) -> Request:
     sampling = SamplingParams(max_tokens=count, temperature=0.0)
-    return Request(id="r", prompt=prompt(length), sampling=sampling, **fields)  # type: ignore[arg-type]
+    return Request(id=uuid.uuid4().hex, prompt=prompt(length), sampling=sampling, **fields)  # type: ignore[arg-type]
 
 
 async def answer(driver: Driver, request: Request) -> list[Update]:
@@ -108,8 +118,8 @@ CASES: dict[str, tuple[ModelConfig, TokenizerKind]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_served_apart_equals_served_together(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "transport"), [*((name, "shm") for name in CASES), ("llama3.2-1b", "tcp")])
+def test_served_apart_equals_served_together(name: str, transport: Transport, tmp_path: Path) -> None:
     folder = tmp_path / name
     config, tokenizer = CASES[name]
     write_random_folder(shrink(config), tokenizer, folder, dtype="float32", seed=0)
@@ -117,13 +127,16 @@ def test_served_apart_equals_served_together(name: str, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
             roles: tuple[Role, ...] = ("both", "prefill", "decode")
-            both, prefill, decode = [await stack.enter_async_context(Instance(folder, role)) for role in roles]
+            both, prefill, decode = [
+                await stack.enter_async_context(Instance(folder, role, transport)) for role in roles
+            ]
             expected = await together(both)
             assert await apart(prefill, decode) == expected
             assert len(set(expected)) == len(LENGTHS), "the model answers everything alike"
             assert decode.engine.stats.prompt_tokens_computed == 0
-            sent = sum(LENGTHS) * kv_bytes_per_token(read_config(folder), 4)
-            assert prefill.engine.stats.kv_bytes_sent == decode.engine.stats.kv_bytes_received == sent
+            sent = sum(-(-length // 16) for length in LENGTHS)
+            assert prefill.engine.stats.kv_blocks_sent == decode.engine.stats.kv_blocks_received == sent
+            assert decode.engine.options.block_bytes == 16 * kv_bytes_per_token(read_config(folder), 4)
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
