@@ -3,6 +3,7 @@
     decode ──Pull──▶ prefill                       decode ──Keep──▶ prefill, now and then while a request waits
     decode ◀──Granted or Refused── prefill         decode ──Release──▶ prefill, when nobody will pull
     decode ◀──Ready and its blocks── prefill       (again and again, while the prefill goes on)
+    decode ◀──Waiting── prefill                    (now and then, while the next block is not computed yet)
     decode ◀──Finished── prefill
     decode ──Received──▶ prefill
     decode ◀──Confirmed or Refused── prefill, which gives the blocks back
@@ -20,7 +21,10 @@ from msgspec import Meta
 from tandem.errors import TransferError
 
 MAX_MESSAGE: Final = 16 * 1024 * 1024
-"""Longest message in bytes, so that a stray client cannot ask for memory."""
+"""Longest message in bytes, so that a stray peer cannot ask for memory."""
+
+MAX_REQUEST: Final = 1024 * 1024
+"""Longest first message in bytes: it comes from anybody who finds the port."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**32)]
 
@@ -75,8 +79,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     blocks: list[Count]
     """Their ids on the holder."""
-    checksums: list[int] = []
-    """Of what follows on this connection, if anything does (`tcp.py`)."""
+
+
+class Waiting(msgspec.Struct, frozen=True, tag=True):
+    """The next block is not computed yet: the prefill is slow, not frozen."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
@@ -105,15 +111,15 @@ def frame(message: msgspec.Struct) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def body_size(head: bytes) -> int:
+def body_size(head: bytes, limit: int = MAX_MESSAGE) -> int:
     """The length that a frame's first four bytes announce.
 
     Raises:
         TransferError: It is over the limit.
     """
     size = int.from_bytes(head, "big")
-    if size > MAX_MESSAGE:
-        raise TransferError(f"a transfer message of {size} bytes is over the limit of {MAX_MESSAGE}")
+    if size > limit:
+        raise TransferError(f"a transfer message of {size} bytes is over the limit of {limit}; is that a KV port?")
     return size
 
 

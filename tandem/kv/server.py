@@ -1,0 +1,218 @@
+"""The holder's end of a hand-off: answers pulls over TCP and, to processes of the same host, over a local socket.
+
+    accept ──▶ Pull ──open──▶ Granted ──▶ next ──▶ Ready ... ──▶ Finished ──▶ Received ──confirm──▶ Confirmed
+                 └─ Keep, Release: told to the holder, no answer
+
+Each connection is a task of its own, which ends within the timeout whatever the other side does or leaves undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import closing, suppress
+from typing import Final, Protocol
+
+from tandem.errors import TransferError
+from tandem.kv import local_socket
+from tandem.kv.messages import (
+    MAX_REQUEST,
+    Confirmed,
+    Finished,
+    Granted,
+    Keep,
+    Pull,
+    Received,
+    Refused,
+    Release,
+    Waiting,
+)
+from tandem.kv.shards import Shards
+from tandem.kv.transport import DEFAULT_TRANSPORTS, TRANSPORTS, Sender, check_transports
+from tandem.kv.wire import MAX_CONNECTIONS, Wire
+
+FIRST_MESSAGE: Final = 5.0
+"""Most seconds until a new connection has said what it wants."""
+
+WAITING: Final = 2.0
+"""Most seconds between two signs of life while a prefill goes on."""
+
+PAUSE: Final = 0.1
+"""Seconds without accepting after this process ran out of descriptors."""
+
+
+class Outgoing(Protocol):
+    """One pull, on the holder's side."""
+
+    @property
+    def count(self) -> int:
+        """Blocks of the ticket in all."""
+
+    async def next(self) -> list[int]:
+        """Ids of the blocks computed since the last call, at least one, from `pull.first` on; [] once all were named.
+
+        They are held until `close`.
+
+        Raises:
+            TransferError: The prefill ended otherwise, or the lease is over.
+        """
+
+    @property
+    def state(self) -> bytes:
+        """What travels besides the blocks; there once `next` has given []."""
+
+    def confirm(self) -> bool:
+        """Everything arrived, so the lease ends; False if it had ended before."""
+
+    def close(self) -> None:
+        """The pull is over, however it ended; may be called again."""
+
+
+class Holder(Protocol):
+    """Who has blocks, as the server needs it; the engine is one."""
+
+    @property
+    def shards(self) -> Shards:
+        """Where the blocks lie."""
+
+    @property
+    def engine_id(self) -> str:
+        """This process, as tickets name it."""
+
+    def open(self, pull: Pull) -> Outgoing:
+        """Begin a pull; costs nothing until `Outgoing.next`.
+
+        Raises:
+            TransferError: The pull is refused; the message tells the other side why.
+        """
+
+    def keep(self, keep: Keep) -> None:
+        """Renew leases that are waited for; those that are gone are passed over."""
+
+    def release(self, release: Release) -> None:
+        """End a lease that nobody will use; one that is gone is passed over."""
+
+
+class TransferServer:
+    """Answers pulls.
+
+    Args:
+        holder: Decides and has the blocks.
+        listener: Where pulls arrive; bound before the holder exists, because tickets name its port.
+        timeout: Longest silence of a puller, in seconds.
+        transports: Ways that are allowed.
+
+    Raises:
+        UsageError: A transport is unknown or not installed.
+    """
+
+    def __init__(
+        self,
+        holder: Holder,
+        listener: socket.socket,
+        timeout: float,
+        transports: Sequence[str] = DEFAULT_TRANSPORTS,
+    ) -> None:
+        check_transports(transports)
+        self._holder = holder
+        self._listeners = [listener]
+        self._timeout = timeout
+        self._names = [name for name in transports if TRANSPORTS[name].fits(holder.shards)]
+        self._senders: dict[str, Sender] = {}
+        self._accepting: list[asyncio.Task[None]] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Answer pulls from now on; the holder's ranks have mapped their memory by now (`shared_memory.py`)."""
+        for name in self._names:
+            self._senders[name] = await asyncio.to_thread(TRANSPORTS[name].sender, self._holder.shards)
+        local = local_socket.listen(self._holder.engine_id)
+        if local is not None:
+            self._listeners.append(local)
+        for listener in self._listeners:
+            listener.setblocking(False)
+            listener.listen(MAX_CONNECTIONS)
+            self._accepting.append(asyncio.create_task(self._accept(listener)))
+
+    async def stop(self) -> None:
+        """Close the port and cut off the pulls under way."""
+        tasks = [*self._accepting, *self._connections]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(PAUSE)
+                continue
+            if len(self._connections) >= MAX_CONNECTIONS:  # whoever comes now is hung up on
+                sock.close()
+                continue
+            connection = asyncio.create_task(self._serve(sock))
+            self._connections.add(connection)
+            connection.add_done_callback(self._connections.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        with closing(sock), suppress(TimeoutError, OSError, TransferError):
+            wire = Wire(sock, min(self._timeout, FIRST_MESSAGE))
+            if wire.local and not local_socket.same_user(sock):
+                return
+            request: Pull | Keep | Release = await wire.receive(Pull | Keep | Release, MAX_REQUEST)  # type: ignore[arg-type]
+            wire.timeout = self._timeout
+            match request:
+                case Keep():
+                    self._holder.keep(request)
+                case Release():
+                    self._holder.release(request)
+                case Pull():
+                    await self._answer(wire, request)
+
+    async def _answer(self, wire: Wire, pull: Pull) -> None:
+        try:
+            name = self._choose(wire, pull)
+            outgoing = self._holder.open(pull)
+        except TransferError as error:
+            await wire.send(Refused(str(error)))
+            return
+        with closing(outgoing):
+            try:
+                await self._send(wire, name, outgoing)
+            except TransferError as error:
+                await wire.send(Refused(str(error)))
+
+    def _choose(self, wire: Wire, pull: Pull) -> str:
+        for name in pull.transports:
+            if name in self._senders and (wire.local or not TRANSPORTS[name].local):
+                return name
+        raise TransferError(f"no common transport: it has {self._names}, the decode instance takes {pull.transports}")
+
+    async def _send(self, wire: Wire, name: str, outgoing: Outgoing) -> None:
+        sender = self._senders[name]
+        granted = Granted(name, len(self._holder.shards.caches), outgoing.count, sender.offer)
+        await wire.send(granted, sender.files)
+        async for blocks in self._computed(wire, outgoing):
+            await sender.send(wire, blocks)
+        await wire.send(Finished(outgoing.state))
+        await wire.receive(Received)
+        await wire.send(Confirmed() if outgoing.confirm() else Refused("the lease ended before everything had arrived"))
+
+    async def _computed(self, wire: Wire, outgoing: Outgoing) -> AsyncIterator[list[int]]:
+        """Blocks as they are computed; meanwhile the puller is told that somebody is alive."""
+        while True:
+            following = asyncio.ensure_future(outgoing.next())
+            try:
+                while not (await asyncio.wait([following], timeout=min(WAITING, self._timeout / 4)))[0]:
+                    await wire.send(Waiting())
+                blocks = following.result()
+            finally:
+                following.cancel()
+            if not blocks:
+                return
+            yield blocks
