@@ -297,7 +297,7 @@ def test_tickets_are_checked_by_the_prefill_side(apart: Service) -> None:
     for change, reason in [
         ({"remote_request_id": "0" * 32}, "unknown here"),
         ({"remote_engine_id": "other"}, "restarted since"),
-        ({"remote_engine_id": "other", "remote_port": 9}, "broke off"),
+        ({"remote_engine_id": "other", "remote_port": 9}, "not reachable"),
     ]:
         status, answer = apart.post(Role.DECODE, "/v1/completions", ask | {"kv_transfer_params": ticket | change})
         assert status == 502
