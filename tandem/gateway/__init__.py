@@ -1,5 +1,5 @@
 """The OpenAI front door and the prefill/decode router. No torch.
 
 A request's way: `service` makes a `client_request` of the client's `body`, `pool` names the workers, `attempt` walks
-the two `legs` with the `ticket` between them, `relay` hands the answer on. `server` starts and stops all of it.
+the `legs`, of which `prefill` yields the `ticket`, `relay` hands the answer on. `server` starts and stops all of it.
 """

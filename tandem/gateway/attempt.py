@@ -49,11 +49,7 @@ class Attempt:
             VerbatimError: A worker answered 4xx; the client gets that answer.
             RequestError: The request cannot be served apart, or a worker did not do its part.
         """
-        if not self.apart:
-            async with legs.both(self.decode, asked) as response:
+        one, other = self.prefill, self.decode
+        with asked.in_time():
+            async with legs.apart(one, other, asked) if self.apart else legs.both(other, asked) as response:
                 yield response
-            return
-        asked.body.refuse_many()
-        ticket = await legs.prefill(self.prefill, asked)
-        async with legs.decode(self.decode, asked, ticket) as response:
-            yield response

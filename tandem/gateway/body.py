@@ -18,7 +18,9 @@ Fields = dict[str, msgspec.Raw]
 
 ONE: Final = msgspec.Raw(b"1")
 FALSE: Final = msgspec.Raw(b"false")
+TRUE: Final = msgspec.Raw(b"true")
 KV_FIELD: Final = "kv_transfer_params"
+DEADLINE: Final = "deadline_seconds"
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,22 @@ class ClientBody:
         fields.pop(KV_FIELD, None)
         return cls(fields)
 
-    def refuse_many(self) -> None:
-        """Refuse what one ticket cannot carry: it holds the keys and values of exactly one sequence.
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds the client gives its request; None where it gives no number, which is the instance's to refuse."""
+        value = self._value(DEADLINE)
+        return value if type(value) in (int, float) else None
+
+    def refuse_many(self, *, choices: bool) -> None:
+        """Refuse what one ticket cannot carry: it holds the keys and values of exactly one prompt.
+
+        Args:
+            choices: Whether it can carry the first tokens of several answers to it.
 
         Raises:
             RequestError: 400, naming `n`, `best_of` or `prompt`.
         """
-        for name in ("n", "best_of"):
+        for name in () if choices else ("n", "best_of"):
             if self._value(name) not in (None, 1):
                 raise _one_only(name, f"only {name}=1 is served with prefill and decode apart; send one request each")
         if (count := self._prompts()) > 1:
@@ -54,10 +65,14 @@ class ClientBody:
         """The body for an instance that does both."""
         return msgspec.json.encode(self.fields)
 
-    def prefill(self) -> bytes:
-        """The body for a prefill instance: one token, not streamed, keys and values kept for a decode instance."""
+    def prefill(self, *, early: bool) -> bytes:
+        """The body for a prefill instance: one token, keys and values kept for a decode instance.
+
+        Args:
+            early: Ask for a stream, which carries the ticket before the token is there.
+        """
         fields = self.fields | {
-            "stream": FALSE,
+            "stream": TRUE if early else FALSE,
             "max_tokens": ONE,
             KV_FIELD: msgspec.Raw(msgspec.json.encode(REMOTE_DECODE)),
         }
@@ -70,9 +85,17 @@ class ClientBody:
             fields["min_tokens"] = ONE
         return msgspec.json.encode(fields)
 
-    def decode_leg(self, ticket: msgspec.Raw | None) -> bytes:
-        """The body for a decode instance: the client's, with the prefill instance's ticket as it came."""
-        return msgspec.json.encode(self.fields if ticket is None else self.fields | {KV_FIELD: ticket})
+    def decode_leg(self, ticket: msgspec.Raw | None, left_s: float | None) -> bytes:
+        """The body for a decode instance.
+
+        Args:
+            ticket: The prefill instance's, passed on as it came.
+            left_s: What is left of `deadline_s`.
+        """
+        changed = {} if ticket is None else {KV_FIELD: ticket}
+        if left_s is not None:
+            changed[DEADLINE] = msgspec.Raw(msgspec.json.encode(left_s))
+        return msgspec.json.encode(self.fields | changed)
 
     def _value(self, name: str) -> Any:
         raw = self.fields.get(name)

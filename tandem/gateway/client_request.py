@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from tandem.gateway.body import ClientBody
+from tandem.errors import RequestError
+from tandem.gateway.body import DEADLINE, ClientBody
 
 PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
 
@@ -39,3 +41,31 @@ class ClientRequest:
     def age_s(self) -> float:
         """Seconds since the request came in."""
         return time.monotonic() - self.started
+
+    def left_s(self) -> float | None:
+        """Seconds left of the client's deadline; None if it set none.
+
+        Raises:
+            RequestError: 504, when nothing is left.
+        """
+        allowed = self.body.deadline_s
+        if allowed is None:
+            return None
+        if (left := allowed - self.age_s) > 0:
+            return left
+        message = f"{DEADLINE}: the {allowed:g} seconds are over; allow the request more time"
+        raise RequestError(message, status=504, code="deadline_exceeded", param=DEADLINE)
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Failures in this block are late answers once the deadline is over: that is why an instance gave up.
+
+        Raises:
+            RequestError: What was raised, or 504.
+        """
+        try:
+            yield
+        except RequestError as error:
+            if error.status >= 500:
+                self.left_s()
+            raise

@@ -1,12 +1,18 @@
-"""Who is up: a background task that asks every worker's `/health` once a second."""
+"""Who is up and what it can do: a background task that asks every worker's `/health` once a second.
+
+A worker that comes up, or was not heard for a moment, is asked for its `/identity` first: another program may have
+taken its place. vLLM has no such route, and none of the capabilities.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
+import msgspec
 
 from tandem.gateway.pool import Pool, Worker
 
@@ -15,6 +21,12 @@ MISSES_TO_DOWN: Final = 3
 """Checks in a row that must fail before a worker that was up counts as down: a busy instance may answer one late."""
 
 log = logging.getLogger(__name__)
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What the gateway reads of an identity, which may be of another version of this program."""
+
+    capabilities: list[str] = []
 
 
 class HealthWatch:
@@ -37,7 +49,9 @@ class HealthWatch:
         await asyncio.gather(*map(self._check, self._pool.workers))
 
     async def _check(self, worker: Worker) -> None:
-        healthy = await self._answers(worker)
+        status, _ = await self._get(worker, "/health")
+        known = self._misses.get(worker.name) == 0
+        healthy = status == HTTPStatus.OK and (known or await self._introduced(worker))
         misses = 0 if healthy else self._misses.get(worker.name, 0) + 1
         self._misses[worker.name] = misses
         up = healthy or (self._pool.is_up(worker) and misses < MISSES_TO_DOWN)
@@ -45,10 +59,23 @@ class HealthWatch:
             log.info("%s is %s", worker.name, "up" if up else "down")
         self._pool.mark(worker, up=up)
 
-    async def _answers(self, worker: Worker) -> bool:
+    async def _introduced(self, worker: Worker) -> bool:
+        """Learn what a worker can do; False if it does not say."""
+        status, body = await self._get(worker, "/identity")
+        if status == HTTPStatus.OK:
+            try:
+                self._pool.learn(worker, msgspec.json.decode(body, type=Introduction).capabilities)
+            except msgspec.DecodeError:
+                return False
+        elif status == HTTPStatus.NOT_FOUND:
+            self._pool.learn(worker, ())
+        return status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
+
+    async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
+        """Status and body; status 0 if there is no answer."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
-            async with self._session.get(f"{worker.url}/health", timeout=timeout) as response:
-                return response.status == 200
+            async with self._session.get(worker.url + path, timeout=timeout) as response:
+                return response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
+            return 0, b""

@@ -1,92 +1,71 @@
-"""The two legs of a request served apart: prefill, which yields a ticket, and decode, which takes it.
+"""The ways to an answer: one leg to an instance that does both, or prefill and decode with the ticket between them.
 
 Cancelling a leg closes its connection, which is how an instance learns that nobody waits any more.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-import msgspec
-
+from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.pool import Worker
-from tandem.gateway.ticket import Releases, Ticket
+from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.prefill import Prefill
+from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import Response, WorkerClient
 
 
-class PrefillChoice(msgspec.Struct, frozen=True):
-    """The one choice of a prefill answer."""
-
-    finish_reason: str | None = None
-
-
-class PrefillAnswer(msgspec.Struct, frozen=True):
-    """What the gateway reads of a prefill answer."""
-
-    kv_transfer_params: msgspec.Raw = msgspec.Raw(b"null")
-    choices: tuple[PrefillChoice, ...] = ()
-
-    @property
-    def ended(self) -> bool:
-        """Whether the first token already ended the answer: vLLM then keeps nothing to hand over."""
-        return any(choice.finish_reason == "stop" for choice in self.choices)
-
-
 class Legs:
-    """Walks single legs; holds no state about requests."""
+    """Walks the legs of requests, and clears up behind those that ended otherwise, in tasks that outlive them."""
 
-    def __init__(self, client: WorkerClient, releases: Releases, metrics: GatewayMetrics) -> None:
+    def __init__(self, pool: Pool, client: WorkerClient, releases: Releases, metrics: GatewayMetrics) -> None:
+        self._pool = pool
         self._client = client
         self._releases = releases
         self._metrics = metrics
-
-    async def prefill(self, worker: Worker, asked: ClientRequest) -> Ticket | None:
-        """Have `worker` compute the prompt's keys and values.
-
-        Returns:
-            The ticket, or None when the first token ended the answer and the worker kept nothing; decode then
-            computes the prompt by itself.
-
-        Raises:
-            VerbatimError: The worker answered 4xx; the client gets that answer.
-            RequestError: 502 or 503, when the worker did not do its part.
-        """
-        with self._metrics.prefill_seconds.time():
-            async with self._client.post(worker, asked.path, asked.body.prefill(), asked.headers) as response:
-                raw = await self._client.read(worker, response)
-        try:
-            answer = msgspec.json.decode(raw, type=PrefillAnswer)
-        except msgspec.DecodeError:
-            raise self._client.failed(worker, "answered the prefill with something other than OpenAI's JSON") from None
-        if bytes(answer.kv_transfer_params) != b"null":
-            return Ticket(holder=worker, raw=answer.kv_transfer_params.copy())
-        if not answer.ended:
-            raise self._client.failed(worker, "prefilled but gave no ticket; start it with role prefill")
-        return None
-
-    @asynccontextmanager
-    async def decode(self, worker: Worker, asked: ClientRequest, ticket: Ticket | None) -> AsyncIterator[Response]:
-        """Have `worker` answer with the ticket's keys and values; yields its answer once it has begun with status 200.
-
-        A ticket that the worker did not get to take, because it failed, refused or the client went, is released.
-
-        Raises:
-            VerbatimError: The worker answered 4xx; the client gets that answer.
-            RequestError: 502 or 503, when the worker did not do its part.
-        """
-        body = asked.body.decode_leg(ticket.raw if ticket else None)
-        taken = False
-        try:
-            async with self._client.post(worker, asked.path, body, asked.headers) as response:
-                taken = True
-                yield response
-        finally:
-            if ticket is not None and not taken:
-                self._releases.begin(ticket)
+        self._ends: set[asyncio.Task[None]] = set()
 
     def both(self, worker: Worker, asked: ClientRequest) -> AbstractAsyncContextManager[Response]:
-        """Have a worker that does both answer; yields and raises like `decode`."""
+        """Have a worker that does both answer; yields its answer once it has begun with status 200.
+
+        Raises:
+            VerbatimError: The worker answered 4xx; the client gets that answer.
+            RequestError: 502, 503 or 504, when the worker did not do its part.
+        """
         return self._client.post(worker, asked.path, asked.body.whole(), asked.headers)
+
+    @asynccontextmanager
+    async def apart(self, prefill: Worker, decode: Worker, asked: ClientRequest) -> AsyncIterator[Response]:
+        """Have `prefill` compute the prompt's keys and values and `decode` answer with them.
+
+        Yields and raises like `both`. A ticket that `decode` did not get to use, because a leg failed or the client
+        went, is released.
+        """
+        asked.body.refuse_many(choices=self._pool.can("choices", prefill, decode))
+        early = self._pool.can("early_ticket", prefill, decode)
+        leg = Prefill(prefill, asked, early=early, client=self._client, metrics=self._metrics)
+        used = False
+        try:
+            ticket = await leg.ticket()
+            body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
+            async with self._client.post(decode, asked.path, body, asked.headers) as response:
+                used = True
+                yield response
+        except RequestError as error:
+            # A prefill that fails under way fails the pull as well; the client is told of the cause.
+            raise leg.failure or error from None
+        finally:
+            if not (used and leg.over):
+                self._begin_end(leg, used=used)
+
+    async def finish(self) -> None:
+        """Wait until everything is cleared up."""
+        await asyncio.gather(*self._ends)
+
+    def _begin_end(self, leg: Prefill, *, used: bool) -> None:
+        task = asyncio.create_task(leg.end(self._releases, used=used))
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)

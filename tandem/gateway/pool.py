@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tandem.errors import RequestError
 from tandem.protocol.identity import Role
+
+Capability = Literal["early_ticket", "choices", "release"]
+"""Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class Pool:
         for worker in self.workers:
             self._rings.setdefault(worker.role, deque()).append(worker)
         self._up: set[str] = set()
+        self._capabilities: dict[str, frozenset[str]] = {}
 
     @classmethod
     def of(cls, prefill: Sequence[str], decode: Sequence[str]) -> Pool:
@@ -60,6 +65,14 @@ class Pool:
             self._up.add(worker.name)
         else:
             self._up.discard(worker.name)
+
+    def learn(self, worker: Worker, capabilities: Iterable[str]) -> None:
+        """Record what `worker` says it can do."""
+        self._capabilities[worker.name] = frozenset(capabilities)
+
+    def can(self, capability: Capability, *workers: Worker) -> bool:
+        """Whether all of `workers` have said that they can do this."""
+        return all(capability in self._capabilities.get(worker.name, ()) for worker in workers)
 
     def pick(self, role: Role) -> Worker:
         """The next worker of `role` that is up.

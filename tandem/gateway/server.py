@@ -75,10 +75,9 @@ class Gateway:
             UsageError: The address cannot be listened on.
         """
         self._session = open_session()
-        self._releases = Releases(self._session)
         client = WorkerClient(self._session, self.metrics)
-        legs = Legs(client, self._releases, self.metrics)
-        service = Service(pool=self.pool, client=client, legs=legs, metrics=self.metrics)
+        self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
+        service = Service(pool=self.pool, client=client, legs=self._legs, metrics=self.metrics)
         # Without handler_cancellation aiohttp would let a handler finish an answer that nobody waits for.
         self._runner = web.AppRunner(
             service.application(self.config.body_limit),
@@ -132,7 +131,7 @@ class Gateway:
 
     async def _close(self) -> None:
         await self._runner.cleanup()
-        await self._releases.finish()
+        await self._legs.finish()
         await self._session.close()
 
 

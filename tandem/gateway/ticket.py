@@ -1,12 +1,10 @@
 """The ticket between the two legs: who holds a request's keys and values, and how to let go of them unused.
 
-Telling the holder is an extension of tandem's own engine; another engine answers 404 and frees the blocks when its
-lease ends, which is also what covers a ticket that was still on the wire when the client went.
+Telling the holder is an extension of tandem's own engine; another engine frees the blocks when its lease ends.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from tandem.gateway.pool import Worker
+from tandem.gateway.pool import Pool, Worker
 
 RELEASE_TIMEOUT_S: Final = 2.0
 
@@ -38,24 +36,19 @@ class Ticket:
 
 
 class Releases:
-    """Tells holders to let go of tickets nobody will use: best effort, in tasks that outlive the request."""
+    """Tells holders to let go of tickets nobody will use."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, pool: Pool) -> None:
         self._session = session
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pool = pool
 
-    def begin(self, ticket: Ticket) -> None:
-        """Start telling the holder; returns at once, and nothing is raised later."""
-        task = asyncio.create_task(self._tell(ticket))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def understood(self, holder: Worker) -> bool:
+        """Whether telling `holder` has a purpose."""
+        return self._pool.can("release", holder)
 
-    async def finish(self) -> None:
-        """Wait for what was begun."""
-        await asyncio.gather(*self._tasks)
-
-    async def _tell(self, ticket: Ticket) -> None:
-        if (ticket_id := ticket.id) is None:
+    async def tell(self, ticket: Ticket) -> None:
+        """Tell the holder, best effort; nothing is raised."""
+        if not self.understood(ticket.holder) or (ticket_id := ticket.id) is None:
             return
         url = f"{ticket.holder.url}/tandem/release"
         timeout = aiohttp.ClientTimeout(total=RELEASE_TIMEOUT_S)

@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 SHOWN: Final = ("Content-Type", "Retry-After", "WWW-Authenticate")
 """Headers of a worker's refusal that reach the client."""
+
+PASSED_ON: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+"""Of a worker's failures, those whose status tells the client something."""
 
 LOGGED_BYTES: Final = 1000
 """Of a worker's failure, in our log."""
@@ -60,7 +64,7 @@ class WorkerClient:
 
         Raises:
             VerbatimError: The worker answered 4xx; the client gets that answer.
-            RequestError: 502 or 503, when it cannot be reached, resets or answers anything else.
+            RequestError: 502, 503 or 504, when it cannot be reached, resets or answers anything else.
         """
         return self._exchange(worker, "POST", path, body, headers)
 
@@ -79,9 +83,18 @@ class WorkerClient:
         except (aiohttp.ClientError, OSError) as error:
             raise self.failed(worker, "broke off its answer") from error
 
+    async def pieces(self, worker: Worker, response: Response) -> AsyncIterator[bytes]:
+        """A body as it comes; raises like `read`."""
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.failed(worker, "broke off its answer") from error
+
     def failed(self, worker: Worker, how: str, *, status: int = 502) -> RequestError:
         """Count a failure of `worker` and return the refusal to raise; it names the worker and never its address."""
-        self._metrics.failed(worker)
+        if status != HTTPStatus.GATEWAY_TIMEOUT:  # the client's deadline, which is not the worker's failure
+            self._metrics.failed(worker)
         message = f"{worker.name} {how}; try again, and look at its log if this stays"
         return RequestError(message, status=status, code="worker_failed")
 
@@ -115,7 +128,7 @@ class WorkerClient:
             log.warning(
                 "%s answered with status %d: %s", worker.name, status, body[:LOGGED_BYTES].decode(errors="replace")
             )
-            raise self.failed(worker, f"answered with status {status}", status=503 if status == 503 else 502)
+            raise self.failed(worker, f"answered with status {status}", status=status if status in PASSED_ON else 502)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
         message = f"{worker.name} refused the request with status {status}"
         raise VerbatimError(message, status=status, body=body, headers=shown)

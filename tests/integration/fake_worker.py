@@ -35,6 +35,8 @@ class FakeWorker:
     """One worker; tests replace `script` and read the rest."""
 
     script: Script
+    capabilities: tuple[str, ...]
+    healthy: bool = True
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -53,6 +55,14 @@ class FakeWorker:
             self.aborted.set()
             raise
 
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if self.healthy else 503)
+
+    async def identity(self, _: web.Request) -> web.Response:
+        if not self.capabilities:
+            raise web.HTTPNotFound
+        return web.json_response({"role": "both", "capabilities": self.capabilities})
+
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])
         return web.json_response({})
@@ -62,6 +72,23 @@ async def whole_with_ticket(_: web.Request, body: dict[str, Any]) -> web.StreamR
     """What a prefill instance answers."""
     choice = {"index": 0, "text": "Hel", "finish_reason": "length"}
     return web.json_response({"id": "x", "choices": [choice], "kv_transfer_params": TICKET})
+
+
+def early_ticket(rest: Script) -> Script:
+    """A prefill instance that streams its ticket and then goes on as `rest` says."""
+
+    async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await _stream(request, [b'data: {"choices": []}\n\n', with_ticket(None)])
+        await rest(request, body)
+        await response.write(with_ticket("length") + b"data: [DONE]\n\n")
+        return response
+
+    return script
+
+
+def with_ticket(finish_reason: str | None) -> bytes:
+    choice = {"index": 0, "text": "", "finish_reason": finish_reason}
+    return b"data: " + json.dumps({"choices": [choice], "kv_transfer_params": TICKET}).encode() + b"\n\n"
 
 
 async def words(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -128,14 +155,15 @@ async def _stream(request: web.Request, pieces: list[bytes]) -> web.StreamRespon
 
 
 @asynccontextmanager
-async def running(script: Script) -> AsyncIterator[FakeWorker]:
-    """A worker on a free port of the loopback interface."""
-    worker = FakeWorker(script)
+async def running(script: Script, capabilities: tuple[str, ...] = ("release",)) -> AsyncIterator[FakeWorker]:
+    """A worker on a free port of the loopback interface; without capabilities it is one like vLLM's."""
+    worker = FakeWorker(script, capabilities)
     app = web.Application(client_max_size=64 * 2**20)
     app.router.add_post("/v1/completions", worker.generate)
     app.router.add_post("/v1/chat/completions", worker.generate)
     app.router.add_post("/tandem/release", worker.release)
-    app.router.add_get("/health", answers_get({}))
+    app.router.add_get("/identity", worker.identity)
+    app.router.add_get("/health", worker.health)
     app.router.add_get("/v1/models", answers_get({"object": "list", "data": [{"id": "m", "object": "model"}]}))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

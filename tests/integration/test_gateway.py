@@ -27,6 +27,7 @@ from fake_worker import (
     Script,
     answers,
     cut_short,
+    early_ticket,
     never,
     running,
     whole_with_ticket,
@@ -36,10 +37,12 @@ from fake_worker import (
 )
 
 from tandem.errors import UsageError
+from tandem.gateway.health import HealthWatch
 from tandem.gateway.server import Gateway, GatewayConfig
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "hi", "max_tokens": 8}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+EARLY = ("release", "early_ticket", "choices")
 SOON_S = 1.0
 """How long anybody may take to notice that somebody else is gone."""
 
@@ -69,8 +72,17 @@ class Rig:
 
 
 @asynccontextmanager
-async def rigged(prefill: Script = whole_with_ticket, decode: Script = words, **options: Any) -> AsyncIterator[Rig]:
-    async with running(prefill) as p, running(decode) as d, aiohttp.ClientSession() as http:
+async def rigged(
+    prefill: Script = whole_with_ticket,
+    decode: Script = words,
+    capabilities: tuple[str, ...] = ("release",),
+    **options: Any,
+) -> AsyncIterator[Rig]:
+    async with (
+        running(prefill, capabilities) as p,
+        running(decode, capabilities) as d,
+        aiohttp.ClientSession() as http,
+    ):
         gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, **options))
         await gateway.start()
         try:
@@ -196,6 +208,143 @@ async def test_client_gone_before_decode_took_the_ticket() -> None:
         await go_away(rig, rig.decode.arrived)
         await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
         assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+async def late_ticket(request: Any, body: dict[str, Any]) -> Any:
+    """Answers, whole or streamed, when the client has gone already."""
+    await asyncio.sleep(0.1)
+    return await (early_ticket(at_once) if body["stream"] else whole_with_ticket)(request, body)
+
+
+async def at_once(_: Any, __: dict[str, Any]) -> Any:
+    """The rest of a prefill that takes no time."""
+
+
+@pytest.mark.parametrize("capabilities", [("release",), EARLY])
+def test_a_ticket_on_the_wire_is_released_when_the_client_has_gone(capabilities: tuple[str, ...]) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=late_ticket, capabilities=capabilities) as rig:
+            await go_away(rig, rig.prefill.arrived)
+            assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+            assert rig.decode.bodies == []
+
+    uvloop.run(scenario())
+
+
+@trial
+async def test_a_worker_without_capabilities_sees_a_closed_connection_and_no_other_route() -> None:
+    async with rigged(prefill=late_ticket, capabilities=()) as rig:
+        await go_away(rig, rig.prefill.arrived)
+        await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
+    async with rigged(decode=answers(500, {}), capabilities=()) as rig:
+        async with rig.post(BODY) as response:
+            assert response.status == 502
+        await rig.gateway._legs.finish()
+        assert rig.prefill.released.empty()
+
+
+@trial
+async def test_decode_begins_while_the_prefill_goes_on() -> None:
+    async with rigged(capabilities=EARLY) as rig:
+
+        async def until_decode_arrived(_: Any, __: dict[str, Any]) -> Any:
+            await rig.decode.arrived.wait()
+
+        rig.prefill.script = early_ticket(until_decode_arrived)
+        async with rig.post(BODY) as response:
+            assert (await response.json())["choices"][0]["text"] == "".join(WORDS)
+        [sent] = rig.prefill.bodies
+        assert (sent["stream"], sent["max_tokens"]) == (True, 1)
+        assert rig.decode.bodies == [BODY | {"kv_transfer_params": TICKET}]
+        await rig.gateway._legs.finish()
+        assert not rig.prefill.aborted.is_set()
+        assert rig.prefill.released.empty()
+        assert await rig.metric("tandem_gateway_prefill_seconds_count") == 1
+
+
+@trial
+async def test_client_gone_while_both_legs_are_under_way() -> None:
+    async with rigged(prefill=early_ticket(never), decode=never, capabilities=EARLY) as rig:
+        await go_away(rig, rig.decode.arrived)
+        for worker in (rig.prefill, rig.decode):
+            await asyncio.wait_for(worker.aborted.wait(), SOON_S)
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_decode_that_fails_ends_the_prefill_under_way() -> None:
+    async with rigged(prefill=early_ticket(never), decode=answers(500, {}), capabilities=EARLY) as rig:
+        async with rig.post(BODY) as response:
+            await assert_error(response, 502, "decode-0 answered with status 500")
+        await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_a_prefill_that_fails_under_way_is_named_as_the_cause() -> None:
+    async with rigged(capabilities=EARLY) as rig:
+
+        async def break_off(request: Any, _: dict[str, Any]) -> Any:
+            await rig.decode.arrived.wait()
+            request.transport.abort()
+
+        async def fail_after(request: Any, body: dict[str, Any]) -> Any:
+            await rig.prefill.aborted.wait()
+            await asyncio.sleep(0.05)
+            return await answers(502, {})(request, body)
+
+        rig.prefill.script, rig.decode.script = early_ticket(break_off), fail_after
+        async with rig.post(BODY) as response:
+            await assert_error(response, 502, "prefill-0 broke off its answer")
+
+
+@trial
+async def test_choices_are_served_by_workers_that_can() -> None:
+    async with rigged(prefill=early_ticket(at_once), capabilities=EARLY) as rig:
+        async with rig.post(BODY | {"n": 3, "best_of": 3}) as response:
+            assert response.status == 200
+        assert [(body["n"], body["best_of"]) for body in rig.prefill.bodies + rig.decode.bodies] == [(3, 3)] * 2
+        async with rig.post(BODY | {"prompt": ["a", "b"]}) as response:
+            await assert_error(response, 400, "prompt: 2 prompts")
+
+
+@trial
+async def test_decode_gets_what_is_left_of_the_deadline() -> None:
+    async with rigged(prefill=late_ticket) as rig:
+        async with rig.post(BODY | {"deadline_seconds": 60}) as response:
+            assert response.status == 200
+        assert rig.prefill.bodies[0]["deadline_seconds"] == 60
+        assert 0 < rig.decode.bodies[0]["deadline_seconds"] <= 59.9
+        async with rig.post(BODY | {"deadline_seconds": 0.05}) as response:
+            text = await assert_error(response, 504, "deadline_seconds: the 0.05 seconds are over")
+        assert json.loads(text)["error"]["code"] == "deadline_exceeded"
+        assert len(rig.decode.bodies) == 1
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_an_instance_that_gave_up_at_the_deadline_has_not_failed() -> None:
+    async def give_up(request: Any, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.05)
+        return await answers(504, {})(request, body)
+
+    async with rigged(prefill=give_up) as rig:
+        async with rig.post(BODY | {"deadline_seconds": 0.05}) as response:
+            await assert_error(response, 504, "deadline_seconds")
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 0
+
+
+@trial
+async def test_a_worker_that_comes_back_is_asked_anew_what_it_can() -> None:
+    async with rigged(capabilities=()) as rig:
+        pool = rig.gateway.pool
+        watch = HealthWatch(pool, rig.http, 1)
+        for healthy, capabilities in ((True, ()), (False, EARLY), (True, EARLY)):
+            rig.prefill.healthy, rig.prefill.capabilities = healthy, capabilities
+            await watch.check()
+            assert pool.is_up(pool.workers[0])
+            assert pool.can("early_ticket", pool.workers[0]) == (healthy and bool(capabilities))
+        assert not pool.can("early_ticket", *pool.workers)
 
 
 @trial

@@ -51,25 +51,27 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
 
 def test_the_prefill_leg_asks_for_one_token() -> None:
     asked = body(prompt="x", stream=True, stream_options={"include_usage": True}, max_tokens=90, temperature=0.5)
-    sent = json.loads(asked.prefill())
+    sent = json.loads(asked.prefill(early=False))
     assert sent.pop("kv_transfer_params")["do_remote_decode"] is True
     assert sent == {"prompt": "x", "stream": False, "max_tokens": 1, "temperature": 0.5}
 
 
 def test_max_completion_tokens_is_set_only_where_it_was() -> None:
-    assert json.loads(body(max_completion_tokens=9).prefill())["max_completion_tokens"] == 1
-    assert "max_completion_tokens" not in json.loads(body(max_tokens=9).prefill())
+    assert json.loads(body(max_completion_tokens=9).prefill(early=True))["max_completion_tokens"] == 1
+    assert "max_completion_tokens" not in json.loads(body(max_tokens=9).prefill(early=True))
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(0, 0), (1, 1), (2, 1), (90, 1), (None, None), ("x", "x"), (True, True)])
 def test_min_tokens_is_lowered_for_prefill_only(asked: Any, sent: Any) -> None:
-    assert json.loads(body(min_tokens=asked).prefill())["min_tokens"] == sent
-    assert json.loads(body(min_tokens=asked).decode_leg(None))["min_tokens"] == asked
+    assert json.loads(body(min_tokens=asked).prefill(early=False))["min_tokens"] == sent
+    assert json.loads(body(min_tokens=asked).decode_leg(None, None))["min_tokens"] == asked
 
 
 def test_the_decode_leg_carries_the_ticket_byte_for_byte() -> None:
     ticket = msgspec.Raw(b'{"b" : [[1]], "new": 1.50}')
-    assert body(prompt="x").decode_leg(ticket) == b'{"prompt":"x","kv_transfer_params":{"b" : [[1]], "new": 1.50}}'
+    assert (
+        body(prompt="x").decode_leg(ticket, None) == b'{"prompt":"x","kv_transfer_params":{"b" : [[1]], "new": 1.50}}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_the_decode_leg_carries_the_ticket_byte_for_byte() -> None:
     ],
 )
 def test_one_sequence_is_served_apart(one: dict[str, Any]) -> None:
-    body(**one).refuse_many()
+    body(**one).refuse_many(choices=False)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +95,24 @@ def test_one_sequence_is_served_apart(one: dict[str, Any]) -> None:
 )
 def test_several_sequences_are_refused_by_name(many: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        body(**many).refuse_many()
+        body(**many).refuse_many(choices=False)
     [name] = many
     assert (caught.value.status, caught.value.param) == (400, name)
     assert str(caught.value).startswith(f"{name}: ")
+
+
+def test_several_choices_pass_where_they_can_be_served_and_several_prompts_do_not() -> None:
+    body(n=3, best_of=3).refuse_many(choices=True)
+    with pytest.raises(RequestError, match="prompt: 2 prompts"):
+        body(n=3, prompt=["a", "b"]).refuse_many(choices=True)
+
+
+@pytest.mark.parametrize(("given", "understood"), [(2, 2), (0.5, 0.5), (None, None), ("x", None), (True, None)])
+def test_the_decode_leg_gets_the_rest_of_a_deadline(given: Any, understood: Any) -> None:
+    asked = body(deadline_seconds=given)
+    assert asked.deadline_s == understood
+    assert json.loads(asked.decode_leg(None, 0.25)) == {"deadline_seconds": 0.25}
+    assert json.loads(asked.decode_leg(None, None)) == {"deadline_seconds": given}
 
 
 def test_an_answer_loses_its_ticket_and_nothing_else() -> None:

@@ -1,0 +1,145 @@
+"""A prefill under way: a task of its own, so that the decode leg can begin while it goes on.
+
+    request ──▶ ticket ──▶ the answer's end          an instance that gives early tickets streams its answer
+       └───────────┴── end ──▶ ticket released, connection closed, which aborts a prefill that goes on
+
+What a client that goes leaves behind is cleared up by `end`, whenever it went: a ticket that is on the wire at that
+moment is waited for, because nobody else would ever know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from tandem.errors import RequestError
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.pool import Worker
+from tandem.gateway.ticket import Releases, Ticket
+from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.protocol.sse import EventParser
+
+LINGER_S: Final = 0.25
+"""How long something on the wire is waited for after the request's end: a prefill that goes on meanwhile is in vain."""
+
+NULL: Final = msgspec.Raw(b"null")
+
+
+class PrefillChoice(msgspec.Struct, frozen=True):
+    """One choice of a prefill answer."""
+
+    finish_reason: str | None = None
+
+
+class PrefillAnswer(msgspec.Struct, frozen=True):
+    """What the gateway reads of a prefill answer, or of an event of it."""
+
+    kv_transfer_params: msgspec.Raw = NULL
+    choices: tuple[PrefillChoice, ...] = ()
+    error: msgspec.Raw = NULL
+
+    @property
+    def ended(self) -> bool:
+        """Whether the first token already ended the answer: vLLM then keeps nothing to hand over."""
+        return any(choice.finish_reason == "stop" for choice in self.choices)
+
+
+class Prefill:
+    """One prefill leg, from its construction until `end`, which must be awaited.
+
+    Args:
+        worker: Who prefills.
+        asked: The request.
+        early: Whether to ask for the ticket before the prefill is done.
+        client: To ask with.
+        metrics: What it takes is counted there.
+    """
+
+    def __init__(
+        self, worker: Worker, asked: ClientRequest, *, early: bool, client: WorkerClient, metrics: GatewayMetrics
+    ) -> None:
+        self._worker = worker
+        self._client = client
+        self._metrics = metrics
+        self._ticket: Ticket | None = None
+        self._told = asyncio.Event()
+        self._reading = asyncio.create_task(self._run(asked, early))
+        self.failure: RequestError | None = None
+        """Why the worker did not do its part, as soon as that is known."""
+
+    async def ticket(self) -> Ticket | None:
+        """The ticket, or None when the first token ended the answer and the worker kept nothing.
+
+        Decode then computes the prompt by itself.
+
+        Raises:
+            VerbatimError: The worker answered 4xx; the client gets that answer.
+            RequestError: 502, 503 or 504, when the worker did not do its part.
+        """
+        await self._told.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self._ticket
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer was read to its end."""
+        return self._reading.done()
+
+    async def end(self, releases: Releases, *, used: bool) -> None:
+        """Nobody waits for the prefill any more; if its ticket was not `used`, nothing of it stays on the worker."""
+        with suppress(TimeoutError):
+            if used:
+                await asyncio.wait_for(asyncio.shield(self._reading), LINGER_S)
+            elif releases.understood(self._worker):
+                await asyncio.wait_for(self._told.wait(), LINGER_S)
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        if self._ticket is not None and not used:
+            await releases.tell(self._ticket)
+
+    async def _run(self, asked: ClientRequest, early: bool) -> None:
+        body = asked.body.prefill(early=early)
+        try:
+            with self._metrics.prefill_seconds.time():
+                async with self._client.post(self._worker, asked.path, body, asked.headers) as response:
+                    await self._read(response)
+        except RequestError as error:
+            self.failure = error
+        finally:
+            self._told.set()
+
+    async def _read(self, response: Response) -> None:
+        ended = False
+        async for answer in self._answers(response):
+            if answer.error != NULL:
+                raise self._client.failed(self._worker, "failed during the prefill")
+            if self._ticket is None and answer.kv_transfer_params != NULL:
+                self._ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
+                self._told.set()
+            ended |= answer.ended
+        if self._ticket is None and not ended:
+            raise self._client.failed(self._worker, "prefilled but gave no ticket; start it with role prefill")
+
+    async def _answers(self, response: Response) -> AsyncIterator[PrefillAnswer]:
+        """The answer, or its events; of a prefill there are few."""
+        if response.content_type != "text/event-stream":
+            yield self._decoded(await self._client.read(self._worker, response))
+            return
+        parser = EventParser()
+        async for piece in self._client.pieces(self._worker, response):
+            for data in parser.feed(piece):
+                if data != b"[DONE]":
+                    yield self._decoded(data)
+
+    def _decoded(self, raw: bytes) -> PrefillAnswer:
+        try:
+            return msgspec.json.decode(raw, type=PrefillAnswer)
+        except msgspec.DecodeError:
+            how = "answered the prefill with something other than OpenAI's JSON"
+            raise self._client.failed(self._worker, how) from None
