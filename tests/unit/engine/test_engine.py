@@ -1,34 +1,482 @@
-"""The engine without HTTP: batched equals alone, apart equals together equals a plain forward, no block is lost."""
+"""The engine without HTTP: batched equals alone, preempted equals undisturbed, apart equals together."""
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence as Items
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from reference.ledger import LedgerModel, greedy
 
-from tandem.engine.engine import Engine, EngineIdentity
+from tandem.engine.engine import Engine, EngineOptions
+from tandem.engine.fetch import Fetch
+from tandem.engine.handoff import HandOff, Sampled
+from tandem.engine.local_model import LocalModel
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request, Sequence, Status
-from tandem.errors import RequestError, TransferError
+from tandem.engine.sequence import Request, Sequence, Status, Update
+from tandem.engine.tickets import EngineIdentity
+from tandem.errors import RequestError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache
-from tandem.kv.transfer import Granted, Pull
+from tandem.kv.messages import Pull
+from tandem.kv.prefix import root_key
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load
 from tandem.protocol.kv import KVTransferParams
-from tandem.text.tokenizer import Tokenizer
 
-BLOCK = 16
+SIZE = 4
 CPU = torch.device("cpu")
-IDENTITY = EngineIdentity(engine_id="e", digest="d", host="127.0.0.1", port=1)
+TICKET = KVTransferParams(do_remote_prefill=True)
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+class Letters:
+    """A tokenizer of one letter per token."""
+
+    drops_first_space = False
+
+    def bytes_of(self, token: int) -> bytes:
+        return bytes([97 + token % 26])
+
+
+class Instance:
+    """An engine on a clock of our own, and what its requests were told."""
+
+    def __init__(self, blocks: int = 40, model=None, size: int = SIZE, *, seqs: int = 8, budget: int = 64, **options):
+        self.now = 0.0
+        self.model = model or LedgerModel(size)
+        self.told: dict[str, list[Update]] = {}
+        self.fetches: list[Fetch] = []
+        self._ids = itertools.count()
+        self.engine = Engine(
+            Runner(self.model),
+            BlockPool(blocks, size),
+            Letters(),
+            EngineOptions(
+                limits=SchedulerLimits(max_num_seqs=seqs, max_num_batched_tokens=budget),
+                root=lambda request: root_key(adapter=None, rotation=0, dtype="float32", salt=request.salt),
+                **options,
+            ),
+            EngineIdentity(engine_id="e", digest="d", host="127.0.0.1", port=1),
+            lambda: self.now,
+        )
+
+    def ask(self, prompt: Items[int] = PROMPT, count: int = 8, **fields) -> str:
+        sampling = fields.pop("sampling", None) or SamplingParams(max_tokens=count)
+        name = f"r{next(self._ids)}"
+        self.told[name] = []
+        self.engine.submit(Request(id=name, prompt=list(prompt), sampling=sampling, **fields))
+        return name
+
+    def hear(self, updates: Items[tuple[str, Update]]) -> None:
+        for name, update in updates:
+            self.told[name].append(update)
+
+    def step(self) -> int:
+        """One whole step: how many tokens went through the model."""
+        plan, fetches, updates = self.engine.plan()
+        self.fetches += fetches
+        self.hear(updates)
+        if plan.works:
+            self.hear(self.engine.commit(plan, self.engine.run(plan)))
+        return plan.tokens
+
+    def finish(self) -> None:
+        for _ in range(1000):
+            if not self.engine.scheduler.waiting and not self.engine.scheduler.running:
+                return
+            self.step()
+        raise AssertionError("the engine does not finish")
+
+    def tokens(self, name: str, choice: int = 0) -> list[int]:
+        return [token for update in self.told[name] if update.choice == choice for token in update.tokens]
+
+    def sequence(self, name: str) -> Sequence:
+        scheduler = self.engine.scheduler
+        return next(s for s in (*scheduler.waiting, *scheduler.running) if s.request.id == name)
+
+    @property
+    def held(self) -> int:
+        """Blocks that somebody holds, with nothing amiss."""
+        audit = self.engine.audit()
+        assert (audit.leaked, audit.torn, audit.doubly_owned) == (0, 0, 0)
+        return audit.blocks - audit.free
+
+
+def hand_over(prefill: Instance, decode: Instance, copy, **fields) -> str:
+    """A request's way apart, without sockets: prefill, ticket, pull, decode."""
+    first = prefill.ask(keep_for_remote=True, **fields)
+    prefill.finish()
+    ticket = prefill.told[first][-1].ticket
+    assert ticket is not None
+    second = decode.ask(fetch_from=ticket, **fields)
+    decode.step()
+    fetch = decode.fetches.pop()
+    asked = Pull(
+        ticket=ticket.remote_request_id or "", engine_id="e", digest="d", content=fetch.content, first=fetch.first
+    )
+    pull = prefill.engine.open_pull(asked)
+    blocks = prefill.engine.next_blocks(pull)
+    assert blocks is not None
+    copy(blocks, fetch.blocks)
+    assert pull.ticket.state is not None
+    decode.engine.arrive(fetch, HandOff.decode(pull.ticket.state))
+    assert prefill.engine.confirm_pull(pull)
+    prefill.engine.close_pull(pull)
+    decode.engine.end_fetch(fetch)
+    return second
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7, 64])
+@pytest.mark.parametrize("sharing", [True, False])
+def test_batched_and_in_pieces_equals_alone(budget: int, sharing: bool) -> None:
+    there = Instance(budget=budget, seqs=3, sharing=sharing)
+    prompts = [[*PROMPT, *range(length)] for length in (3, 9, 0, 1, 7)] + [[7]]
+    names = [there.ask(prompt, 10) for prompt in prompts]
+    there.finish()
+    assert [there.tokens(name) for name in names] == [greedy(prompt, 10) for prompt in prompts]
+    assert there.held == 0
+    if not sharing:
+        assert there.engine.stats.prompt_tokens_computed == sum(map(len, prompts))
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+@pytest.mark.parametrize("budget", [4, 9, 64])
+def test_a_preempted_answer_is_the_undisturbed_one(sharing: bool, budget: int) -> None:
+    there = Instance(blocks=8, budget=budget, seqs=4, sharing=sharing)
+    prompts = [[number, *PROMPT[:number]] for number in range(2, 9)]
+    names = [there.ask(prompt, 14, priority=number % 3) for number, prompt in enumerate(prompts)]
+    there.finish()
+    assert there.engine.scheduler.preemptions > 0
+    assert [there.tokens(name) for name in names] == [greedy(prompt, 14) for prompt in prompts]
+    assert there.held == 0
+
+
+def test_a_request_that_never_fits_is_refused() -> None:
+    there = Instance(blocks=4)
+    with pytest.raises(RequestError, match=r"needs 5 KV blocks and this instance has 4.*--kv-cache-gib"):
+        there.ask(range(12), 6)
+    name = there.ask(range(12), 5)
+    there.finish()
+    assert len(there.tokens(name)) == 5
+
+
+def test_blocks_of_equal_prompts_are_shared_and_those_of_another_salt_are_not() -> None:
+    there = Instance()
+    stats, scheduler = there.engine.stats, there.engine.scheduler
+    for salt, computed, hits in [(None, 9, 0), (None, 1, 8), ("mine", 9, 8), ("mine", 1, 16), ("yours", 9, 16)]:
+        before = stats.prompt_tokens_computed
+        name = there.ask(salt=salt)
+        there.finish()
+        assert there.tokens(name) == greedy(PROMPT, 8)
+        assert stats.prompt_tokens_computed - before == computed
+        assert scheduler.prefix_hits == hits
+
+
+SAMPLED = SamplingParams(max_tokens=9, temperature=1.0, seed=17)
+
+
+def alone(choice: int, sampling: SamplingParams = SAMPLED) -> list[int]:
+    """What an instance that draws only this choice says."""
+    there = Instance()
+    name = there.ask(choices=(choice,), sampling=sampling)
+    there.finish()
+    return there.tokens(name, choice)
+
+
+@pytest.mark.parametrize("blocks", [40, 7])
+@pytest.mark.parametrize("sharing", [True, False])
+def test_every_choice_is_what_it_would_be_alone(blocks: int, sharing: bool) -> None:
+    there = Instance(blocks=blocks, sharing=sharing)
+    name = there.ask(choices=(0, 1, 2, 3), sampling=SAMPLED)
+    there.finish()
+    answers = [there.tokens(name, choice) for choice in range(4)]
+    assert answers == [alone(choice) for choice in range(4)]
+    assert len({tuple(answer) for answer in answers}) == 4
+    assert sum(update.reason == "length" for update in there.told[name]) == 4
+    assert there.held == 0
+    assert there.engine.stats.ended == {Status.FINISHED: 4}
+
+
+def test_choices_share_the_blocks_of_their_prompt() -> None:
+    there = Instance()
+    name = there.ask(choices=(0, 1, 2), sampling=SAMPLED)
+    there.step()
+    assert there.held == 3
+    there.step()
+    # Two full blocks of the prompt are everybody's; each choice has a third of its own.
+    assert there.held == 2 + 3
+    assert there.engine.scheduler.prefix_hits == 16
+    there.engine.abort(name)
+    assert there.held == 0
+
+
+def test_choices_of_one_token_all_end_with_it() -> None:
+    there = Instance()
+    name = there.ask(choices=(0, 1, 2), sampling=SamplingParams(max_tokens=1, temperature=1.0, seed=17))
+    there.step()
+    assert [(update.choice, update.reason) for update in there.told[name]] == [(n, "length") for n in range(3)]
+    assert [there.tokens(name, choice) for choice in range(3)] == [alone(choice)[:1] for choice in range(3)]
+    assert there.held == 0
+
+
+def test_a_deadline_ends_requests_wherever_they_stand() -> None:
+    there = Instance(blocks=16, seqs=2)
+    names = [there.ask(deadline=5.0), there.ask(deadline=5.0, fetch_from=TICKET), there.ask(deadline=5.0)]
+    patient = there.ask(range(9), 3, deadline=6.0)
+    there.step()
+    assert [there.sequence(name).status.name for name in names] == ["DECODING", "TRANSFERRING", "WAITING"]
+    there.now = 4.99
+    there.step()
+    assert len(there.engine.scheduler.running) == 2
+    there.now = 5.0
+    there.step()
+    for name in names:
+        assert there.told[name][-1].status == 504
+        assert "deadline_seconds" in (there.told[name][-1].error or "")
+    there.engine.end_fetch(there.fetches.pop())
+    there.finish()
+    assert len(there.tokens(patient)) == 3
+    assert there.engine.stats.ended == {Status.FAILED: 3, Status.FINISHED: 1}
+    assert there.held == 0
+
+
+def test_every_choice_learns_of_a_deadline() -> None:
+    there = Instance()
+    name = there.ask(choices=(0, 1), sampling=SAMPLED, deadline=1.0)
+    there.step()
+    there.now = 1.0
+    there.step()
+    assert [(update.choice, update.reason) for update in there.told[name][-2:]] == [(0, "error"), (1, "error")]
+
+
+def test_what_is_aborted_during_a_step_says_nothing_more_and_harms_nobody() -> None:
+    there = Instance(blocks=6)
+    victim = there.ask(range(9), 9)
+    plan, _, _ = there.engine.plan()
+    there.engine.abort(victim)
+    other = there.ask(PROMPT, 9)  # its blocks are the ones that the step under way writes to
+    sampled = there.engine.run(plan)
+    assert there.engine.commit(plan, sampled) == []
+    there.finish()
+    assert there.told[victim] == []
+    assert there.tokens(other) == greedy(PROMPT, 9)
+    assert there.engine.stats.ended == {Status.ABORTED: 1, Status.FINISHED: 1}
+    assert there.held == 0
+
+
+def test_an_aborted_choice_takes_the_others_with_it_in_every_state() -> None:
+    there = Instance(seqs=2)
+    name = there.ask(choices=(0, 1, 2), sampling=SAMPLED)
+    there.step()
+    there.step()
+    assert (len(there.engine.scheduler.running), len(there.engine.scheduler.waiting)) == (2, 1)
+    there.engine.abort(name)
+    there.engine.abort(name)
+    assert there.engine.scheduler.running == there.engine.scheduler.waiting == []
+    assert there.engine.stats.ended == {Status.ABORTED: 3}
+    assert there.held == 0
+
+
+def test_a_failed_request_is_told_why_once() -> None:
+    there = Instance()
+    name = there.ask()
+    there.step()
+    there.engine.fail(name, "broken", 503)
+    there.engine.fail(name, "broken again")
+    there.hear(there.engine.happened())
+    assert there.told[name][1:] == [Update(reason="error", error="broken", status=503)]
+    assert there.held == 0
+
+
+@pytest.mark.parametrize("begun", range(1, 9))
+@pytest.mark.parametrize("sampling", [SAMPLED, SamplingParams(max_tokens=9)], ids=["drawn", "greedy"])
+def test_a_resumed_answer_goes_on_with_the_same_tokens(begun: int, sampling: SamplingParams) -> None:
+    whole = alone(2, sampling)
+    there = Instance(budget=5)
+    name = there.ask(choices=(2,), sampling=sampling, output=tuple(whole[:begun]), sent=begun)
+    there.finish()
+    assert there.tokens(name, 2) == whole[begun:]
+    assert there.told[name][-1].reason == "length"
+    assert "".join(update.text for update in there.told[name]) == "".join(chr(97 + token) for token in whole[begun:])
+
+
+@pytest.mark.parametrize("fields", [{}, {"keep_for_remote": True}, {"fetch_from": TICKET}], ids=str)
+def test_an_answer_that_was_over_elsewhere_ends_at_once(fields: dict) -> None:
+    there = Instance()
+    name = there.ask(count=3, output=(1, 2, 3), sent=1, **fields)
+    assert there.step() == 0
+    assert there.told[name] == [Update("cd", reason="length")]
+    assert there.engine.stats.ended == {Status.FINISHED: 1}
+    assert (len(there.engine.tickets), there.fetches, there.held) == (0, [], 0)
+
+
+def test_a_reservation_keeps_blocks_until_it_is_used_released_or_expired() -> None:
+    there = Instance(blocks=10)
+    names = [there.engine.reserve(12) for _ in range(3)]
+    assert there.engine.reserve(5) is None
+    assert there.held == 9
+    assert all(names)
+    assert there.engine.release(names[0] or "")
+    assert not there.engine.release(names[0] or "")
+    assert there.held == 6
+    used = there.ask(reservation=names[1], count=4)
+    there.step()
+    assert len(there.engine.reservations) == 1
+    there.now = 30.0
+    there.step()
+    assert (len(there.engine.reservations), there.engine.reservations.expired) == (0, 1)
+    there.finish()
+    assert there.tokens(used) == greedy(PROMPT, 4)
+    assert there.held == 0
+
+
+def arrive(there: Instance, state: HandOff) -> str:
+    """A request whose pull ended with this state."""
+    name = there.ask(fetch_from=TICKET, choices=(0,))
+    there.step()
+    fetch = there.fetches.pop()
+    there.engine.arrive(fetch, state)
+    there.engine.end_fetch(fetch)
+    there.step()
+    return name
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (HandOff(prompt=9, seed=0, first=[Sampled(11)]), "outside 0..10"),
+        (HandOff(prompt=8, seed=0, first=[Sampled(1)]), "a prompt of 8 tokens, this one has 9"),
+        (HandOff(prompt=9, seed=0, first=[Sampled(1), Sampled(2)]), "for n=2, the request asks for n=1"),
+        (HandOff(prompt=9, seed=0, first=[]), "for n=0, the request asks for n=1"),
+    ],
+)
+def test_what_arrived_for_another_request_fails_this_one(state: HandOff, reason: str) -> None:
+    there = Instance()
+    name = arrive(there, state)
+    assert [update.status for update in there.told[name]] == [502]
+    assert reason in (there.told[name][0].error or "")
+    assert there.engine.stats.kv_transfers_received == 0
+    assert there.held == 0
+
+
+def test_blocks_that_a_pull_writes_to_stay_its_own_when_its_request_ends() -> None:
+    there = Instance(blocks=3)
+    name = there.ask(fetch_from=TICKET, count=2)
+    there.step()
+    fetch = there.fetches.pop()
+    there.engine.abort(name)
+    assert there.held == 3
+    other = there.ask(count=2)
+    assert there.step() == 0, "nobody else may write there yet"
+    there.engine.arrive(fetch, HandOff(prompt=9, seed=0, first=[Sampled(1)]))
+    there.engine.end_fetch(fetch)
+    there.finish()
+    assert there.told[name] == []
+    assert there.tokens(other) == greedy(PROMPT, 2)
+    assert there.held == 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_request_whose_pull_failed_fails_or_is_computed_here(recompute: bool) -> None:
+    there = Instance(recompute=recompute)
+    name = there.ask(fetch_from=TICKET)
+    there.step()
+    fetch = there.fetches.pop()
+    assert there.engine.awaited() == [TICKET]
+    there.engine.miss(fetch, "the wire is cut")
+    there.engine.end_fetch(fetch)
+    assert there.engine.awaited() == []
+    there.finish()
+    there.step()
+    if recompute:
+        assert there.tokens(name) == greedy(PROMPT, 8)
+        assert there.engine.stats.prompt_tokens_computed == 9
+    else:
+        assert there.told[name] == [Update(reason="error", error="the wire is cut", status=502)]
+    assert there.engine.stats.kv_transfers_failed == 1
+    assert there.held == 0
+
+
+def test_a_pull_that_failed_after_its_request_ended_changes_nothing() -> None:
+    there = Instance(recompute=True)
+    name = there.ask(fetch_from=TICKET)
+    there.step()
+    there.engine.abort(name)
+    there.engine.miss(there.fetches[0], "too late")
+    there.engine.end_fetch(there.fetches.pop())
+    assert there.step() == 0
+    assert there.told[name] == []
+    assert there.held == 0
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("choices", [1, 3])
+def test_apart_equals_together(length: int, choices: int) -> None:
+    fields = {"prompt": PROMPT[:length], "choices": tuple(range(choices)), "sampling": SAMPLED}
+    both, prefill, decode = (Instance() for _ in range(3))
+    together = both.ask(**fields)
+    both.finish()
+    elsewhere = hand_over(
+        prefill, decode, lambda theirs, ours: decode.model.copy(prefill.model, theirs, ours), **fields
+    )
+    decode.finish()
+    for choice in range(choices):
+        assert decode.tokens(elsewhere, choice) == both.tokens(together, choice)
+    assert prefill.engine.stats.prompt_tokens_computed == length
+    assert decode.engine.stats.prompt_tokens_computed <= (length % SIZE or SIZE) * (choices - 1)
+    blocks = -(-length // SIZE)
+    assert prefill.engine.stats.kv_blocks_sent == decode.engine.stats.kv_blocks_received == blocks
+    assert prefill.engine.stats.kv_transfers_sent == decode.engine.stats.kv_transfers_received == 1
+    assert prefill.held == decode.held == 0
+
+
+def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token() -> None:
+    prefill, decode = Instance(), Instance()
+    first = prefill.ask(sampling=SAMPLED, keep_for_remote=True)
+    prefill.finish()
+    state = HandOff(prompt=9, seed=SAMPLED.seed, first=[Sampled(prefill.tokens(first)[0])])
+    name = decode.ask(fetch_from=TICKET, sampling=SamplingParams(max_tokens=9, temperature=1.0, seed=3))
+    decode.step()
+    fetch = decode.fetches.pop()
+    decode.model.copy(prefill.model, range(40), range(40))
+    decode.engine.arrive(fetch, state)
+    decode.engine.end_fetch(fetch)
+    decode.finish()
+    assert decode.tokens(name) == alone(0)
+
+
+def test_known_blocks_do_not_travel_again() -> None:
+    prefill, decode = Instance(), Instance()
+    asked = []
+
+    def copy(theirs: Items[int], ours: Items[int]) -> None:
+        asked.append((len(theirs), len(ours)))
+        decode.model.copy(prefill.model, theirs, ours)
+
+    for tail in ([1], [2], [2]):
+        prompt = [*PROMPT[:8], *tail * 4]
+        name = hand_over(prefill, decode, copy, prompt=prompt)
+        decode.finish()
+        assert decode.tokens(name) == greedy(prompt, 8)
+    assert asked == [(3, 3), (1, 1), (0, 0)]
+    assert decode.engine.stats.kv_blocks_received == 4
+
+
+def test_blocks_that_have_arrived_are_known() -> None:
+    prefill, decode = Instance(), Instance()
+    hand_over(prefill, decode, lambda theirs, ours: decode.model.copy(prefill.model, theirs, ours))
+    decode.finish()
+    name = decode.ask(count=5)
+    decode.finish()
+    assert decode.tokens(name) == greedy(PROMPT, 5)
+    assert decode.engine.stats.prompt_tokens_computed == 1
 
 
 @pytest.fixture(scope="module")
@@ -36,44 +484,8 @@ def decoder(tiny_model: Path) -> Decoder:
     return load(tiny_model, CPU)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Tokenizer:
-    return Tokenizer.from_folder(tiny_model)
-
-
-def make_engine(decoder: Decoder, tokenizer: Tokenizer, blocks: int = 200, **limits: int) -> Engine:
-    layout = CacheLayout.of(decoder.config, "float32", BLOCK)
-    cache, pool = KVCache(layout, blocks, CPU), BlockPool(blocks, BLOCK)
-    return Engine(Runner(decoder, cache), cache, pool, tokenizer, SchedulerLimits(**limits), IDENTITY, 30.0)
-
-
-def request(prompt: list[int], count: int = 20, **fields: object) -> Request:
-    sampling = fields.pop("sampling", None) or SamplingParams(max_tokens=count)
-    return Request(id="r", prompt=prompt, sampling=sampling, **fields)  # type: ignore[arg-type]
-
-
-def step(engine: Engine) -> list[Sequence]:
-    """One step; the sequences whose blocks should be fetched."""
-    plan, _ = engine.plan()
-    if plan.works:
-        engine.commit(plan, engine.run(plan))
-    return plan.fetches
-
-
-def finish(engine: Engine, *sequences: Sequence) -> None:
-    for _ in range(2000):
-        if all(sequence.ended for sequence in sequences):
-            return
-        step(engine)
-    raise AssertionError("the engine does not finish")
-
-
-def output(sequence: Sequence) -> list[int]:
-    return sequence.token_ids[len(sequence.request.prompt) :]
-
-
 def plain_greedy(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
-    """The reference: the whole sequence through the decoder for every token."""
+    """The whole sequence through the decoder for every token."""
     tokens = list(prompt)
     with torch.inference_mode():
         for _ in range(count):
@@ -82,242 +494,41 @@ def plain_greedy(decoder: Decoder, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return random.Random(f"{length} {seed}").choices(range(7, 512), k=length)
+def prompt_of(length: int) -> list[int]:
+    return random.Random(length).choices(range(7, 512), k=length)
 
 
-def hand_over(prefill: Engine, decode: Engine, prompt: list[int], **fields: object) -> Sequence:
-    """A request's way apart, without sockets: prefill, ticket, pull, decode."""
-    first = prefill.submit(request(prompt, keep_for_remote=True, **fields))
-    updates = []
-    while not first.ended:
-        plan, _ = prefill.plan()
-        updates += prefill.commit(plan, prefill.run(plan))
-    ticket = updates[-1][1].ticket
-    assert ticket is not None
-    second = decode.submit(request(prompt, fetch_from=ticket, **fields))
-    assert step(decode) == [second]
-    pull = Pull(ticket.remote_request_id or "", ticket.remote_engine_id or "", "d")
-    granted, data = prefill.grant(pull)
-    decode.arrive(second, granted, data)
-    prefill.settle(pull, granted, received=True)
-    finish(decode, second)
-    return second
+def real(decoder: Decoder, **limits) -> tuple[Instance, KVCache]:
+    cache = KVCache(CacheLayout.of(decoder.config, "float32", 16), 30, CPU)
+    return Instance(30, LocalModel(decoder, cache), 16, **limits), cache
 
 
-@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 32, 100])
-def test_apart_equals_together_equals_plain_forward(decoder: Decoder, tokenizer: Tokenizer, length: int) -> None:
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 100])
+def test_apart_equals_together_equals_a_plain_forward(decoder: Decoder, length: int) -> None:
     prompt = prompt_of(length)
     expected = plain_greedy(decoder, prompt, 20)
     assert len(set(expected)) > 3, "a model that repeats one token would hide mistakes"
-    both, prefill, decode = (make_engine(decoder, tokenizer) for _ in range(3))
-    together = both.submit(request(prompt))
-    finish(both, together)
-    assert output(together) == expected
-    apart = hand_over(prefill, decode, prompt)
-    assert output(apart) == expected
-    assert decode.stats.prompt_tokens_computed == 0
-    assert prefill.stats.prompt_tokens_computed == both.stats.prompt_tokens_computed == length
-    per_token = 3 * 2 * 2 * 16 * 4
-    assert prefill.stats.kv_bytes_sent == decode.stats.kv_bytes_received == length * per_token
-    for engine in (both, prefill, decode):
-        assert engine.pool.free == engine.pool.count
+    (both, _), (prefill, sent), (decode, received) = (real(decoder) for _ in range(3))
+    together = both.ask(prompt, 20)
+    both.finish()
+    assert both.tokens(together) == expected
+
+    def copy(theirs: Items[int], ours: Items[int]) -> None:
+        received.blocks[ours] = sent.blocks[theirs]
+
+    elsewhere = hand_over(prefill, decode, copy, prompt=prompt, count=20)
+    decode.finish()
+    assert decode.tokens(elsewhere) == expected
+    assert decode.engine.stats.prompt_tokens_computed == 0
 
 
-def test_seeded_sampling_is_the_same_apart(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=11, max_tokens=30)
-    both, prefill, decode = (make_engine(decoder, tokenizer) for _ in range(3))
-    together = both.submit(request(prompt_of(20), sampling=sampling))
-    finish(both, together)
-    apart = hand_over(prefill, decode, prompt_of(20), sampling=sampling)
-    assert output(apart) == output(together)
-
-
-@pytest.mark.parametrize("budget", [1, 7, 64, 1000])
-def test_batched_and_chunked_equal_alone(decoder: Decoder, tokenizer: Tokenizer, budget: int) -> None:
-    prompts = [prompt_of(length) for length in (3, 40, 16, 75, 1)]
-    engine = make_engine(decoder, tokenizer, max_num_batched_tokens=budget, max_num_seqs=3)
-    sequences = [engine.submit(request(prompt, 10)) for prompt in prompts]
-    finish(engine, *sequences)
-    assert [output(s) for s in sequences] == [plain_greedy(decoder, prompt, 10) for prompt in prompts]
-    assert engine.stats.prompt_tokens_computed == sum(map(len, prompts))
-
-
-def test_requests_wait_for_blocks(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    engine = make_engine(decoder, tokenizer, blocks=4)
-    sequences = [engine.submit(request(prompt_of(30, seed), 10)) for seed in range(4)]
-    step(engine)
-    assert [s.status for s in sequences] == [Status.DECODING, Status.WAITING, Status.WAITING, Status.WAITING]
-    finish(engine, *sequences)
-    assert engine.pool.free == 4
-
-
-def test_a_request_that_never_fits_is_refused(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    engine = make_engine(decoder, tokenizer, blocks=4)
-    with pytest.raises(RequestError, match=r"needs 5 KV blocks and this instance has 4.*--kv-cache-gib"):
-        engine.submit(request(prompt_of(60), 6))
-
-
-def test_pulls_of_others_are_refused(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    engine = make_engine(decoder, tokenizer)
-    for pull, reason in [
-        (Pull("t", "other", "d"), "restarted"),
-        (Pull("t", "e", "other"), "differ"),
-        (Pull("forged", "e", "d"), "unknown"),
-    ]:
-        with pytest.raises(TransferError, match=reason):
-            engine.grant(pull)
-
-
-def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    prompt, here, there = (
-        prompt_of(20),
-        SamplingParams(temperature=0.9, seed=1),
-        SamplingParams(temperature=0.9, seed=2),
-    )
-    both, prefill, decode = (make_engine(decoder, tokenizer) for _ in range(3))
-    together = both.submit(request(prompt, sampling=here))
-    finish(both, together)
-    first = prefill.submit(request(prompt, sampling=here, keep_for_remote=True))
-    plan, _ = prefill.plan()
-    ((_, update),) = prefill.commit(plan, prefill.run(plan))
-    assert first.ended
-    assert update.ticket is not None
-    second = decode.submit(request(prompt, sampling=there, fetch_from=update.ticket))
-    step(decode)
-    granted, data = prefill.grant(Pull(update.ticket.remote_request_id or "", "e", "d"))
-    decode.arrive(second, granted, data)
-    finish(decode, second)
-    assert output(second) == output(together)
-
-
-def test_a_first_token_outside_the_vocabulary_fails_the_request(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    engine = make_engine(decoder, tokenizer)
-    ticket = KVTransferParams(do_remote_prefill=True)
-    victim = engine.submit(request([7, 8, 9], fetch_from=ticket))
-    step(engine)
-    size = engine.kv_bytes(3)
-    engine.arrive(victim, Granted([7, 8, 9, 512], 0, size), torch.zeros(size, dtype=torch.uint8))
-    _, ((_, failed),) = engine.plan()
-    assert failed.error is not None
-    assert engine.pool.free == engine.pool.count
-
-
-def test_a_pull_that_cannot_be_copied_leaves_its_lease_open(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    prefill = make_engine(decoder, tokenizer)
-    prefill.submit(request([10, 11, 12], keep_for_remote=True))
-    plan, _ = prefill.plan()
-    ((_, update),) = prefill.commit(plan, prefill.run(plan))
-    assert update.ticket is not None
-    pull = Pull(update.ticket.remote_request_id or "", "e", "d")
-    export = prefill._cache.export_tokens
-
-    def fail(*_: object) -> torch.Tensor:
-        raise RuntimeError("no memory")
-
-    prefill._cache.export_tokens = fail  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError):
-        prefill.grant(pull)
-    prefill._cache.export_tokens = export  # type: ignore[method-assign]
-    prefill.grant(pull)
-
-
-def test_a_ticket_of_another_prompt_fails_the_request(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    engine = make_engine(decoder, tokenizer)
-    prefill = make_engine(decoder, tokenizer)
-    donor = prefill.submit(request([10, 11, 12], keep_for_remote=True))
-    plan, _ = prefill.plan()
-    ((_, update),) = prefill.commit(plan, prefill.run(plan))
-    assert donor.ended
-    assert update.ticket is not None
-    victim = engine.submit(request([7, 8, 9], fetch_from=update.ticket))
-    step(engine)
-    granted, data = prefill.grant(Pull(update.ticket.remote_request_id or "", "e", "d"))
-    engine.arrive(victim, granted, data)
-    _, ((_, failed),) = engine.plan()
-    assert failed.error is not None
-    assert "another prompt" in failed.error
-    assert victim.status is Status.FAILED
-    assert engine.pool.free == engine.pool.count
-
-
-class Life(RuleBasedStateMachine):
-    """Random submits, steps, aborts, pulls, broken pulls and expiries on one engine; no block is ever lost."""
-
-    decoder: Decoder
-    tokenizer: Tokenizer
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine = make_engine(self.decoder, self.tokenizer, blocks=12, max_num_seqs=4, max_num_batched_tokens=24)
-        self.now = 0.0
-        self.engine.leases._clock = lambda: self.now
-        self.sequences: list[Sequence] = []
-        self.tickets: list[str] = []
-        self.fetching: list[Sequence] = []
-        self.plan = None
-
-    @rule(length=st.integers(1, 60), count=st.integers(1, 20), kind=st.sampled_from(["whole", "keep", "fetch"]))
-    def submit(self, length: int, count: int, kind: str) -> None:
-        ticket = KVTransferParams(do_remote_prefill=True) if kind == "fetch" else None
-        asked = request(prompt_of(length), count, keep_for_remote=kind == "keep", fetch_from=ticket)
-        self.sequences.append(self.engine.submit(asked))
-
-    @rule()
-    @precondition(lambda self: self.plan is None)
-    def begin_step(self) -> None:
-        self.plan, _ = self.engine.plan()
-        self.fetching += self.plan.fetches
-
-    @rule()
-    @precondition(lambda self: self.plan is not None)
-    def end_step(self) -> None:
-        plan, self.plan = self.plan, None
-        if plan.works:
-            updates = self.engine.commit(plan, self.engine.run(plan))
-            self.tickets += [u.ticket.remote_request_id for _, u in updates if u.ticket is not None]
-
-    @rule(pick=st.integers(0, 99))
-    @precondition(lambda self: self.sequences)
-    def abort(self, pick: int) -> None:
-        self.engine.abort(self.sequences[pick % len(self.sequences)])
-
-    @rule(pick=st.integers(0, 99), fails=st.booleans())
-    @precondition(lambda self: self.fetching)
-    def fetched(self, pick: int, fails: bool) -> None:
-        sequence = self.fetching.pop(pick % len(self.fetching))
-        if fails:
-            self.engine.fail(sequence, "the pull broke off")
-            return
-        prompt = sequence.request.prompt
-        size = len(prompt) * self.engine._cache.layout.bytes_per_token
-        self.engine.arrive(sequence, Granted([*prompt, 9], 0, size), torch.zeros(size, dtype=torch.uint8))
-
-    @rule(pick=st.integers(0, 99), received=st.booleans())
-    @precondition(lambda self: self.tickets)
-    def pull(self, pick: int, received: bool) -> None:
-        asked = Pull(self.tickets[pick % len(self.tickets)], "e", "d")
-        try:
-            granted, data = self.engine.grant(asked)
-        except TransferError:
-            return
-        assert data.numel() == granted.size
-        self.engine.settle(asked, granted, received=received)
-
-    @rule(seconds=st.floats(0, 40))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @invariant()
-    def every_block_has_its_holders(self) -> None:
-        engine = self.engine
-        held = [block for s in engine.scheduler.running for block in s.blocks]
-        held += [block for lease in engine.leases._leases.values() for block in lease.blocks]
-        assert len(held) == len(set(held)), "a block is owned twice"
-        assert engine.pool.free == engine.pool.count - len(held), "a block leaked"
-        assert all(not s.blocks for s in self.sequences if s.ended or s.status is Status.WAITING)
-
-
-def test_life_of_an_engine(decoder: Decoder, tokenizer: Tokenizer) -> None:
-    Life.decoder, Life.tokenizer = decoder, tokenizer
-    run_state_machine_as_test(Life, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
+@pytest.mark.parametrize("budget", [5, 64])
+def test_a_decoder_batched_shared_and_preempted_equals_a_plain_forward(decoder: Decoder, budget: int) -> None:
+    prompts = [prompt_of(100)[:length] for length in (40, 33, 16, 75, 100, 1)]
+    there, _ = real(decoder, budget=budget, seqs=4)
+    there.engine.reserve(20 * 16)  # so that 10 blocks have to be enough
+    names = [there.ask(prompt, 30) for prompt in prompts]
+    there.finish()
+    assert [there.tokens(name) for name in names] == [plain_greedy(decoder, prompt, 30) for prompt in prompts]
+    assert there.engine.scheduler.preemptions > 0
+    assert there.engine.scheduler.prefix_hits > 0
