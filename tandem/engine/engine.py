@@ -32,6 +32,9 @@ from tandem.text.detokenizer import Decodes
 Updates = list[tuple[str, Update]]
 """Request ids, and what happened to them."""
 
+RELEASED = "the KV ticket was released before the prefill had ended, so nobody needs it; ask again for another one"
+"""What is told to whoever asked for such a prefill."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -220,7 +223,8 @@ class Engine:
         """Nobody will use this ticket or reservation; False if there is none."""
         with self._lock:
             if sequence := self.tickets.computing(name):
-                self._end_all(sequence.request.id, Status.ABORTED)
+                # Whoever asked for the prefill may be somebody else, and still waits for its end.
+                self._fail(sequence.request.id, RELEASED, 409, Status.ABORTED)
                 return True
             return self.tickets.end(name) or self.reservations.end(name) is not None
 
@@ -351,8 +355,8 @@ class Engine:
             self._updates.append((request.id, replace(update, reason=update.reason or "length", ticket=ticket)))
         self._end(sequence, Status.FINISHED)
 
-    def _fail(self, request: str, error: str, status: int) -> None:
-        for sequence in self._end_all(request, Status.FAILED):
+    def _fail(self, request: str, error: str, status: int, end: Status = Status.FAILED) -> None:
+        for sequence in self._end_all(request, end):
             update = Update(reason="error", error=error, status=status, choice=sequence.choice)
             self._updates.append((request, update))
 
