@@ -175,8 +175,16 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "parallel_tool_calls": (None, True, False),
     "response_format": (None, {"type": "text"}),
     "user": (None,),
+    "skip_special_tokens": (None, True),
+    "no_stop_trim": (None, False),
+    "continue_final_message": (None, False),
+    "return_hidden_states": (None, False),
+    "include_reasoning": (None, True),
+    "separate_reasoning": (None, True),
+    "stream_reasoning": (None, True),
 }
-"""OpenAI fields that are not supported yet, with the values that ask for nothing."""
+"""Fields of OpenAI, vLLM and SGLang that are not supported yet, with the values that ask for nothing; vllm-router adds
+the latter two's, with those values, to everything it passes on."""
 
 R = TypeVar("R", bound=GenerationRequest)
 
