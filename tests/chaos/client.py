@@ -1,0 +1,338 @@
+"""Asks for answers as a gateway would, in all the ways there are, and sees that each is the expected one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from chaos.expectation import Answer, Expected
+from chaos.fleet import Fleet
+from chaos.instance import Instance
+from chaos.ledger import Ending, Ledger
+from chaos.workload import Job, Way
+from tandem.errors import ProcessError
+from tandem.protocol import sse
+
+LONGEST = 60.0
+"""Seconds after which a request is not under way any more but hangs."""
+
+RETRIES = 4
+"""Times a persistent client goes on elsewhere."""
+
+KEEP = {"kv_transfer_params": {"do_remote_decode": True}, "max_tokens": 1}
+
+
+class RefusalError(Exception):
+    """An instance says why it fails a request."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BrokenError(Exception):
+    """The connection to an instance ended early."""
+
+
+@dataclass
+class Choice:
+    """What has come of one choice."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: str | None = None
+    heard: list[int] = field(default_factory=list)
+    """Characters that had come with each token."""
+
+    def cut(self, count: int) -> Choice:
+        """What it was when so many tokens had come."""
+        return Choice(self.tokens[:count], self.text[: self.heard[count - 1]], None, self.heard[:count])
+
+
+class Asking:
+    """One job under way: what has come of it, and who had a part in it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.rng = random.Random(job.seed)
+        self.begun = time.monotonic()
+        self.used: list[Instance] = []
+        self.choices = self._blank()
+        self.tickets: list[dict[str, Any]] = []
+        self.retries = 0
+        self.doubtful = False
+        """Its ticket is shown twice, or late, so that it may be used up or expired."""
+
+    def _blank(self) -> dict[int, Choice]:
+        return {choice: Choice() for choice in range(self.job.body.get("n", 1))}
+
+    def restart(self) -> None:
+        """Go on from what has come if that is possible, else from the beginning."""
+        if not self.resumable:
+            self.choices = self._blank()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether an instance can go on from what has come."""
+        return len(self.choices) == 1 and bool(self.choices[0].tokens)
+
+    @property
+    def done(self) -> bool:
+        return all(choice.reason is not None for choice in self.choices.values())
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """To be sent now."""
+        body = self.job.body | {"return_token_ids": True}
+        if self.job.deadline is not None:
+            body["deadline_seconds"] = self.job.deadline
+        if self.resumable:
+            so_far = self.choices[0]
+            body["resume"] = {"output_token_ids": so_far.tokens, "sent": len(so_far.text)}
+        return body
+
+    def take(self, event: dict[str, Any]) -> None:
+        for told in event["choices"]:
+            choice = self.choices[told["index"]]
+            choice.text += told["text"]
+            choice.tokens += told.get("token_ids") or []
+            choice.heard += [len(choice.text)] * (len(choice.tokens) - len(choice.heard))
+            choice.reason = told["finish_reason"]
+
+    @property
+    def troubled(self) -> bool:
+        """Whether something was done to an instance that had a part in it."""
+        return any(instance.troubled(self.begun) for instance in self.used)
+
+
+class Client:
+    """Performs jobs.
+
+    Args:
+        fleet: Whom to ask.
+        ledger: Told of every ending.
+    """
+
+    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._ways: dict[Way, Callable[[Asking], Awaitable[None]]] = {
+            "plain": self._plain,
+            "early": self._early,
+            "reuse": self._reuse,
+            "reserve": self._reserve,
+            "resume": self._resume,
+            "together": self._together,
+            "abandon": self._abandon,
+        }
+
+    async def perform(self, expected: Expected) -> None:
+        """Do one job, and write down how it ended."""
+        job = expected.job
+        asking = Asking(job)
+        limit = LONGEST if job.leave is None else job.leave
+        how, reason, explained = "finished", "", True
+        try:
+            async with asyncio.timeout(limit):
+                await self.attempt(asking)
+        except TimeoutError:
+            how = "aborted" if job.leave is not None else "failed"
+            reason = "the client left" if job.leave is not None else f"hung for {LONGEST} s"
+        except RefusalError as error:
+            how, reason, explained = "failed", f"{error.status}: {error}", self._explains(asking, error)
+        except BrokenError as error:
+            how, reason, explained = "failed", f"broken: {error}", asking.troubled
+        if how == "finished" and job.way == "abandon":
+            how, reason = "aborted", "the ticket was left to expire"
+        elif how == "finished":
+            self._compare(asking, expected.answers)
+        tokens = sum(len(choice.tokens) for choice in asking.choices.values())
+        seconds = time.monotonic() - asking.begun
+        self._ledger.endings.append(
+            Ending(job.number, job.way, how, reason, explained, seconds, tokens, asking.retries)
+        )
+
+    def _explains(self, asking: Asking, error: RefusalError) -> bool:
+        """Where there is a deadline, it may be over on the prefill side first, which ends the hand-off."""
+        late = asking.job.deadline is not None
+        return asking.troubled or (error.status == 504 and late) or (error.status == 502 and (asking.doubtful or late))
+
+    def _compare(self, asking: Asking, answers: list[Answer]) -> None:
+        for index, answer in enumerate(answers):
+            choice = asking.choices[index]
+            if (choice.tokens, choice.text, choice.reason) != (answer.tokens, answer.text, answer.reason):
+                way = f"{asking.job.number} ({asking.job.way}, choice {index}, {asking.retries} retries)"
+                self._ledger.wrong.append(
+                    f"{way}: {choice.tokens} {choice.text!r} {choice.reason}\n"
+                    f"  expected {answer.tokens} {answer.text!r} {answer.reason}\n  {asking.body}"
+                )
+
+    async def attempt(self, asking: Asking) -> None:
+        """Try until it is done, or until there is no use in it."""
+        way = self._ways[asking.job.way]
+        while True:
+            try:
+                await way(asking)
+            except (BrokenError, RefusalError) as error:
+                worth = isinstance(error, BrokenError) or error.status in (500, 502)
+                if not (asking.job.persistent and worth) or asking.retries == RETRIES:
+                    raise
+                if asking.done:
+                    return
+                asking.retries += 1
+                asking.restart()
+                way = asking.rng.choice([self._plain, self._early, self._together])
+            else:
+                return
+
+    async def _plain(self, asking: Asking) -> None:
+        ticket = await self._ticket(asking)
+        await self._decode(asking, await self._choose(asking, "decode"), ticket)
+
+    async def _together(self, asking: Asking) -> None:
+        side = "decode" if asking.rng.random() < 0.7 else "prefill"
+        await self._decode(asking, await self._choose(asking, side), None)
+
+    async def _early(self, asking: Asking) -> None:
+        """The prefill leg is read to its end beside the decode leg; leaving it early would end the ticket."""
+        prefill = await self._choose(asking, "prefill")
+        async with AsyncExitStack() as stack:
+            events = await stack.enter_async_context(aclosing(self._events(prefill, asking.body | KEEP)))
+            first = await anext(events)
+            draining = asyncio.create_task(_drain(events))
+            stack.push_async_callback(_cancelled, draining)
+            decode = await self._choose(asking, "decode")
+            asking.tickets.append(first["kv_transfer_params"])
+            await self._decode(asking, decode, asking.tickets[-1])
+            await asyncio.wait([draining])
+
+    async def _reuse(self, asking: Asking) -> None:
+        """The first decode instance is given up soon; the ticket is good unless it was used by then."""
+        asking.doubtful = True
+        ticket = await self._ticket(asking) | {"release_on_abort": False}
+        first = await self._choose(asking, "decode")
+        with suppress(TimeoutError, BrokenError, RefusalError):
+            async with asyncio.timeout(asking.rng.uniform(0, 0.03)):
+                await self._decode(asking, first, ticket)
+                return
+        if asking.done:
+            return
+        asking.choices = asking._blank()
+        second = await self._choose(asking, "decode", avoid=[first])
+        try:
+            await self._decode(asking, second, ticket)
+        finally:
+            await self.release(ticket)
+
+    async def _reserve(self, asking: Asking) -> None:
+        decode = await self._choose(asking, "decode")
+        tokens = len(asking.job.body["prompt"]) + asking.job.body["max_tokens"]
+        try:
+            reserved = await self.post(decode, "/tandem/reserve", {"tokens": tokens})
+        except RefusalError as error:
+            if error.status != 503:
+                raise
+            reserved = None
+        ticket = await self._ticket(asking)
+        fate = asking.rng.random()
+        if reserved is None or fate < 0.2:  # what is reserved expires
+            await self._decode(asking, decode, ticket)
+            return
+        if fate < 0.4:
+            await self.post(decode, "/tandem/release", {"reservation": reserved["reservation"]})
+            await self._decode(asking, decode, ticket)
+            return
+        await self._decode(asking, decode, ticket, reservation=reserved["reservation"])
+
+    async def _resume(self, asking: Asking) -> None:
+        """A whole answer is cut, and goes on from there in one of the ways."""
+        await asking.rng.choice([self._plain, self._together, self._early])(asking)
+        whole = asking.choices[0]
+        if len(whole.tokens) < 2:
+            return
+        asking.choices = {0: whole.cut(asking.rng.randrange(1, len(whole.tokens)))}
+        await asking.rng.choice([self._plain, self._together, self._early])(asking)
+
+    async def _abandon(self, asking: Asking) -> None:
+        await self._ticket(asking)
+
+    async def _choose(self, asking: Asking, side: Any, avoid: list[Instance] | None = None) -> Instance:
+        asked = time.monotonic()
+        instance = await self._fleet.pick(side, asking.rng, avoid or ())
+        asking.doubtful |= time.monotonic() - asked > self._fleet.shape.lease / 2
+        asking.used.append(instance)
+        return instance
+
+    async def _ticket(self, asking: Asking) -> dict[str, Any]:
+        prefill = await self._choose(asking, "prefill")
+        told = await self.post(prefill, "/v1/completions", asking.body | KEEP)
+        asking.tickets.append(told["kv_transfer_params"])
+        return asking.tickets[-1]
+
+    async def _decode(self, asking: Asking, decode: Instance, ticket: dict[str, Any] | None, **fields: Any) -> None:
+        body = asking.body | fields | ({} if ticket is None else {"kv_transfer_params": ticket})
+        async with aclosing(self._events(decode, body)) as events:
+            async for event in events:
+                asking.take(event)
+
+    async def release(self, ticket: dict[str, Any]) -> None:
+        """Tell a ticket's holder that nobody will show it any more."""
+        for prefill in self._fleet.of("prefill"):
+            if prefill.kv_port == ticket["remote_port"] and prefill.up:
+                with suppress(BrokenError):
+                    await self.post(prefill, "/tandem/release", {"ticket": ticket["remote_request_id"]})
+
+    async def post(self, instance: Instance, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A whole answer.
+
+        Raises:
+            RefusalError: The instance's.
+            BrokenError: It was not there, or went away.
+        """
+        try:
+            async with self._fleet.http.post(instance.url + path, json=body) as answer:
+                told = await answer.json()
+                if answer.status != 200:
+                    raise RefusalError(answer.status, told["error"]["message"])
+                return told
+        except (aiohttp.ClientError, OSError) as error:
+            raise BrokenError(f"{instance.name}: {error!r}") from error
+
+    async def _events(self, instance: Instance, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """A streamed answer's events; raises like `post`."""
+        try:
+            async with self._fleet.http.post(f"{instance.url}/v1/completions", json=body | {"stream": True}) as answer:
+                if answer.status != 200:
+                    told = await answer.json()
+                    raise RefusalError(answer.status, told["error"]["message"])
+                async with aclosing(sse.events(answer.content.iter_any())) as events:
+                    async for event in events:
+                        if "error" in event:
+                            raise _refusal_of(event["error"])
+                        yield event
+        except (aiohttp.ClientError, OSError, ProcessError) as error:
+            raise BrokenError(f"{instance.name}: {error!r}") from error
+
+
+def _refusal_of(error: dict[str, Any]) -> RefusalError:
+    """An event has no status; the code stands for it."""
+    status = 504 if error["code"] == "deadline_exceeded" else 500
+    return RefusalError(status, error["message"])
+
+
+async def _drain(events: AsyncIterator[Any]) -> None:
+    with suppress(BrokenError, RefusalError):
+        async for _ in events:
+            pass
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,178 @@
+"""Real instances under load, killed and frozen meanwhile: every answer is right, every request ends, no block stays.
+
+`PYTHONPATH=tests python -m chaos --requests 1000 --seed 7` runs one such trial and prints what came of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from chaos.client import KEEP, Asking, BrokenError, Client
+from chaos.fleet import Shape
+from chaos.ledger import Ledger
+from chaos.standing import Standing, standing
+from chaos.trial import Report, trial
+from chaos.workload import Job, Way
+
+from tandem.kv.messages import Keep
+from tandem.kv.puller import Peer, keep_leases
+
+SHAPES = {
+    "2+2": Shape(),
+    "2+2-tcp": Shape(transports=("tcp",)),
+    "tp2-tp2": Shape(prefill=1, decode=1, prefill_ranks=2, decode_ranks=2),
+    "tp2-tp1": Shape(prefill=1, decode=1, prefill_ranks=2, decode_ranks=1),
+    "tp1-tp2": Shape(prefill=1, decode=1, prefill_ranks=1, decode_ranks=2, transports=("tcp",)),
+}
+
+LEASE = 2.0
+
+ROOMY = Shape(
+    prefill=1,
+    decode=1,
+    transports=("auto",),
+    policies=("fail",),
+    options={"kv-cache-gib": 0.002, "max-num-batched-tokens": 12, "kv-lease-seconds": LEASE},
+)
+"""Prompts go through in small chunks, so that there is time to leave in between."""
+
+
+def run(folder: Path, logs: Path, shape: Shape, requests: int, strikes: int) -> Report:
+    report = asyncio.run(trial(folder, logs, shape, seed=7, requests=requests, strikes=strikes))
+    print(f"\n{report}")
+    report.check()
+    assert report.ledger.count("finished") > requests / 2
+    return report
+
+
+def test_every_request_ends_as_it_should_and_no_block_is_lost(tiny_model: Path, tmp_path: Path) -> None:
+    report = run(tiny_model, tmp_path, SHAPES["2+2"], requests=200, strikes=5)
+    for what in ("preemptions", "prefix_cache_evictions", "prefix_cache_hits", "kv_leases_expired"):
+        assert report.totals[f"{what}_total"] > 0, f"the load brought about no {what}"
+
+
+def test_with_two_ranks_on_one_side(tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, SHAPES["tp2-tp1"], requests=60, strikes=2)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_for_long(shape: str, tiny_model: Path, tmp_path: Path) -> None:
+    run(tiny_model, tmp_path, SHAPES[shape], requests=1000, strikes=20)
+
+
+@pytest.fixture(scope="module")
+def roomy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    with standing(ROOMY, tiny_model, tmp_path_factory.mktemp("roomy")) as there:
+        yield there
+
+
+def job(number: int, way: Way) -> Job:
+    prompt = [3 + (number * 131 + place * 7) % 500 for place in range(190)]
+    body = {"prompt": prompt, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    return Job(number=number, body=body, way=way, seed=number)
+
+
+def test_a_client_that_is_gone_is_gone_on_both_sides_within_a_second(roomy: Standing) -> None:
+    """At many moments between the question and the answer's end."""
+    client = Client(roomy.fleet, Ledger())
+    ways: tuple[Way, ...] = ("plain", "early")
+
+    async def leave(number: int, seconds: float) -> tuple[str, float]:
+        asking = Asking(job(number, ways[number % 2]))
+        seen = "nothing: the answer was whole"
+        try:
+            async with asyncio.timeout(seconds):
+                await client.attempt(asking)
+        except TimeoutError:
+            stages = ("decoding", asking.choices[0].tokens), ("handing over", asking.tickets), ("prefilling", True)
+            seen = next(stage for stage, reached in stages if reached)
+        left = time.monotonic()
+        for ticket in asking.tickets[:1] if seen == "handing over" else []:
+            await client.release(ticket)  # as a gateway does: it may not have come to show it
+        while not await roomy.all_idle():
+            assert time.monotonic() < left + 1, f"{await roomy.fleet.audits()} a second after the client left, {seen}"
+            await asyncio.sleep(0.01)
+        return seen, time.monotonic() - left
+
+    async def whole() -> float:
+        begun = time.monotonic()
+        await client.attempt(Asking(job(100, "early")))
+        return time.monotonic() - begun
+
+    lasts = roomy.do(whole())
+    left = [roomy.do(leave(number, lasts * (0.02 + number / 24))) for number in range(24)]
+    stages = Counter(seen for seen, _ in left)
+    print(f"\na request lasts {lasts:.2f} s; left while {dict(stages)}; idle after {max(s for _, s in left):.2f} s")
+    assert {"prefilling", "handing over", "decoding"} <= set(stages)
+
+
+async def ticket(there: Standing, number: int) -> dict:
+    status, answer = await there.ask(there.prefill, job(number, "plain").body | KEEP)
+    assert status == 200
+    return answer["kv_transfer_params"]
+
+
+async def gone_after(there: Standing, limit: float) -> float:
+    begun = time.monotonic()
+    while (await there.prefill.audit(there.fleet.http))["leases"]:
+        assert time.monotonic() < begun + limit, "the lease outlives its time"
+        await asyncio.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def test_a_ticket_nobody_uses_is_gone_after_its_time(roomy: Standing) -> None:
+    async def scenario() -> None:
+        await asyncio.gather(*(ticket(roomy, number) for number in range(200, 203)))
+        assert await gone_after(roomy, LEASE + 0.5) > LEASE - 0.5
+        assert await roomy.all_idle()
+
+    roomy.do(scenario())
+
+
+def test_a_heartbeat_renews_a_ticket(roomy: Standing) -> None:
+    async def scenario() -> None:
+        params = await ticket(roomy, 210)
+        peer = Peer(params["remote_host"], params["remote_port"], params["remote_engine_id"])
+        for _ in range(6):
+            await keep_leases(peer, Keep(peer.engine_id, [params["remote_request_id"]]), 1.0)
+            await asyncio.sleep(LEASE / 4)
+            assert (await roomy.prefill.audit(roomy.fleet.http))["leases"] == 1
+        await keep_leases(peer, Keep("another process", [params["remote_request_id"]]), 1.0)
+        assert await gone_after(roomy, LEASE + 0.3) < LEASE
+        assert await roomy.all_idle()
+
+    roomy.do(scenario())
+
+
+def test_tickets_of_a_dead_decode_instance_expire(roomy: Standing) -> None:
+    client = Client(roomy.fleet, Ledger())
+
+    async def lost(number: int, way: Way) -> None:
+        with suppress(BrokenError):
+            await client.attempt(Asking(job(number, way)))
+
+    async def scenario() -> None:
+        asked = [asyncio.create_task(lost(220 + one, "early")) for one in range(8)]
+        while not (await roomy.prefill.audit(roomy.fleet.http))["pulls"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        roomy.decode.condemn()
+        roomy.decode.kill()
+        for task in asked:
+            task.cancel()
+        left = [await ticket(roomy, 230), await ticket(roomy, 231)]
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert left
+        await gone_after(roomy, LEASE + 0.5)
+        assert (await roomy.prefill.audit(roomy.fleet.http))["free"] > 0
+        await roomy.fleet.revive(roomy.decode)
+        assert await roomy.all_idle()
+
+    roomy.do(scenario())
