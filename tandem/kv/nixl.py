@@ -41,7 +41,7 @@ STAGE: Final = 32 * 1024 * 1024
 POLL: Final = 0.0005
 """Seconds between two looks at a read under way."""
 
-Address = Annotated[int, Meta(ge=0, lt=2**63)]
+Address = Annotated[int, Meta(ge=0)]
 
 
 class Region(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from typing import Final, Protocol
 
@@ -132,7 +132,7 @@ class TransferServer:
             self._listeners.append(local)
         for listener in self._listeners:
             listener.setblocking(False)
-            listener.listen(MAX_CONNECTIONS)
+            listener.listen(socket.SOMAXCONN)
             self._accepting.append(asyncio.create_task(self._accept(listener)))
 
     async def stop(self) -> None:
@@ -197,22 +197,18 @@ class TransferServer:
         sender = self._senders[name]
         granted = Granted(name, len(self._holder.shards.caches), outgoing.count, sender.offer)
         await wire.send(granted, sender.files)
-        async for blocks in self._computed(wire, outgoing):
+        while blocks := await self._next(wire, outgoing):
             await sender.send(wire, blocks)
         await wire.send(Finished(outgoing.state))
         await wire.receive(Received)
         await wire.send(Confirmed() if outgoing.confirm() else Refused("the lease ended before everything had arrived"))
 
-    async def _computed(self, wire: Wire, outgoing: Outgoing) -> AsyncIterator[list[int]]:
-        """Blocks as they are computed; meanwhile the puller is told that somebody is alive."""
-        while True:
-            following = asyncio.ensure_future(outgoing.next())
-            try:
-                while not (await asyncio.wait([following], timeout=min(WAITING, self._timeout / 4)))[0]:
-                    await wire.send(Waiting())
-                blocks = following.result()
-            finally:
-                following.cancel()
-            if not blocks:
-                return
-            yield blocks
+    async def _next(self, wire: Wire, outgoing: Outgoing) -> list[int]:
+        """The next computed blocks; until there are some, the puller is told that somebody is alive."""
+        computing = asyncio.ensure_future(outgoing.next())
+        try:
+            while not (await asyncio.wait([computing], timeout=min(WAITING, self._timeout / 4)))[0]:
+                await wire.send(Waiting())
+            return computing.result()
+        finally:
+            computing.cancel()

@@ -122,6 +122,7 @@ class MemoryReceiver:
 
     def close(self, *, whole: bool) -> None:
         """Keep the mapping for the next pull if this one went well."""
+        self._parts = []  # an error's traceback would keep the memory
         if not whole:
             mappings.drop(self._identity)
 

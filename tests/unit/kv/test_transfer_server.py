@@ -1,0 +1,225 @@
+"""The holder's port against whatever comes: strangers, pullers that freeze or leave, and far too many of them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+
+import msgspec
+import pytest
+from hand_off_rig import LARGE, SMALL, TICKET, assert_arrived, empty, holding, listening, request, serving, until
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tandem.errors import TransferError
+from tandem.kv import local_socket, server
+from tandem.kv.fake import FakeHolder
+from tandem.kv.messages import MAX_REQUEST, Received, frame
+from tandem.kv.puller import Peer, pull
+from tandem.kv.server import TransferServer
+
+on_linux = pytest.mark.skipif(not local_socket.SUPPORTED, reason="only Linux has abstract sockets")
+
+
+def local(peer: Peer) -> socket.socket:
+    sock = local_socket.connect(peer.engine_id)
+    assert sock is not None
+    return sock
+
+
+def asking(transport: str) -> bytes:
+    return frame(msgspec.structs.replace(request(), transports=[transport]))
+
+
+async def said(peer: Peer, *words: bytes) -> bytes:
+    """What the port answers to bytes, until it hangs up."""
+    reader, writer = await asyncio.open_connection(peer.host, peer.port)
+    try:
+        for word in words:
+            writer.write(word)
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def serves(holder: FakeHolder, peer: Peer) -> None:
+    """The port still does what it is for."""
+    for transport in ("shm", "tcp"):
+        holder.add("good", [0])
+        shards = empty(SMALL, 1)
+        await pull(peer, request("good"), shards, [0], 5, [transport])
+        assert_arrived(shards, [0], [0], len(holder.shards.caches[0].blocks))
+
+
+@settings(max_examples=60, deadline=None)
+@given(stray=st.binary(max_size=300) | st.binary(max_size=300).map(lambda body: len(body).to_bytes(4, "big") + body))
+@example(b"GET / HTTP/1.1\r\n\r\n")
+@example(b"\0\0\0\2\xc1\xc1")
+@example((MAX_REQUEST + 1).to_bytes(4, "big"))
+@example(frame(Received()))
+def test_stray_bytes_are_hung_up_on(stray: bytes) -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder, 0.05) as peer:
+            assert await said(peer, stray) == b""
+        async with serving(holder) as peer:
+            await serves(holder, peer)
+
+    asyncio.run(scenario())
+
+
+def test_stray_bytes_in_the_middle_of_a_pull_end_it() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        ticket = holder.add(TICKET, [0])
+        async with serving(holder) as peer:
+            await said(peer, asking("tcp"), b"\0\0\0\2\xc1\xc1")
+            await until(lambda: holder.pulls and holder.pulls[0].closed)
+            assert not ticket.ended
+            await serves(holder, peer)
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_says_nothing_is_closed() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder, 0.2) as peer:
+            assert await said(peer) == b""
+            assert await said(peer, asking("tcp")[:-1]) == b""
+            assert not holder.pulls
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_puller_that_freezes_is_given_up_and_holds_up_nobody(transport: str) -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(LARGE, 64))
+        ticket = holder.add(TICKET, range(64))
+        async with serving(holder, 0.5) as peer:
+            with local(peer) if transport == "shm" else socket.create_connection((peer.host, peer.port)) as frozen:
+                frozen.sendall(asking(transport))
+                await until(lambda: holder.pulls)
+                holder.add("good", [5])
+                shards = empty(LARGE, 1)
+                await pull(peer, request("good"), shards, [0], 5, [transport])
+                assert_arrived(shards, [5], [0], 64)
+                assert not holder.pulls[0].closed
+                await until(lambda: holder.pulls[0].closed)
+        assert not ticket.ended
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ready", [0, 32, 64])
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_puller_that_leaves_ends_its_pull(transport: str, ready: int) -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(LARGE, 64))
+        ticket = holder.add(TICKET, range(64), ready)
+        async with serving(holder, 1) as peer:
+            with local(peer) if transport == "shm" else socket.create_connection((peer.host, peer.port)) as leaving:
+                leaving.sendall(asking(transport))
+                await until(lambda: holder.pulls)
+            await until(lambda: holder.pulls[0].closed)
+        assert not ticket.ended
+
+    asyncio.run(scenario())
+
+
+def test_a_flood_of_connections_is_bounded_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 50)
+
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder, 1) as peer:
+            flood = [socket.create_connection((peer.host, peer.port)) for _ in range(40)]
+            await serves(holder, peer)
+            flood += [socket.create_connection((peer.host, peer.port)) for _ in range(100)]
+            with pytest.raises(TransferError, match="broke off"):
+                await pull(peer, request("good"), empty(SMALL, 1), [0], 5, ["tcp"])
+            await asyncio.sleep(1.5)
+            await serves(holder, peer)
+            for sock in flood:
+                assert sock.recv(1) == b""
+                sock.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_process_without_descriptors_goes_on_once_it_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder) as peer:
+            loop, failures = asyncio.get_running_loop(), 3
+            accept = loop.sock_accept
+
+            async def failing(sock: socket.socket) -> object:
+                nonlocal failures
+                failures -= 1
+                if failures >= 0:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                return await accept(sock)
+
+            monkeypatch.setattr(loop, "sock_accept", failing)
+            for _ in range(3):
+                await serves(holder, peer)
+
+    asyncio.run(scenario())
+
+
+@on_linux
+def test_another_user_is_not_answered_on_the_local_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder, transports=["shm", "tcp"]) as peer:
+            sock = local(peer)
+            monkeypatch.setattr(local_socket, "same_user", lambda sock: False)
+            reader, writer = await asyncio.open_unix_connection(sock=sock)
+            assert await reader.read() == b""
+            writer.close()
+            # Nor is another user's socket trusted: the pull goes over TCP.
+            holder.add(TICKET, [0])
+            await pull(peer, request(), empty(SMALL, 1), [0], 5)
+
+    asyncio.run(scenario())
+
+
+@on_linux
+def test_a_taken_name_leaves_the_way_over_tcp() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        taken = local_socket.listen(holder.engine_id)
+        assert taken is not None
+        with taken:
+            async with serving(holder) as peer:
+                holder.add(TICKET, [0])
+                await pull(peer, request(), empty(SMALL, 1), [0], 5)
+
+    asyncio.run(scenario())
+
+
+def test_a_stopped_server_cuts_off_its_pulls_and_frees_its_port() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 2))
+        holder.add(TICKET, [0, 1], ready=1)
+        listener = listening()
+        stopping = TransferServer(holder, listener, 5)
+        port = listener.getsockname()[1]
+        await stopping.start()
+        peer = Peer("127.0.0.1", port, holder.engine_id)
+        pulling = asyncio.ensure_future(pull(peer, request(), empty(SMALL, 2), [0, 1], 5))
+        await until(lambda: holder.pulls)
+        await stopping.stop()
+        assert holder.pulls[0].closed
+        with pytest.raises(TransferError, match="broke off"):
+            await pulling
+        with pytest.raises(TransferError, match="not reachable"):
+            await pull(peer, request(), empty(SMALL, 2), [0, 1], 5)
+
+    asyncio.run(scenario())
