@@ -4,7 +4,7 @@
     decode ◀──Granted or Refused── prefill         decode ──Release──▶ prefill, when nobody will pull
     decode ◀──Ready and its blocks── prefill       (again and again, while the prefill goes on)
     decode ◀──Waiting── prefill                    (now and then, while the next block is not computed yet)
-    decode ◀──Finished── prefill
+    decode ◀──Finished── prefill                   (and Waiting back, while what was announced is still being read)
     decode ──Received──▶ prefill
     decode ◀──Confirmed or Refused── prefill, which gives the blocks back
 
@@ -82,7 +82,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, tag=True):
-    """The next block is not computed yet: the prefill is slow, not frozen."""
+    """Whoever says so is slow, not frozen: the next block is not computed yet, or the last ones are not read yet."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

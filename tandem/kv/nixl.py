@@ -27,7 +27,7 @@ from torch import Tensor
 from tandem.errors import TransferError
 from tandem.kv.copies import carry_out
 from tandem.kv.landing import Landing, source_bytes
-from tandem.kv.messages import Granted, Ready, decode
+from tandem.kv.messages import Granted, Ready, Waiting, decode
 from tandem.kv.pieces import sources
 from tandem.kv.shards import Shards
 from tandem.kv.wire import Wire
@@ -131,6 +131,7 @@ class NixlReceiver:
                     await carry_out(landing.copies(self._shards, source, ours), len(ours) * size)
                 finally:
                     self._reader.give_back(stage)
+                await wire.send(Waiting())
 
     def close(self, *, whole: bool) -> None:
         """Meet the holder anew next time if this pull broke off."""

@@ -200,7 +200,8 @@ class TransferServer:
         while blocks := await self._next(wire, outgoing):
             await sender.send(wire, blocks)
         await wire.send(Finished(outgoing.state))
-        await wire.receive(Received)
+        while isinstance(await wire.receive(Received | Waiting), Waiting):  # type: ignore[arg-type]
+            pass
         await wire.send(Confirmed() if outgoing.confirm() else Refused("the lease ended before everything had arrived"))
 
     async def _next(self, wire: Wire, outgoing: Outgoing) -> list[int]:

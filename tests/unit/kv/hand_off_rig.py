@@ -119,7 +119,8 @@ def held_elsewhere(
     with subprocess.Popen([sys.executable, __file__, *args], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield Process(process, Peer("127.0.0.1", int(process.stdout.readline()), engine_id))
+            port = next(int(line) for line in process.stdout if line.strip().isdigit())  # NIXL has a say there, too
+            yield Process(process, Peer("127.0.0.1", port, engine_id))
         finally:
             process.kill()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tandem.errors import TransferError
 from tandem.kv import local_socket, server
 from tandem.kv.fake import FakeHolder
-from tandem.kv.messages import MAX_REQUEST, Received, frame
+from tandem.kv.messages import MAX_REQUEST, Received, Waiting, frame
 from tandem.kv.puller import Peer, pull
 from tandem.kv.server import TransferServer
 
@@ -81,6 +81,23 @@ def test_stray_bytes_in_the_middle_of_a_pull_end_it() -> None:
             await until(lambda: holder.pulls and holder.pulls[0].closed)
             assert not ticket.ended
             await serves(holder, peer)
+
+    asyncio.run(scenario())
+
+
+def test_a_puller_that_reads_slowly_is_waited_for_while_it_says_so() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        ticket = holder.add(TICKET, [0])
+        async with serving(holder, 0.3) as peer:
+            _, writer = await asyncio.open_connection(peer.host, peer.port)
+            writer.write(asking("tcp"))
+            for _ in range(5):
+                await asyncio.sleep(0.2)
+                writer.write(frame(Waiting()))
+            writer.write(frame(Received()))
+            await until(lambda: ticket.ended)
+            writer.close()
 
     asyncio.run(scenario())
 
