@@ -71,6 +71,8 @@ async def _serve(
         await driver.stop()
         await transfers.stop()
         await runner.cleanup()
+    if isinstance(failure, ProcessError):
+        raise ProcessError(f"{name}: {failure}") from failure
     if failure is not None:
         raise ProcessError(f"{name}: a step failed: {failure}; its log has the traceback") from failure
 
