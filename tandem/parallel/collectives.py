@@ -78,7 +78,8 @@ class ProcessGroup:
         device: Where this rank's tensors lie.
         rank: Which one this is.
         size: How many there are.
-        rendezvous: Path of a file, empty at first, that all ranks can open.
+        rendezvous: Path of a file that all ranks can reach, not there at first. What lies at this path when the group
+            is let go of is written to once more, so it must not become another file.
     """
 
     def __init__(self, device: torch.device, rank: int, size: int, rendezvous: str) -> None:
@@ -98,6 +99,7 @@ class ProcessGroup:
             for name, interface in INTERFACES.items():
                 os.environ.setdefault(name, interface)
             store = FileStore(self._rendezvous, self.size)
+            store.set_timeout(TIMEOUT)
             self._joined = self._gloo(store) if self._device.type == "cpu" else self._on_device(store)
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -116,8 +118,10 @@ class ProcessGroup:
         return torch.cat(parts, dim=-1)
 
     def abort(self) -> None:
-        """End connections, and with them whatever this or another rank waits for; from any thread, more than once."""
-        if self._joined is not None:
+        """End whatever waits for a rank that is gone; from any thread, and more than once."""
+        # Of gloo nothing has to be ended: it fails as soon as the rank's connections close. Aborted while it waits, it
+        # hangs or takes the process with it (torch 2.13).
+        if self._joined is not None and self._device.type != "cpu":
             self._joined.abort()
 
     def _gloo(self, store: FileStore) -> dist.ProcessGroup:
