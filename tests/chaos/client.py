@@ -23,6 +23,9 @@ from tandem.protocol import sse
 LONGEST = 60.0
 """Seconds after which a request is not under way any more but hangs."""
 
+LONGEST_BEHIND = 600.0
+"""The same for one of low priority: under load it waits for as long as there is anybody else."""
+
 RETRIES = 4
 """Times a persistent client goes on elsewhere."""
 
@@ -137,14 +140,15 @@ class Client:
         """Do one job, and write down how it ended."""
         job = expected.job
         asking = Asking(job)
-        limit = LONGEST if job.leave is None else job.leave
+        longest = LONGEST_BEHIND if job.body.get("priority", 0) > 0 else LONGEST
+        limit = longest if job.leave is None else job.leave
         how, reason, explained = "finished", "", True
         try:
             async with asyncio.timeout(limit):
                 await self.attempt(asking)
         except TimeoutError:
             how = "aborted" if job.leave is not None else "failed"
-            reason = "the client left" if job.leave is not None else f"hung for {LONGEST} s"
+            reason = "the client left" if job.leave is not None else f"hung for {longest} s"
         except RefusalError as error:
             how, reason, explained = "failed", f"{error.status}: {error}", self._explains(asking, error)
         except BrokenError as error:

@@ -29,8 +29,12 @@ LOOK = aiohttp.ClientTimeout(5)
 METRIC = re.compile(r"^tandem_(\w+)(?:\{(\w+)=\"(\w+)\"\})? (\S+)$", re.MULTILINE)
 
 
+LAST = 20.0
+"""Most seconds until an instance ends that has lost a rank: a step under way may take the half of it."""
+
+
 class GoneError(Exception):
-    """An instance ended although nobody killed it."""
+    """An instance ended although nobody killed it, or did not although it should."""
 
 
 @dataclass(eq=False)
@@ -122,10 +126,18 @@ class Instance:
         self._lifeline.close()
 
     def kill_rank(self, rng: random.Random) -> None:
-        """SIGKILL to one of the processes that share its model; it has to end by itself."""
+        """SIGKILL to one of the processes that share its model; it has to end by itself.
+
+        Raises:
+            GoneError: It does not; it was killed now.
+        """
         assert self.process is not None
         rng.choice(self.ranks).kill()
-        self.process.wait(30)
+        try:
+            self.process.wait(LAST)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise GoneError(f"{self.name} went on without a rank:\n{self.log.read_text()[-3000:]}") from None
         self._lifeline.close()
 
     def freeze(self) -> None:

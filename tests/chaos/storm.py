@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 from chaos.fleet import Fleet
-from chaos.instance import Instance
+from chaos.instance import GoneError, Instance
 
 LONGEST_FREEZE = 0.8
 """Seconds."""
@@ -64,7 +64,10 @@ class Storm:
     async def _kill(self, victim: Instance) -> None:
         if self._rng.random() < 0.4 and victim.ranks:
             self.counts[f"{victim.role} rank killed"] += 1
-            await asyncio.to_thread(victim.kill_rank, self._rng)
+            try:
+                await asyncio.to_thread(victim.kill_rank, self._rng)
+            except GoneError as error:
+                self._fleet.faults.append(str(error))
         else:
             self.counts[f"{victim.role} killed"] += 1
             victim.kill()
