@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from tandem.engine.channel import Channel
-from tandem.engine.rank import Report, Task
+from tandem.engine.rank import Meeting, Report, Task
 from tandem.engine.step import Step
 from tandem.errors import ProcessError
 from tandem.protocol.lifeline import Lifeline
@@ -118,15 +118,15 @@ class Followers:
         """Do what waits for all of them, in another thread, which is left behind when one dies.
 
         Raises:
-            ProcessError: One has died, or the work raised it.
+            ProcessError: One has died, or the work raised it; likewise OSError.
         """
-        outcome: list[ProcessError | None] = []
+        outcome: list[OSError | ProcessError | None] = []
 
         def run() -> None:
             error = None
             try:
                 work()
-            except ProcessError as raised:
+            except (OSError, ProcessError) as raised:
                 error = raised
             with self._changed:
                 outcome.append(error)
@@ -139,14 +139,14 @@ class Followers:
         if error := outcome[0]:
             raise self.cause(error)
 
-    def send(self, step: Step) -> None:
-        """Have all compute a step.
+    def send(self, message: Meeting | Step) -> None:
+        """Have all join or compute a step.
 
         Raises:
             OSError: One is gone.
         """
         for follower in self._all:
-            follower.channel.send(step)
+            follower.channel.send(message)
 
     def cause(self, error: Exception) -> Exception:
         """Why something with all ranks failed: a death that becomes known soon, or the error itself."""

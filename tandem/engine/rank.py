@@ -3,7 +3,7 @@
     first rank                               python -m tandem.engine.rank DESCRIPTOR
     Task ────────────────────────────────►  load
          ◄──────────────────────────────── Report
-    join ◄─────── collectives ───────────►  join
+    Meeting ─────────────────────────────►  join
     Step ────────────────────────────────►  forward, with collectives
     end  ────────────────────────────────►  exit
 
@@ -43,7 +43,6 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int
     memory: Shared
     """Where the cache lies."""
-    rendezvous: str
     threads: int | None
     """That it computes with; None leaves it to torch."""
 
@@ -52,6 +51,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What came of loading."""
 
     error: str | None = None
+
+
+class Meeting(msgspec.Struct, frozen=True, kw_only=True):
+    """Where all ranks that have loaded find each other."""
+
+    path: str
 
 
 def main(descriptor: int) -> int:
@@ -67,8 +72,11 @@ def main(descriptor: int) -> int:
         channel.send(Report(error=str(error)))
         return _until_ended(channel)
     channel.send(Report())
+    meeting = channel.receive(Meeting)
+    if meeting is None:
+        return 1
     try:
-        group.join()
+        group.join(meeting.path)
         while (step := channel.receive(Step)) is not None:
             model.logits(step)
     except ProcessError:
@@ -85,7 +93,7 @@ def use_threads(count: int | None) -> None:
 def _loaded(task: Task) -> tuple[ProcessGroup, LocalModel]:
     use_threads(task.threads)
     device = torch.device(task.device)
-    group = ProcessGroup(device, task.rank, task.ranks, task.rendezvous)
+    group = ProcessGroup(device, task.rank, task.ranks)
     cache = opened(task.memory, task.layout, task.blocks, device)
     return group, LocalModel(load(Path(task.folder), device, task.layout.torch_dtype, group), cache)
 

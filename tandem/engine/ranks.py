@@ -13,11 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from tandem.engine.followers import Followers
 from tandem.engine.local_model import LocalModel
-from tandem.engine.rank import Task, use_threads
+from tandem.engine.rank import Meeting, Task, use_threads
 from tandem.engine.rank_memory import SharedFile, shared
 from tandem.engine.step import Step
 from tandem.errors import ProcessError
@@ -91,9 +92,8 @@ def start_model(folder: Path, caches: Sequence[KVCache]) -> LocalModel | RankedM
         return LocalModel(load(folder, own.device, own.layout.torch_dtype), own)
     narrowed(read_config(folder), ranks - 1, ranks)  # refused before anything is started
     with ExitStack() as stack:
-        private = stack.enter_context(TemporaryDirectory(prefix="tandem-ranks-"))
-        tasks = _tasks(folder, caches, f"{private}/rendezvous")
-        group = ProcessGroup(own.device, 0, ranks, tasks[0].rendezvous)
+        tasks = _tasks(folder, caches)
+        group = ProcessGroup(own.device, 0, ranks)
         stack.callback(group.abort)
         files = [task.memory.file for task in tasks if isinstance(task.memory, SharedFile)]
         followers = Followers(tasks, files, group.abort)
@@ -101,11 +101,25 @@ def start_model(folder: Path, caches: Sequence[KVCache]) -> LocalModel | RankedM
         use_threads(tasks[0].threads)
         decoder = load(folder, own.device, own.layout.torch_dtype, group, followers.check)
         followers.wait_until_loaded()
-        followers.alongside(group.join)
+        _connect(group, followers, own.device, stack)
         return RankedModel(LocalModel(decoder, own), caches, followers, stack.pop_all())
 
 
-def _tasks(folder: Path, caches: Sequence[KVCache], rendezvous: str) -> list[Task]:
+def _connect(group: ProcessGroup, followers: Followers, device: torch.device, stack: ExitStack) -> None:
+    private = TemporaryDirectory(prefix="tandem-ranks-")
+    stack.callback(private.cleanup)
+    meeting = Meeting(path=f"{private.name}/meeting")
+
+    def join() -> None:
+        followers.send(meeting)
+        group.join(meeting.path)
+
+    followers.alongside(join)
+    if device.type == "cpu":  # so that nothing is left behind, however this process ends; NCCL looks into it later
+        private.cleanup()
+
+
+def _tasks(folder: Path, caches: Sequence[KVCache]) -> list[Task]:
     """What every rank but the first has to know."""
     return [
         Task(
@@ -116,7 +130,6 @@ def _tasks(folder: Path, caches: Sequence[KVCache], rendezvous: str) -> list[Tas
             layout=cache.layout,
             blocks=len(cache.blocks),
             memory=shared(cache),
-            rendezvous=rendezvous,
             threads=_threads(len(caches)) if cache.device.type == "cpu" else None,
         )
         for rank, cache in enumerate(caches)

@@ -78,19 +78,20 @@ class ProcessGroup:
         device: Where this rank's tensors lie.
         rank: Which one this is.
         size: How many there are.
-        rendezvous: Path of a file that all ranks can reach, not there at first. What lies at this path when the group
-            is let go of is written to once more, so it must not become another file.
     """
 
-    def __init__(self, device: torch.device, rank: int, size: int, rendezvous: str) -> None:
+    def __init__(self, device: torch.device, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
         self._device = device
-        self._rendezvous = rendezvous
         self._joined: dist.ProcessGroup | None = None
 
-    def join(self) -> None:
-        """Connect with the other ranks; returns when all have come.
+    def join(self, meeting: str) -> None:
+        """Connect with the other ranks; returns when all have.
+
+        Args:
+            meeting: Path of a file that all ranks can reach, not there at first. Gloo does not need it any more
+                afterwards. What lies there when the group is let go of is written to, so it must not be another file.
 
         Raises:
             ProcessError: One did not.
@@ -98,9 +99,10 @@ class ProcessGroup:
         with self._named("joining the other ranks"):
             for name, interface in INTERFACES.items():
                 os.environ.setdefault(name, interface)
-            store = FileStore(self._rendezvous, self.size)
+            store = FileStore(meeting, self.size)
             store.set_timeout(TIMEOUT)
             self._joined = self._gloo(store) if self._device.type == "cpu" else self._on_device(store)
+        self.all_reduce(torch.zeros(1, device=self._device))
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """As `Group` says."""

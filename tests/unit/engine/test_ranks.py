@@ -110,10 +110,10 @@ def test_ranks_compute_what_one_process_does(
     for cache in together.caches[:: count // 2]:
         assert cache.layout.kv_heads == 1
     torch.testing.assert_close(heads(Shards(LAYOUT, together.caches)), alone.caches[0].blocks, rtol=1e-4, atol=1e-4)
+    assert list(tmp_path.iterdir()) == [], "the ranks' meeting place would be left behind by SIGKILL"
     together.close()
     together.close()
     assert children() == []
-    assert list(tmp_path.iterdir()) == [], "the ranks' meeting place is left behind"
 
 
 def test_nothing_listens_beyond_loopback(pair: RankedModel) -> None:

@@ -218,7 +218,7 @@ for folder in sys.argv[1:]:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")
         before = resident("VmRSS")
-        decoder = load(Path(folder), torch.device("cpu"), group=ProcessGroup(torch.device("cpu"), rank, 4, ""))
+        decoder = load(Path(folder), torch.device("cpu"), group=ProcessGroup(torch.device("cpu"), rank, 4))
         print(resident("VmHWM") - before, sum(p.numel() * p.itemsize for p in decoder.parameters()))
         del decoder
 """
