@@ -24,7 +24,7 @@ from tandem.engine.tickets import EngineIdentity
 from tandem.errors import ProcessError, RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache
-from tandem.kv.messages import Keep, Pull, Release
+from tandem.kv.messages import Keep, Pull, Release, decode
 from tandem.kv.prefix import BlockKeys
 from tandem.kv.shards import Shards
 from tandem.protocol.kv import KVTransferParams
@@ -83,7 +83,7 @@ def driver(model: Slow) -> Driver:
     identity = EngineIdentity(engine_id="e", digest="d", host="127.0.0.1", port=1)
     engine = Engine(Runner(model), BlockPool(BLOCKS, SIZE), Letters(), options, identity)
     shards = Shards(LAYOUT, [KVCache(LAYOUT, BLOCKS, torch.device("cpu"))])
-    return Driver(engine, shards, Fetcher(shards, ("tcp",), 1.0))
+    return Driver(engine, shards, Fetcher(shards, ("tcp",), 30.0))
 
 
 def run(driver: Driver, scenario: Scenario) -> None:
@@ -221,7 +221,10 @@ def test_a_fetch_that_fails_says_why_and_frees_the_blocks(driver: Driver) -> Non
 
 
 def test_leaving_during_a_fetch_frees_the_blocks(driver: Driver) -> None:
+    connected = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
         await reader.read()
         writer.close()
 
@@ -232,11 +235,39 @@ def test_leaving_during_a_fetch_frees_the_blocks(driver: Driver) -> None:
             do_remote_prefill=True, remote_engine_id="x", remote_host="127.0.0.1", remote_port=port
         )
         task = asyncio.create_task(answer(driver, ask(fetch_from=ticket)))
-        await until(lambda: driver.audit().pulls == 1)
+        await connected.wait()
+        assert driver.audit().pulls == 1
         task.cancel()
         await asyncio.wait({task})
         await until(lambda: idle(driver))
         assert driver.audit().pulls == 0
+        server.close()
+        await server.wait_closed()
+
+    run(driver, scenario)
+
+
+def test_the_ticket_of_a_request_that_never_fits_is_given_back(driver: Driver) -> None:
+    heard: list[bytes] = []
+
+    async def holder(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    async def scenario(driver: Driver) -> None:
+        server = await asyncio.start_server(holder, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        ticket = KVTransferParams(
+            do_remote_prefill=True,
+            remote_engine_id="x",
+            remote_request_id="y",
+            remote_host="127.0.0.1",
+            remote_port=port,
+        )
+        with pytest.raises(RequestError, match="KV blocks"):
+            await answer(driver, ask(1000, fetch_from=ticket))
+        await until(lambda: bool(heard))
+        assert decode(heard[0][4:], Release) == Release("x", "y")
         server.close()
         await server.wait_closed()
 

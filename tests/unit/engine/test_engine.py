@@ -437,19 +437,21 @@ def test_apart_equals_together(length: int, choices: int) -> None:
     assert prefill.held == decode.held == 0
 
 
-def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token() -> None:
+@pytest.mark.parametrize("choices", [(0,), (0, 1, 2)])
+def test_an_unseeded_answer_goes_on_with_the_seed_of_its_first_token(choices: tuple[int, ...]) -> None:
     prefill, decode = Instance(), Instance()
-    first = prefill.ask(sampling=SAMPLED, keep_for_remote=True)
+    first = prefill.ask(sampling=SAMPLED, keep_for_remote=True, choices=choices)
     prefill.finish()
-    state = HandOff(prompt=9, seed=SAMPLED.seed, first=[Sampled(prefill.tokens(first)[0])])
-    name = decode.ask(fetch_from=TICKET, sampling=SamplingParams(max_tokens=9, temperature=1.0, seed=3))
+    tokens = [Sampled(prefill.tokens(first, choice)[0]) for choice in choices]
+    other = SamplingParams(max_tokens=9, temperature=1.0, seed=3)
+    name = decode.ask(fetch_from=TICKET, sampling=other, choices=choices)
     decode.step()
     fetch = decode.fetches.pop()
     decode.model.copy(prefill.model, range(40), range(40))
-    decode.engine.arrive(fetch, state)
+    decode.engine.arrive(fetch, HandOff(prompt=9, seed=SAMPLED.seed, first=tokens))
     decode.engine.end_fetch(fetch)
     decode.finish()
-    assert decode.tokens(name) == alone(0)
+    assert [decode.tokens(name, choice) for choice in choices] == [alone(choice) for choice in choices]
 
 
 def test_known_blocks_do_not_travel_again() -> None:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from reference.ledger import LedgerModel, greedy
+
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.fetch import Fetch
 from tandem.engine.handoff import HandOff
@@ -23,9 +25,7 @@ from tandem.kv.messages import Keep, Pull
 from tandem.kv.prefix import root_key
 from tandem.protocol.kv import KVTransferParams
 
-from reference.ledger import LedgerModel, greedy
-
-SIZE, BLOCKS, LEASE = 4, 9, 10.0
+SIZE, BLOCKS, LEASE, BUDGET = 4, 9, 10.0, 6
 
 
 class Letters:
@@ -57,12 +57,14 @@ class Travel:
     done: int = 0
     named: list[int] = field(default_factory=list)
     """Blocks that the holder has named and that are still to be copied."""
+    given: list[int] = field(default_factory=list)
+    """All blocks that the holder has named; a transport may read them until the pull is closed."""
 
 
 def side(name: str, clock) -> Side:
     model = LedgerModel(SIZE)
     options = EngineOptions(
-        limits=SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=7),
+        limits=SchedulerLimits(max_num_seqs=4, max_num_batched_tokens=BUDGET),
         root=lambda request: root_key(adapter=None, rotation=0, dtype="float32", salt=request.salt),
         lease_seconds=LEASE,
         recompute=name == "decode",
@@ -95,9 +97,7 @@ class Machine(RuleBasedStateMachine):
     def _submit(self, where: str, prompt: list[int], **fields) -> str | None:
         there = self.sides[where]
         count = fields.pop("max_tokens", 1)
-        request = Request(
-            id=f"r{next(self.ids)}", prompt=prompt, sampling=SamplingParams(max_tokens=count), **fields
-        )
+        request = Request(id=f"r{next(self.ids)}", prompt=prompt, sampling=SamplingParams(max_tokens=count), **fields)
         try:
             there.engine.submit(request)
         except RequestError:
@@ -144,12 +144,46 @@ class Machine(RuleBasedStateMachine):
         return multiple() if name is None else name
 
     @precondition(lambda self: self.tickets)
-    @rule(target=requests, data=st.data(), count=st.integers(1, 9), foreign=st.booleans())
+    @rule(target=requests, data=st.data(), count=st.integers(1, 9), foreign=st.sampled_from([False, False, True]))
     def hand_over(self, data, count, foreign):
         ticket, prompt, choices = data.draw(st.sampled_from(self.tickets))
         prompt = [*prompt, 5] if foreign else prompt
         name = self._submit("decode", prompt, max_tokens=count, choices=tuple(range(choices)), fetch_from=ticket)
         return multiple() if name is None else name
+
+    @rule(target=requests, prompt=prompts, count=st.integers(1, 9), steps=st.integers(1, 3))
+    def prefill_and_hand_over(self, prompt, count, steps):
+        """A request's usual way apart; when it is handed over the prefill may still go on."""
+        before = len(self.tickets)
+        name = self.prefill(prompt, 1)
+        self.whole_steps(steps, False)
+        mine = [ticket for ticket in self.tickets[before:] if ticket[1] is self.asked[name][1].prompt]
+        if not mine:
+            return name
+        other = self._submit("decode", prompt, max_tokens=count, fetch_from=mine[0][0])
+        self.whole_steps(1, True)
+        self.whole_steps(1, True)
+        return multiple(name, other)
+
+    @rule(
+        target=requests,
+        where=st.sampled_from(["prefill", "decode"]),
+        short=st.integers(1, 7),
+        long=st.integers(10, 20),
+        keep=st.booleans(),
+    )
+    def squeeze(self, where, short, long, keep):
+        """A long prompt that goes first needs blocks that a decoding one has got, because others are leased."""
+        engine = self.sides[where].engine
+        late = self._submit(where, [4] * short, max_tokens=12, priority=1)
+        self.whole_steps(1, True)
+        early = self._submit(where, [6] * long, max_tokens=1 if keep else 3, keep_for_remote=keep, priority=-1)
+        self.whole_steps(1, True)
+        name = engine.reserve(engine.pool.free * SIZE) if engine.pool.free else None
+        self.whole_steps(3, True)
+        if name is not None:
+            engine.release(name)
+        return multiple(late, early)
 
     @rule(name=consumes(requests))
     def abort(self, name):
@@ -162,7 +196,7 @@ class Machine(RuleBasedStateMachine):
             there.plan, fetches, updates = there.engine.plan()
             self._heard(there, updates)
             self.fetches += fetches
-            assert there.plan.tokens <= 7
+            assert there.plan.tokens <= BUDGET
 
     @rule(where=st.sampled_from(["prefill", "decode"]))
     def end_step(self, where):
@@ -171,6 +205,21 @@ class Machine(RuleBasedStateMachine):
             sampled = there.engine.run(there.plan) if there.plan.works else []
             self._heard(there, there.engine.commit(there.plan, sampled))
             there.plan = None
+
+    @rule(count=st.integers(1, 6), pulling=st.booleans())
+    def whole_steps(self, count, pulling):
+        """Both sides go on for a while; most of what goes wrong needs a few steps to come about."""
+        for _ in range(count):
+            for where in self.sides:
+                self.end_step(where)
+                self.begin_step(where)
+            if pulling:
+                while self.fetches:
+                    self.begin_pull()
+                for travel in list(self.travels):
+                    if travel in self.travels:
+                        self._pull(travel)
+            self.every_block_has_its_owners()
 
     @precondition(lambda self: self.fetches)
     @rule()
@@ -209,6 +258,7 @@ class Machine(RuleBasedStateMachine):
             return
         if blocks:
             travel.named = blocks
+            travel.given += blocks
         elif blocks == []:
             assert travel.done == len(travel.fetch.blocks)
             state = travel.pull.ticket.state
@@ -264,18 +314,23 @@ class Machine(RuleBasedStateMachine):
             audit = there.engine.audit()
             assert (audit.leaked, audit.torn, audit.doubly_owned) == (0, 0, 0), f"{there.name}: {audit}"
 
+    @invariant()
+    def what_travels_stays(self):
+        pool = self.sides["prefill"].engine.pool
+        for travel in self.travels:
+            assert all(pool.holders(block) for block in travel.given), "a block was given away while it may be read"
+
+    def _quiet(self, there: Side) -> bool:
+        audit = there.engine.audit()
+        return audit.free == audit.blocks and not there.engine.scheduler.waiting and not there.engine.scheduler.running
+
     def teardown(self):
         """Left alone, everything ends, and every block is free again."""
-        for _ in range(400):
-            for where in self.sides:
-                self.end_step(where)
-                self.begin_step(where)
-            while self.fetches:
-                self.begin_pull()
-            for travel in list(self.travels):
-                if travel in self.travels:
-                    self._pull(travel)
+        for _ in range(200 + 20 * len(self.asked)):
+            self.whole_steps(1, True)
             self.now += 0.5
+            if not self.travels and all(self._quiet(there) for there in self.sides.values()):
+                break
         for there in self.sides.values():
             audit = there.engine.audit()
             assert audit.free == audit.blocks, f"{there.name}: {audit}"
@@ -285,7 +340,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
