@@ -337,6 +337,20 @@ def test_a_ticket_is_heard_of_and_its_blocks_are_named_while_the_prefill_goes_on
     run(driver, scenario)
 
 
+def test_a_ticket_that_nobody_has_heard_of_is_let_go(driver: Driver) -> None:
+    async def scenario(driver: Driver) -> None:
+        updates = driver.generate(ask(prompt=LONG, keep_for_remote=True))
+        await anext(updates)
+        await until(lambda: driver.engine.stats.ended == {Status.FINISHED: 1})
+        await asyncio.sleep(0)
+        assert len(driver.engine.tickets) == 1
+        await updates.aclose()
+        await until(lambda: idle(driver))
+        assert (len(driver.engine.tickets), driver.engine.tickets.expired) == (0, 0)
+
+    run(driver, scenario)
+
+
 def test_a_pull_that_waits_learns_that_the_prefill_was_aborted(driver: Driver) -> None:
     async def scenario(driver: Driver) -> None:
         updates = driver.generate(ask(prompt=LONG * 6, keep_for_remote=True))
