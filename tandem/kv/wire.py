@@ -23,7 +23,7 @@ from tandem.kv.messages import MAX_MESSAGE, body_size, decode, frame
 
 M = TypeVar("M")
 
-STEP: Final = 512 * 1024
+STEP: Final = 256 * 1024
 """Most bytes between two calls of `seen`: what it looks at is in the processor's cache."""
 
 WINDOW: Final = 4 * 1024 * 1024
