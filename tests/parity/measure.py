@@ -93,9 +93,7 @@ def _memory(decoder: Decoder, sequences: list[list[int]], dtype: str) -> tuple[K
     """A cache that is full of garbage, and for each sequence blocks from anywhere in it."""
     needed = [-(-len(tokens) // BLOCK) for tokens in sequences]
     cache = KVCache(CacheLayout.of(decoder.config, dtype, BLOCK), sum(needed), CPU)
-    for layer in range(decoder.config.layers):
-        for plane in cache._storage[layer]:
-            plane.fill_(1e4)
+    cache.blocks.fill_(1e4)
     free = random.Random(1).sample(range(sum(needed)), sum(needed))
     return cache, [[free.pop() for _ in range(count)] for count in needed]
 
