@@ -171,7 +171,7 @@ class Rope:
         """A number for how far a prompt's length moves the angles: equal numbers, equal keys and values; 0 for not."""
         match self.scaling:
             case QwenNTK(trained=trained):
-                return max(math.ceil(math.log2(prompt / trained)), -1) + 1
+                return max(math.ceil(math.log2(prompt / trained)), 0)
             case DynamicNTK(trained=trained):
                 return prompt if prompt > trained else 0
         return 0
