@@ -81,7 +81,7 @@ class Engine:
         self.stats = Stats()
         self.reservations: LeaseBook[Lease] = LeaseBook(options.lease_seconds, pool.release, clock)
         self.tickets = Tickets(pool, identity, options.lease_seconds, clock)
-        self.scheduler = Scheduler(pool, options.limits, self.reservations, sharing=options.sharing)
+        self.scheduler = Scheduler(pool, options.limits, sharing=options.sharing)
         self.model = runner.model
         self._runner = runner
         self._tokenizer = tokenizer
@@ -111,7 +111,7 @@ class Engine:
             assert request.id not in self._requests, f"two requests are called {request.id}"
             self._arrivals += 1
             sequence = self._sequence(request, request.choices[0], self._arrivals)
-            sequence.reserved = self.reservations.find(request.reservation or "") is not None
+            self._use_reservation(sequence)
             self._requests[request.id] = [sequence]
             self.scheduler.add(sequence)
             if sequence.over is not None:
@@ -180,7 +180,7 @@ class Engine:
         """Begin to hand blocks over.
 
         Raises:
-            TransferError: The pull was meant for another process, model or prompt, or its ticket is not good (any more).
+            TransferError: It was meant for another process, model or prompt, or its ticket is not good (any more).
         """
         with self._lock:
             try:
@@ -229,10 +229,13 @@ class Engine:
             return self.tickets.end(name) or self.reservations.end(name) is not None
 
     def reserve(self, tokens: int) -> str | None:
-        """Keep blocks for a request that is still to come: the reservation's name, or None where there is no room."""
+        """Keep blocks for a request that is still to come: the reservation's name, or None where there is no room.
+
+        What those need that wait already is theirs.
+        """
         with self._lock:
             count = self.pool.blocks_for(tokens)
-            if count > self.pool.free:
+            if count + self.scheduler.wanted > self.pool.free:
                 return None
             lease = Lease(self.pool.allocate(count))
             self.reservations.add(lease)
@@ -274,7 +277,7 @@ class Engine:
         with self._lock:
             return count_blocks(
                 self.pool,
-                sequences=[s.blocks for s in (*self.scheduler.waiting, *self.scheduler.running)],
+                sequences=[[*s.blocks, *s.reserved] for s in (*self.scheduler.waiting, *self.scheduler.running)],
                 leases=[ticket.blocks for ticket in self.tickets.open_ones],
                 reservations=[lease.blocks for lease in self.reservations],
                 pulls=[*(pull.held for pull in self.tickets.pulls), *(fetch.blocks for fetch in self._fetches)],
@@ -283,6 +286,13 @@ class Engine:
     def _sequence(self, request: Request, choice: int, arrival: int) -> Sequence:
         keys = BlockKeys(self.options.root(request), self.pool.block_size)
         return Sequence(request, self._tokenizer, keys, arrival, choice)
+
+    def _use_reservation(self, sequence: Sequence) -> None:
+        """From here on its blocks are the sequence's, which gives them back however it ends."""
+        if lease := self.reservations.find(sequence.request.reservation or ""):
+            sequence.has_reservation = True
+            sequence.reserved, lease.blocks = lease.blocks, []
+            self.reservations.end(lease.name)
 
     def _taken_updates(self) -> Updates:
         updates, self._updates = self._updates, []
@@ -331,7 +341,7 @@ class Engine:
     def _fork(self, sequence: Sequence, choice: int) -> Sequence:
         """Another choice: it waits like a preempted one and finds the prompt's blocks known."""
         other = self._sequence(sequence.request, choice, sequence.arrival)
-        other.sampling, other.fetches, other.reserved = sequence.sampling, False, sequence.reserved
+        other.sampling, other.fetches, other.has_reservation = sequence.sampling, False, sequence.has_reservation
         self._requests[sequence.request.id].append(other)
         self.scheduler.add(other)
         return other

@@ -1,8 +1,11 @@
 """What the next step computes: decodes first, then as much prefill as the token budget allows.
 
 Who goes first is `Sequence.order`: priority, then arrival. Blocks are taken as they are needed; when they run out, the
-last in that order gives its own back, waits, and computes its keys and values again. The first in order can always go
-on, because everybody behind it can be made to wait and every lease ends.
+last in that order gives its own back, waits, and computes its keys and values again.
+
+Two kinds have all their blocks from the beginning and keep them: what is pulled from another instance, and what another
+instance pulls. Otherwise two instances could wait for each other for ever, each with blocks that the other's request
+needs. So whatever was announced to another instance can be finished, and the first in order can always go on.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from operator import attrgetter
 
 from tandem.engine.sequence import Sequence, Status
 from tandem.kv.blocks import BlockPool
-from tandem.kv.lease import Lease, LeaseBook
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,18 @@ class Plan:
     admitted: list[Sequence] = field(default_factory=list)
     """Sequences that wait no more: their blocks will now be computed, or are to be pulled."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that go through the model."""
-        return sum(work.count for work in self.works)
+    tokens: int = 0
+    """Tokens that go through the model."""
+
+    def add(self, work: Work) -> None:
+        """Compute this too."""
+        self.works.append(work)
+        self.tokens += work.count
 
     def drop(self, sequence: Sequence) -> None:
         """Leave a sequence out that was planned: its blocks go to another one."""
         self.works = [work for work in self.works if work.sequence is not sequence]
+        self.tokens = sum(work.count for work in self.works)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +74,12 @@ class Scheduler:
     Args:
         pool: The blocks.
         limits: Bounds of one step.
-        reservations: Blocks kept for requests that are still to come.
         sharing: Whether blocks that are known already are used again.
     """
 
-    def __init__(
-        self, pool: BlockPool, limits: SchedulerLimits, reservations: LeaseBook[Lease], *, sharing: bool = True
-    ) -> None:
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits, *, sharing: bool = True) -> None:
         self._pool = pool
         self._limits = limits
-        self._reservations = reservations
         self._sharing = sharing
         self.waiting: list[Sequence] = []
         """In order."""
@@ -92,6 +94,11 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
         insort(self.waiting, sequence, key=attrgetter("order"))
+
+    @property
+    def wanted(self) -> int:
+        """Blocks that those who wait need to be admitted."""
+        return sum(self._pool.blocks_for(len(one.token_ids)) - len(one.reserved) for one in self.waiting)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that is about to end or to wait, and give its blocks back."""
@@ -129,25 +136,21 @@ class Scheduler:
         left = self._limits.max_num_batched_tokens - plan.tokens
         count = min(len(sequence.token_ids) - sequence.cached, left)
         if count > 0 and self._make_room(plan, sequence, sequence.cached + count):
-            plan.works.append(Work(sequence, sequence.blocks, sequence.cached, count))
+            plan.add(Work(sequence, sequence.blocks, sequence.cached, count))
 
     def _make_room(self, plan: Plan, sequence: Sequence, tokens: int) -> bool:
         """Let the sequence have blocks for its first `tokens` tokens, taking them from those behind it if need be."""
         missing = self._pool.blocks_for(tokens) - len(sequence.blocks)
         while missing > self._pool.free:
-            victim = self._last()
-            if victim is sequence and len(self.running) == 1:
-                return False  # it keeps what it has: only leases and pulls can be in the way, and they end
-            self._preempt(plan, victim)
-            if victim is sequence:
+            _, *others = (one for one in self.running if not one.pinned)
+            if not others:
+                return False  # it keeps what it has: only leases and pinned ones are in the way, and they end
+            self._preempt(plan, others[-1])
+            if others[-1] is sequence:
                 return False
         if missing > 0:
             sequence.blocks.extend(self._pool.allocate(missing))
         return True
-
-    def _last(self) -> Sequence:
-        """The last sequence in order that has blocks and is not being written to by another instance."""
-        return next(s for s in reversed(self.running) if s.status is not Status.TRANSFERRING)
 
     def _preempt(self, plan: Plan, sequence: Sequence) -> None:
         plan.drop(sequence)
@@ -155,8 +158,8 @@ class Scheduler:
         self.preemptions += 1
 
     def _give_back(self, sequence: Sequence) -> None:
-        self._pool.release(sequence.blocks)
-        sequence.blocks, sequence.cached, sequence.published = [], 0, 0
+        self._pool.release([*sequence.blocks, *sequence.reserved])
+        sequence.blocks, sequence.reserved, sequence.cached, sequence.published = [], [], 0, 0
 
     def _admit(self, plan: Plan) -> bool:
         """Admit the head of the queue if it fits now."""
@@ -178,17 +181,18 @@ class Scheduler:
         return True
 
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Give a sequence the known blocks it begins with and, if it is to pull the others, those too."""
+        """Give a sequence the known blocks it begins with and, if it is pinned, all the others too."""
         length = len(sequence.token_ids)
         found = self._known(sequence, length)
         if not self._fits(sequence, length, found):
             return False
         self._pool.share(found)
+        self._give_back(sequence)
         sequence.blocks = found
         sequence.cached, sequence.published = len(found) * self._pool.block_size, len(found)
         self.prefix_queries += length
         self.prefix_hits += sequence.cached
-        if sequence.fetches:
+        if sequence.pinned:
             sequence.blocks.extend(self._pool.allocate(self._pool.blocks_for(length) - len(found)))
         return True
 
@@ -201,13 +205,8 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, length: int, found: list[int]) -> bool:
         """Whether there is room for all of its tokens, and one more block for everybody who is growing."""
-        reserved = self._reservations.find(sequence.request.reservation or "")
         idle = sum(self._pool.holders(block) == 0 for block in found)
         most = min(length + 1, sequence.request.cache_tokens)
         needed = self._pool.blocks_for(most) - len(found) + idle
         growing = sum(other.status is Status.DECODING for other in self.running)
-        if needed + (0 if reserved else growing) > self._pool.free + (len(reserved.blocks) if reserved else 0):
-            return False
-        if reserved:
-            self._reservations.end(reserved.name)
-        return True
+        return needed + (0 if sequence.reserved else growing) <= self._pool.free + len(sequence.reserved)

@@ -121,8 +121,10 @@ class Sequence:
     """Tokens whose keys and values are in the blocks."""
     published: int = 0
     """Leading blocks that were offered to others."""
-    reserved: bool = False
-    """Blocks were kept for it."""
+    has_reservation: bool = False
+    """Blocks were kept for it, so it goes before those without."""
+    reserved: list[int] = field(default_factory=list)
+    """Those blocks, until it is admitted."""
     fetches: bool = False
     """Its blocks are to be pulled from another instance."""
     sampling: SamplingParams = field(init=False)
@@ -153,7 +155,12 @@ class Sequence:
     @property
     def order(self) -> tuple[bool, int, int]:
         """Who goes first: those with reserved blocks, then by priority, then by arrival."""
-        return not self.reserved, self.request.priority, self.arrival
+        return not self.has_reservation, self.request.priority, self.arrival
+
+    @property
+    def pinned(self) -> bool:
+        """Whether another instance's request goes on with its blocks, or another instance writes them."""
+        return self.fetches or self.request.keep_for_remote
 
     @property
     def ended(self) -> bool:

@@ -59,9 +59,7 @@ class Tickets:
         clock: Seconds, monotonic.
     """
 
-    def __init__(
-        self, pool: BlockPool, identity: EngineIdentity, duration: float, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, pool: BlockPool, identity: EngineIdentity, duration: float, clock: Callable[[], float]) -> None:
         self._pool = pool
         self._identity = identity
         self._clock = clock
@@ -148,7 +146,6 @@ class Tickets:
         if self._book.find(ticket.name) is None:
             raise TransferError("the prefill was aborted, or the KV ticket was released, used or expired meanwhile")
         sequence = self._computing.get(ticket.name)
-        # A preempted prefill begins anew in other blocks, with the same numbers in them.
         done = ticket.blocks if sequence is None else sequence.blocks[: sequence.cached // self._pool.block_size]
         fresh = done[pull.given :]
         if fresh:
@@ -194,4 +191,5 @@ class Tickets:
             remote_blocks_expiry_time=time.time() + ticket.expires - self._clock() if finished else None,
             tp_size=self._identity.ranks,
             transfer_mode="pull",
+            lease_seconds=self._book.duration,
         )

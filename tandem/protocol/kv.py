@@ -43,6 +43,8 @@ class KVTransferParams(msgspec.Struct, kw_only=True, frozen=True):
     release_on_abort: bool = True
     """Ours: whether the decode instance gives the ticket back when its request is aborted before the blocks are there.
     A gateway that means to show the ticket to another decode instance says no, and releases it itself."""
+    lease_seconds: float | None = None
+    """Ours: how long the lease lasts unless it is renewed, so that the decode instance renews it in time."""
 
 
 class Resume(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -327,14 +327,37 @@ def test_a_reservation_keeps_blocks_until_it_is_used_released_or_expired() -> No
     assert not there.engine.release(names[0] or "")
     assert there.held == 6
     used = there.ask(reservation=names[1], count=4)
-    there.step()
     assert len(there.engine.reservations) == 1
+    assert not there.engine.release(names[1] or ""), "it is the request's"
+    assert there.held == 6
+    there.step()
     there.now = 30.0
     there.step()
     assert (len(there.engine.reservations), there.engine.reservations.expired) == (0, 1)
     there.finish()
     assert there.tokens(used) == greedy(PROMPT, 4)
     assert there.held == 0
+
+
+def test_a_reservation_is_one_requests_and_ends_with_it() -> None:
+    there = Instance(blocks=10)
+    name = there.engine.reserve(12)
+    first = there.ask(reservation=name)
+    second = there.ask(reservation=name)
+    assert [s.has_reservation for s in there.engine.scheduler.waiting] == [True, False]
+    there.now = 300.0
+    assert there.held == 3, "its time does not run while its request waits"
+    there.engine.abort(first)
+    assert there.held == 0
+    there.finish()
+    assert there.tokens(second) == greedy(PROMPT, 8)
+
+
+def test_what_those_need_that_wait_is_not_reserved() -> None:
+    there = Instance(blocks=10)
+    there.ask()
+    assert there.engine.reserve(8 * 4) is None
+    assert there.engine.reserve(7 * 4) is not None
 
 
 def arrive(there: Instance, state: HandOff) -> str:

@@ -324,9 +324,15 @@ class Machine(RuleBasedStateMachine):
         audit = there.engine.audit()
         return audit.free == audit.blocks and not there.engine.scheduler.waiting and not there.engine.scheduler.running
 
+    def _keep_leases(self) -> None:
+        """Whoever waits says so, however long: only what both sides do for each other ends anything."""
+        for ticket in self.sides["decode"].engine.awaited():
+            self.sides["prefill"].engine.keep(Keep("prefill", [ticket.remote_request_id]))
+
     def teardown(self):
         """Left alone, everything ends, and every block is free again."""
         for _ in range(200 + 20 * len(self.asked)):
+            self._keep_leases()
             self.whole_steps(1, True)
             self.now += 0.5
             if not self.travels and all(self._quiet(there) for there in self.sides.values()):

@@ -120,9 +120,9 @@ def test_requests_leave_their_numbers(there: Instance) -> None:
 
 
 def test_what_is_going_on_is_seen(there: Instance) -> None:
+    there.engine.reserve(8)
     there.ask("running", 9)
     there.ask("waiting", 9, [7] * 20)
-    there.engine.reserve(8)
     there.steps(1)
     seen = there.values()
     assert (seen["requests_running"], seen["requests_waiting"]) == (1, 1)

@@ -14,7 +14,6 @@ from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import Plan, Scheduler, SchedulerLimits
 from tandem.engine.sequence import Request, Sequence, Status
 from tandem.kv.blocks import BlockPool
-from tandem.kv.lease import Lease, LeaseBook
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.kv import KVTransferParams
 
@@ -36,27 +35,19 @@ class Desk:
 
     def __init__(self, blocks: int = 8, seqs: int = 8, budget: int = 100, *, sharing: bool = True) -> None:
         self.pool = BlockPool(blocks, SIZE)
-        self.now = 0.0
-        self.reservations: LeaseBook[Lease] = LeaseBook(30, self.pool.release, lambda: self.now)
         limits = SchedulerLimits(max_num_seqs=seqs, max_num_batched_tokens=budget)
-        self.scheduler = Scheduler(self.pool, limits, self.reservations, sharing=sharing)
+        self.scheduler = Scheduler(self.pool, limits, sharing=sharing)
         self._arrivals = itertools.count()
 
-    def ask(self, prompt: int | Items[int], count: int = 8, **fields) -> Sequence:
+    def ask(self, prompt: int | Items[int], count: int = 8, reserved: Items[int] = (), **fields) -> Sequence:
         """A sequence in the queue; a number stands for a prompt of that length that shares nothing."""
         arrival = next(self._arrivals)
         tokens = [arrival + 100] * prompt if isinstance(prompt, int) else list(prompt)
         request = Request(id=f"r{arrival}", prompt=tokens, sampling=SamplingParams(max_tokens=count), **fields)
         one = Sequence(request, Letters(), BlockKeys(b"", SIZE), arrival=arrival, choice=0)
-        one.reserved = self.reservations.find(request.reservation or "") is not None
+        one.has_reservation, one.reserved = bool(reserved), list(reserved)
         self.scheduler.add(one)
         return one
-
-    def reserve(self, blocks: int) -> str:
-        lease = Lease(self.pool.allocate(blocks))
-        self.reservations.add(lease)
-        self.reservations.begin(lease)
-        return lease.name
 
     def commit(self, plan: Plan) -> None:
         """What the engine does with a computed plan."""
@@ -219,7 +210,7 @@ def test_one_that_was_planned_already_is_left_out_when_its_blocks_are_taken() ->
     early = desk.ask(14, 9)  # comes later and goes first
     desk.step()
     assert (early.status, late.status) == (Status.PREFILLING, Status.DECODING)
-    taken = desk.reserve(desk.pool.free)  # what is left goes to a request still to come
+    taken = desk.pool.allocate(desk.pool.free)  # what is left goes to a request still to come
     held = set(late.blocks)
     plan = desk.scheduler.plan()
     assert desk.scheduler.preemptions == 1
@@ -227,7 +218,7 @@ def test_one_that_was_planned_already_is_left_out_when_its_blocks_are_taken() ->
     assert computed(plan) == [(early, 7)]
     assert held & set(early.blocks), "nothing was taken that was planned to be written"
     desk.commit(plan)
-    desk.reservations.end(taken)
+    desk.pool.release(taken)
     while not (early.ended and late.ended):
         desk.step()
     assert (early.output_count, late.output_count) == (9, 6)
@@ -265,12 +256,12 @@ def test_one_sequence_alone_keeps_what_it_has_while_leases_are_in_the_way() -> N
     desk = Desk(blocks=4)
     alone = desk.ask(8, 8)
     desk.step()
-    lease = desk.reserve(2)
+    lease = desk.pool.allocate(2)
     blocks = list(alone.blocks)
     for _ in range(3):
         assert computed(desk.step()) == []
         assert (alone.status, alone.blocks) == (Status.DECODING, blocks)
-    desk.reservations.end(lease)
+    desk.pool.release(lease)
     while not alone.ended:
         desk.step()
     assert desk.scheduler.preemptions == 0
@@ -278,14 +269,14 @@ def test_one_sequence_alone_keeps_what_it_has_while_leases_are_in_the_way() -> N
 
 def test_reserved_blocks_are_kept_for_whom_they_were_reserved_for() -> None:
     desk = Desk(blocks=6)
-    name = desk.reserve(3)
+    blocks = desk.pool.allocate(3)
     big = desk.ask(13, 5)
     desk.step()
     assert desk.scheduler.waiting == [big]
-    reserved = desk.ask(9, 4, reservation=name, priority=9)
+    reserved = desk.ask(9, 4, blocks, priority=9)
     plan = desk.step()
     assert plan.works[0].sequence is reserved
-    assert len(desk.reservations) == 0
+    assert reserved.reserved == []
     while not (reserved.ended and big.ended):
         desk.step()
     assert desk.pool.free == 6
@@ -293,22 +284,43 @@ def test_reserved_blocks_are_kept_for_whom_they_were_reserved_for() -> None:
 
 def test_a_reservation_that_is_too_small_is_filled_up_from_what_is_free() -> None:
     desk = Desk(blocks=4)
-    small, other = desk.reserve(2), desk.reserve(1)
-    one = desk.ask(13, 4, reservation=small)
+    small, other = desk.pool.allocate(2), desk.pool.allocate(1)
+    one = desk.ask(13, 4, small)
     assert computed(desk.step()) == []
-    assert len(desk.reservations) == 2, "it is kept until it helps"
-    desk.reservations.end(other)
+    assert one.reserved == small, "it is kept until it helps"
+    desk.pool.release(other)
     assert computed(desk.step()) == [(one, 13)]
-    assert len(desk.reservations) == 0
+    assert one.reserved == []
 
 
-def test_a_reservation_that_expired_is_no_reservation() -> None:
+def test_reserved_blocks_come_back_when_their_sequence_ends_before_it_is_admitted() -> None:
     desk = Desk(blocks=4)
-    name = desk.reserve(2)
-    one = desk.ask(7, 2, reservation=name)
-    desk.now = 31
-    desk.reservations.expire()
-    assert computed(desk.step()) == [(one, 7)]
+    one = desk.ask(13, 4, desk.pool.allocate(2))
+    desk.end(one)
+    assert desk.pool.free == 4
+
+
+def test_who_waits_wants_what_was_not_reserved_for_it() -> None:
+    desk = Desk(blocks=8)
+    desk.ask(13, 4, desk.pool.allocate(2))
+    desk.ask(5)
+    assert desk.scheduler.wanted == 2 + 2
+
+
+def test_what_another_instance_pulls_has_all_its_blocks_from_the_beginning_and_keeps_them() -> None:
+    """Two instances that take blocks from what the other one waits for would wait for each other for ever."""
+    desk = Desk(blocks=6, budget=5)
+    first = desk.ask(4, 20)
+    kept = desk.ask(13, 1, keep_for_remote=True, priority=5)
+    desk.step()
+    assert len(kept.blocks) == 4
+    assert kept.cached == 1
+    blocks = list(kept.blocks)
+    while kept.status is Status.PREFILLING:
+        assert kept.blocks == blocks
+        desk.step()
+    assert first.output_count >= 3
+    assert desk.scheduler.preemptions == 0
 
 
 @pytest.mark.parametrize(("length", "found"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (12, 8), (13, 12)])
@@ -371,11 +383,11 @@ def test_known_blocks_that_nobody_holds_are_room_only_once() -> None:
     assert first.ended
     assert (desk.pool.free, desk.pool.known) == (4, 2)
     # Its own two known blocks are free, but not for the two that it needs besides and the one that is leased.
-    lease = desk.reserve(1)
+    lease = desk.pool.allocate(1)
     second = desk.ask([*range(8), *range(50, 58)], 1)
     assert computed(desk.step()) == []
     assert desk.scheduler.waiting == [second]
-    desk.reservations.end(lease)
+    desk.pool.release(lease)
     assert computed(desk.step()) == [(second, 8)]
 
 

@@ -101,7 +101,7 @@ def test_reserved_ones_go_first_then_by_priority_then_by_arrival() -> None:
     def one(arrival: int, priority: int = 0, reserved: bool = False) -> Sequence:
         request = Request(id=f"{arrival}", prompt=PROMPT, sampling=SamplingParams(), priority=priority)
         made = Sequence(request, Letters(), BlockKeys(b"", 4), arrival=arrival, choice=0)
-        made.reserved = reserved
+        made.has_reservation = reserved
         return made
 
     ordered = [one(9, 3, True), one(7, -1), one(1), one(2), one(0, 1)]
