@@ -63,8 +63,11 @@ def flops_per_token(config: ModelConfig, context: int) -> int:
     return 2 * active_parameters(config) + 2 * config.layers * per_seen * context
 
 
-LOGIT_BYTES = 32
-"""Of one logit while it is sampled from: as it came, in fp32, in fp64 with its noise, and sorted with its place."""
+LOGIT_BYTES = 66
+"""Of one logit while it is sampled from, most of it for the integers that its noise is made of.
+
+Measured with 64 rows of 152064 logits: 61.5 beside a bfloat16 logit itself, 56.4 beside one of fp32.
+"""
 
 
 def step_bytes(config: ModelConfig, tokens: int, rows: int, item_bytes: int) -> int:

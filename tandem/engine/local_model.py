@@ -10,6 +10,7 @@ from tandem.engine.step import Step, forward
 from tandem.errors import ProcessError
 from tandem.kv.cache import KVCache
 from tandem.model.decoder import Decoder
+from tandem.parallel.device import synchronise
 
 
 class LocalModel:
@@ -35,8 +36,11 @@ class LocalModel:
         return (self._cache,)
 
     def logits(self, step: Step) -> Tensor | None:
-        """[rows, V], or None where no row is wanted."""
-        return forward(self._decoder, self._cache, step)
+        """[rows, V], or None where no row is wanted; then keys and values lie in the cache when it returns."""
+        logits = forward(self._decoder, self._cache, step)
+        if logits is None:  # nobody will wait for logits, and the blocks may be read by others right away
+            synchronise(self._cache.device)
+        return logits
 
     def watch(self, on_death: Callable[[ProcessError], object]) -> None:
         """Nothing is called: there is no other process."""

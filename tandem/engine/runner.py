@@ -25,7 +25,7 @@ class Model(Protocol):
         """Number of token ids the model knows."""
 
     def logits(self, step: Step) -> Tensor | None:
-        """[rows, V], or None where no row is wanted.
+        """[rows, V], or None where no row is wanted; then keys and values lie in the cache when it returns.
 
         Raises:
             ProcessError: A rank died.
@@ -43,10 +43,13 @@ class Runner:
 
     Args:
         model: Over the instance's cache.
+        draws_at_once: Rows of logits that are sampled from together, so that many choices of many requests need no
+            more memory than as many requests.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, draws_at_once: int = 64) -> None:
         self.model = model
+        self._draws_at_once = draws_at_once
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[list[Sampled]]:
@@ -55,9 +58,16 @@ class Runner:
         if logits is None:
             return []
         draws = [_draws(work) for work in plan.works if work.samples]
-        rows = torch.tensor([row for row, drawn in enumerate(draws) for _ in drawn], device=logits.device)
-        sampled = iter(sample(logits[rows], [draw for drawn in draws for draw in drawn]))
+        sampled = iter(self._sampled(logits, [(row, draw) for row, drawn in enumerate(draws) for draw in drawn]))
         return [[next(sampled) for _ in drawn] for drawn in draws]
+
+    def _sampled(self, logits: Tensor, draws: list[tuple[int, Draw]]) -> list[Sampled]:
+        """The token of every draw from the row beside it."""
+        sampled = []
+        for first in range(0, len(draws), self._draws_at_once):
+            rows, some = zip(*draws[first : first + self._draws_at_once], strict=True)
+            sampled += sample(logits[torch.tensor(rows, device=logits.device)], some)
+        return sampled
 
 
 def _step(plan: Plan) -> Step:
@@ -80,4 +90,6 @@ def _draws(work: Work) -> list[Draw]:
     sequence = work.sequence
     choices = sequence.request.choices if sequence.fork else (sequence.choice,)
     prompt = len(sequence.request.prompt)
-    return [Draw(params=sequence.sampling, choice=choice, tokens=sequence.token_ids, prompt=prompt) for choice in choices]
+    return [
+        Draw(params=sequence.sampling, choice=choice, tokens=sequence.token_ids, prompt=prompt) for choice in choices
+    ]

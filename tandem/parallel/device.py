@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from tandem.errors import UsageError
+from tandem.parallel.host_memory import host_memory
 
 DeviceName = Literal["auto", "cpu", "cuda", "npu"]
 
@@ -38,7 +39,15 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until everything that was asked of a device has been computed; a CPU never lags behind."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
 def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes of a device's own memory that are free, and bytes in all; not for a CPU, whose memory is everybody's."""
+    """Bytes of a device's memory that are free, and bytes in all; a CPU's are what the machine leaves this process."""
+    if device.type == "cpu":
+        return host_memory()
     free, total = torch.get_device_module(device).mem_get_info(device)
     return int(free), int(total)
