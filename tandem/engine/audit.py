@@ -23,7 +23,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     leases: int
     reservations: int
     pulls: int
-    """Hand-offs under way, in both directions; the blocks they hold are counted beside those of sequences and leases."""
+    """Hand-offs under way, in both directions; what they hold is counted beside what sequences and leases hold."""
     leaked: int
     """Blocks with more holders than there are owners: nobody would ever give them back."""
     torn: int

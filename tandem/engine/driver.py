@@ -34,6 +34,8 @@ IDLE_SECONDS = 0.1
 JOIN_SECONDS = 10.0
 """How long a stop waits for the step under way."""
 
+STOPPING = "the instance is stopping; ask another one"
+
 
 class Driver:
     """Runs one engine.
@@ -69,7 +71,7 @@ class Driver:
         self.wake()
         # A step that hangs is left behind: the thread is a daemon, and the requests end all the same.
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
-        self._end_all("the instance is stopping")
+        self._end(list(self._queues), STOPPING)
         await self._fetcher.stop()
         await asyncio.to_thread(self.engine.model.close)
 
@@ -103,7 +105,7 @@ class Driver:
         queue = self._queues[request.id] = asyncio.Queue()
         self.wake()
         if not self.alive:
-            self._end_all("the instance is stopping")
+            self._end([request.id], STOPPING)
         try:
             left = len(request.choices)
             while left:
@@ -176,13 +178,13 @@ class Driver:
             self.engine.release(update.ticket.remote_request_id)
 
     def _fall(self, error: BaseException) -> None:
-        self._end_all(f"the instance failed: {error}")
+        self._end(list(self._queues), f"the instance failed: {error}")
         assert self.failure is not None
         with suppress(asyncio.InvalidStateError):
             self.failure.set_result(error)
 
-    def _end_all(self, error: str) -> None:
-        """End every request here and now; nobody may be stepping any more."""
-        for request in list(self._queues):
+    def _end(self, requests: list[str], error: str) -> None:
+        """End requests here and now: no step will tell of them."""
+        for request in requests:
             self.engine.fail(request, error)
         self._deliver([], self.engine.happened())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from dataclasses import dataclass
 
@@ -34,8 +33,13 @@ class Intake:
     vocab_size: int
     max_model_len: int
 
-    def completion(self, body: CompletionRequest, request_id: str) -> Request:
+    def completion(self, body: CompletionRequest, request_id: str, arrived: float) -> Request:
         """Admit a completion.
+
+        Args:
+            body: What is asked.
+            request_id: The client's or the gateway's.
+            arrived: When, on the monotonic clock; its deadline counts from there.
 
         Raises:
             RequestError: Naming the field at fault.
@@ -43,10 +47,10 @@ class Intake:
         prompt = body.single_prompt()
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         limit = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._left(tokens))
-        return self._request(body, request_id, tokens, limit, "prompt", Start.CONTINUES)
+        return self._request(body, request_id, arrived, tokens, limit, "prompt", Start.CONTINUES)
 
-    def chat(self, body: ChatRequest, request_id: str) -> Request:
-        """Admit a chat completion.
+    def chat(self, body: ChatRequest, request_id: str, arrived: float) -> Request:
+        """Admit a chat completion; like `completion`.
 
         Raises:
             RequestError: Naming the field at fault.
@@ -56,13 +60,20 @@ class Intake:
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         tokens = self.tokenizer.chat.encode(messages)
         limit = body.token_limit or self._left(tokens)
-        return self._request(body, request_id, tokens, limit, "messages", self.tokenizer.chat.start)
+        return self._request(body, request_id, arrived, tokens, limit, "messages", self.tokenizer.chat.start)
 
     def _left(self, tokens: list[int]) -> int:
         return max(self.max_model_len - len(tokens), 1)
 
     def _request(
-        self, body: GenerationRequest, request_id: str, tokens: list[int], limit: int, param: str, start: Start
+        self,
+        body: GenerationRequest,
+        request_id: str,
+        arrived: float,
+        tokens: list[int],
+        limit: int,
+        param: str,
+        start: Start,
     ) -> Request:
         resume, hand_off = body.resume or Resume(output_token_ids=[]), body.kv_transfer_params or KVTransferParams()
         keep, output = hand_off.do_remote_decode, resume.output_token_ids
@@ -87,7 +98,7 @@ class Intake:
             fetch_from=hand_off if hand_off.do_remote_prefill else None,
             reservation=body.reservation,
             priority=body.priority,
-            deadline=time.monotonic() + (body.deadline_seconds or math.inf),
+            deadline=arrived + (body.deadline_seconds or math.inf),
             salt=body.cache_salt,
         )
 

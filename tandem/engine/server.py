@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 from aiohttp import web
 
@@ -65,17 +66,20 @@ class InstanceServer:
         self._chats.shutdown(wait=False, cancel_futures=True)
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
+        arrived = time.monotonic()
         body = parse(await read_body(http), CompletionRequest)
         with self._declining(body):
             # In a thread: tokenising a long prompt takes seconds, and every stream would wait for it.
-            request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers))
+            request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers), arrived)
         return await self._answer(http, body, "completion", request)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
+        arrived = time.monotonic()
         body = parse(await read_body(http), ChatRequest)
         loop = asyncio.get_running_loop()
         with self._declining(body):
-            request = await loop.run_in_executor(self._chats, self._intake.chat, body, request_id(http.headers))
+            admit = partial(self._intake.chat, body, request_id(http.headers), arrived)
+            request = await loop.run_in_executor(self._chats, admit)
         return await self._answer(http, body, "chat", request)
 
     async def _answer(
@@ -98,10 +102,13 @@ class InstanceServer:
 
     @contextmanager
     def _declining(self, body: GenerationRequest) -> Iterator[None]:
-        """A refused request's ticket is given back: its holder would keep the blocks until the lease ends."""
+        """The ticket of a request that is refused, or whose client leaves before it is one, is given back.
+
+        Its holder would keep the blocks until the lease ends.
+        """
         try:
             yield
-        except RequestError:
+        except BaseException:
             if body.kv_transfer_params is not None and is_ticket(body.kv_transfer_params, self._intake.role):
                 self._driver.decline(body.kv_transfer_params)
             raise

@@ -91,7 +91,7 @@ class Expectation:
 
     def _expected(self, jobs: list[Job]) -> Iterator[Expected]:
         requests = [
-            self._intake.completion(parse(json.dumps(job.body).encode(), CompletionRequest), "r") for job in jobs
+            self._intake.completion(parse(json.dumps(job.body).encode(), CompletionRequest), "r", 0.0) for job in jobs
         ]
         answers = self._together(requests)
         margins = self._margins(requests, answers)

@@ -329,7 +329,10 @@ def test_the_demonstration_tells_what_happened_where(apart: Service, together: S
         reports = [asyncio.run(demonstrate(one.topology, question, lambda _: None)) for one in (apart, together)]
         assert [(r.prefill, r.decode) for r in reports] == [("prefill-0", "decode-0"), ("decode-0", "decode-0")]
         tokens = reports[0].prompt_tokens
-        assert [(r.kv_bytes, r.decode_prompt_tokens) for r in reports] == [(-(-tokens // 16) * PER_BLOCK, 0), (0, tokens)]
+        assert [(r.kv_bytes, r.decode_prompt_tokens) for r in reports] == [
+            (-(-tokens // 16) * PER_BLOCK, 0),
+            (0, tokens),
+        ]
 
 
 def test_a_client_that_leaves_frees_both_sides(apart: Service) -> None:

@@ -307,7 +307,7 @@ def test_stopping_ends_every_request_and_lets_go_of_the_model(driver: Driver, mo
         task = asyncio.create_task(answer(driver, ask(150)))
         await asyncio.sleep(0.05)
         await driver.stop()
-        assert (await task)[-1].error == "the instance is stopping"
+        assert (await task)[-1].error == "the instance is stopping; ask another one"
         assert model.closed
 
     run(driver, scenario)

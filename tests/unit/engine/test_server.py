@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -313,6 +314,34 @@ def test_a_refused_request_gives_its_ticket_back(serve: Serve) -> None:
             wrong = ticket | {"remote_host": "a b"}
             status, _ = await service.ask(f"/v1/{path}", body | {"max_tokens": 99, "kv_transfer_params": wrong})
             assert status == 400
+        assert service.driver.declined == [TICKET, TICKET]
+        assert service.driver.requests == []
+
+    serve(test)
+
+
+def test_a_client_that_leaves_before_its_prompt_is_read_gives_its_ticket_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, read = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> None:
+        reading.set()
+        read.wait(20)
+
+    for way in ("completion", "chat"):
+        monkeypatch.setattr(Intake, way, slow)
+
+    async def test(service: Service) -> None:
+        for path, body in (("completions", {"prompt": [5, 6]}), ("chat/completions", CHAT)):
+            reading.clear()
+            asked = body | {"kv_transfer_params": msgspec.to_builtins(TICKET)}
+            asking = asyncio.create_task(service.ask(f"/v1/{path}", asked))
+            await service.until(reading.is_set)
+            asking.cancel()
+            before = len(service.driver.declined)
+            await service.until(lambda before=before: len(service.driver.declined) > before)
+        read.set()
         assert service.driver.declined == [TICKET, TICKET]
         assert service.driver.requests == []
 
