@@ -41,7 +41,7 @@ def block_count(
         memory: Free and total bytes of a device; replaced in tests.
 
     Raises:
-        UsageError: Not even one request fits.
+        UsageError: Not even one request fits, or a CPU has less memory than was asked for.
     """
     room, option = _room(config, model, layout, device, memory)
     blocks, needed = room // layout.bytes_per_block, -(-length // config.block_size)
@@ -58,11 +58,25 @@ def _room(
     config: InstanceConfig, model: ModelConfig, layout: CacheLayout, device: torch.device, memory: Memory
 ) -> tuple[int, str]:
     """Bytes for keys and values on one rank, and the option that decides it."""
+    weights, ranks = weight_bytes(model, layout.dtype), config.tensor_parallel_size
     if config.kv_cache_gib is not None or device.type == "cpu":
         gib = CPU_GIB if config.kv_cache_gib is None else config.kv_cache_gib
-        return int(min(gib, MOST_GIB) * GIB) // config.tensor_parallel_size, f"--kv-cache-gib {gib:g}"
+        if device.type == "cpu":
+            _require_memory(gib, weights, memory(device)[0])
+        return int(min(gib, MOST_GIB) * GIB) // ranks, f"--kv-cache-gib {gib:g}"
     free, total = memory(device)
-    weights = weight_bytes(model, layout.dtype) // config.tensor_parallel_size
     step = step_bytes(model, config.max_num_batched_tokens, config.max_num_seqs, DTYPE_BYTES[layout.dtype])
     most = int(total * config.gpu_memory_utilization) - (total - free)
-    return most - weights - step, f"--gpu-memory-utilization {config.gpu_memory_utilization:g}"
+    return most - weights // ranks - step, f"--gpu-memory-utilization {config.gpu_memory_utilization:g}"
+
+
+def _require_memory(gib: float, weights: int, free: int) -> None:
+    """A CPU's memory is taken when it is first written to, so what is not there would end the instance under load.
+
+    All ranks of a CPU share it: they hold the weights and the cache once together.
+    """
+    if gib * GIB > free - weights:
+        raise UsageError(
+            f"--kv-cache-gib {gib:g}: of this machine's memory {free / GIB:.3g} GiB are available, and the model's "
+            f"weights take {weights / GIB:.3g} GiB; lower it, or free memory"
+        )

@@ -69,9 +69,15 @@ def test_memory_for_not_even_one_request_is_refused_by_option(tiny_model: Path) 
         engine_of(tiny_model, kv_cache_gib=0.0001)
 
 
-def test_memory_that_a_device_has_not_is_refused_by_option(tiny_model: Path) -> None:
+def test_memory_that_the_machine_has_not_is_refused_by_option(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match=r"--kv-cache-gib 100000: of this machine's memory .*; lower it"):
+        engine_of(tiny_model, kv_cache_gib=1e5)
+
+
+def test_memory_that_a_device_has_not_is_refused_by_option(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tandem.engine.placement.block_count", lambda *_: 2**40)
     with pytest.raises(UsageError, match=r"cpu has no .* GiB for keys and values .*lower --kv-cache-gib"):
-        engine_of(tiny_model, kv_cache_gib=1e9)
+        engine_of(tiny_model)
 
 
 def test_instances_exchange_blocks_only_with_their_like(tiny_model: Path) -> None:

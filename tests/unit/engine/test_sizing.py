@@ -63,9 +63,23 @@ def test_what_was_asked_for_is_what_there_is(device: torch.device) -> None:
     assert count(device, kv_cache_gib=2, tensor_parallel_size=2, layout=LAYOUT.of_rank(0, 2)) == 2 * GIB // BLOCK
 
 
-def test_a_cpu_gives_one_gibibyte_and_is_not_asked_for_its_memory() -> None:
-    config = InstanceConfig(model=Path("m"))
-    assert block_count(config, MODEL, LAYOUT, CPU, 1000, memory=pytest.fail) == GIB // BLOCK
+def test_a_cpu_gives_one_gibibyte() -> None:
+    assert count(CPU) == GIB // BLOCK
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_cpu_must_have_what_was_asked_for_beside_the_weights_once_for_all_ranks(ranks: int) -> None:
+    options = {"tensor_parallel_size": ranks, "layout": LAYOUT.of_rank(0, ranks)}
+    free = 20 + WEIGHTS / GIB
+    assert count(CPU, free=free, kv_cache_gib=20, **options) == 20 * GIB // BLOCK
+    named = r"--kv-cache-gib 20: .* 22 GiB are available, and the model's weights take 2.3 GiB; lower it"
+    with pytest.raises(UsageError, match=named):
+        count(CPU, free=22, kv_cache_gib=20, **options)
+
+
+def test_a_cpu_that_has_not_even_the_default_is_told_the_option() -> None:
+    with pytest.raises(UsageError, match=r"--kv-cache-gib 1: .* 1.5 GiB are available"):
+        count(CPU, free=1.5)
 
 
 def test_one_request_just_fits_or_does_not() -> None:
