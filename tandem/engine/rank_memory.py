@@ -19,8 +19,8 @@ class SharedFile(msgspec.Struct, frozen=True, tag=True):
     file: int
 
 
-class SharedCuda(msgspec.Struct, frozen=True, tag=True):
-    """CUDA's handle on memory of another process, in the order of torch's own fields."""
+class SharedDevice(msgspec.Struct, frozen=True, tag=True):
+    """A handle on a device's memory of another process: what torch, and likewise torch_npu, gives, in that order."""
 
     device: int
     handle: bytes
@@ -32,7 +32,7 @@ class SharedCuda(msgspec.Struct, frozen=True, tag=True):
     event_needed: bool
 
 
-Shared = SharedFile | SharedCuda
+Shared = SharedFile | SharedDevice
 
 
 def rank_caches(layout: CacheLayout, blocks: int, device: torch.device, ranks: int) -> list[KVCache]:
@@ -55,11 +55,11 @@ def rank_caches(layout: CacheLayout, blocks: int, device: torch.device, ranks: i
 def shared(cache: KVCache) -> Shared:
     """What another process needs to reach a cache's memory.
 
-    That of CUDA has not been run yet.
+    That of a device has not been run yet.
     """
     if cache.memory.file is not None:
         return SharedFile(cache.memory.file)
-    return SharedCuda(*cache.memory.data.untyped_storage()._share_cuda_())  # type: ignore[no-untyped-call]
+    return SharedDevice(*getattr(cache.memory.data.untyped_storage(), f"_share_{cache.device.type}_")())
 
 
 def opened(memory: Shared, layout: CacheLayout, blocks: int, device: torch.device) -> KVCache:
@@ -77,7 +77,8 @@ def opened(memory: Shared, layout: CacheLayout, blocks: int, device: torch.devic
     size = blocks * layout.bytes_per_block
     if isinstance(memory, SharedFile):
         return KVCache(layout, blocks, device, Memory(mapped(memory.file, size), memory.file))
-    storage = torch.UntypedStorage._new_shared_cuda(*msgspec.structs.astuple(memory))
+    torch.get_device_module(device).set_device(device)  # a handle cannot be opened before the device is
+    storage = getattr(torch.UntypedStorage, f"_new_shared_{device.type}")(*msgspec.structs.astuple(memory))
     data = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
     return KVCache(layout, blocks, device, Memory(data, None))
 
@@ -85,11 +86,11 @@ def opened(memory: Shared, layout: CacheLayout, blocks: int, device: torch.devic
 def _devices(device: torch.device, ranks: int) -> list[torch.device]:
     if device.type == "cpu" and CAN_SHARE:
         return [device] * ranks
-    if device.type != "cuda":
+    if not hasattr(torch.UntypedStorage, f"_share_{device.type}_"):  # an older torch_npu has it not
         raise UsageError(
             f"--tensor-parallel-size {ranks}: processes of this system cannot share memory on {device.type}; use 1"
         )
-    count = torch.cuda.device_count()
+    count = torch.get_device_module(device).device_count()
     if count < ranks:
         raise UsageError(f"--tensor-parallel-size {ranks}: only {count} devices are visible; choose at most {count}")
-    return [torch.device("cuda", rank) for rank in range(ranks)]
+    return [torch.device(device.type, rank) for rank in range(ranks)]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import psutil
@@ -24,6 +25,7 @@ from torch import Tensor
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.models import MODELS
 from tandem.catalogue.shrink import SmallShape, shrink
+from tandem.engine import rank_memory
 from tandem.engine import ranks as module
 from tandem.engine.local_model import LocalModel
 from tandem.engine.rank_memory import rank_caches
@@ -31,6 +33,7 @@ from tandem.engine.ranks import RankedModel, start_model
 from tandem.engine.step import Step
 from tandem.errors import ModelFolderError, ProcessError, UsageError
 from tandem.kv.cache import CacheLayout, KVCache
+from tandem.kv.memory import Memory
 from tandem.kv.paged import Chunk
 from tandem.kv.shards import Shards
 from tandem.model.folder import save
@@ -273,6 +276,34 @@ def test_a_process_that_cannot_be_started_is_an_error(folder: Path, monkeypatch:
 def test_too_few_devices_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="--tensor-parallel-size 2: only 0 devices are visible"):
         rank_caches(LAYOUT, BLOCKS, torch.device("cuda"), 2)
+
+
+def test_a_device_needs_no_more_than_handles_on_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How torch_npu names its own; devices that cannot compute stand in for Ascend's."""
+    monkeypatch.setattr(torch.UntypedStorage, "_share_privateuseone_", None, raising=False)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(device_count=lambda: 3))
+    device = torch.device("privateuseone")
+    assert rank_memory._devices(device, 2) == [torch.device("privateuseone", rank) for rank in range(2)]
+    with pytest.raises(UsageError, match="--tensor-parallel-size 4: only 3 devices are visible"):
+        rank_memory._devices(device, 4)
+
+
+def test_a_devices_memory_is_reached_by_its_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU plays the device, and its storage's place in a list the handle."""
+    there: list[torch.UntypedStorage] = []
+
+    def share(storage: torch.UntypedStorage) -> tuple:
+        there.append(storage)
+        return len(there) - 1, b"handle", storage.nbytes(), 0, b"counter", 0, b"event", False
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_cpu_", share, raising=False)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared_cpu", lambda place, *_: there[place], raising=False)
+    data = torch.zeros(BLOCKS * LAYOUT.bytes_per_block, dtype=torch.uint8)
+    own = KVCache(LAYOUT, BLOCKS, CPU, Memory(data, None))
+    sent = msgspec.msgpack.encode(rank_memory.shared(own))
+    other = rank_memory.opened(msgspec.msgpack.decode(sent, type=rank_memory.Shared), LAYOUT, BLOCKS, CPU)
+    own.blocks[3] = 1.5
+    torch.testing.assert_close(other.blocks, own.blocks, rtol=0, atol=0)
 
 
 def test_threads_are_shared_unless_the_user_decided(monkeypatch: pytest.MonkeyPatch) -> None:
