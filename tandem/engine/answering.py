@@ -11,7 +11,7 @@ from tandem.engine.sequence import Request, Update
 from tandem.engine.spelling import Spelling
 from tandem.errors import RequestError
 from tandem.protocol import sse
-from tandem.protocol.answers import Answer, AnswerHead, Piece, Usage, error_answer
+from tandem.protocol.answers import ENDINGS, Answer, AnswerHead, Piece, Usage, error_answer
 from tandem.protocol.http import json_response
 from tandem.protocol.openai import GenerationRequest
 from tandem.text.tokenizer import Tokenizer
@@ -138,5 +138,4 @@ def _raise_failure(update: Update) -> None:
 
 
 def _failure(update: Update) -> RequestError:
-    code = "deadline_exceeded" if update.status == 504 else "generation_failed"
-    return RequestError(update.error or "", status=update.status, code=code)
+    return RequestError(update.error or "", status=update.status, code=ENDINGS.get(update.status, "generation_failed"))

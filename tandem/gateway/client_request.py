@@ -10,6 +10,7 @@ from typing import Final
 
 from tandem.errors import RequestError
 from tandem.gateway.body import DEADLINE, ClientBody
+from tandem.protocol.answers import DEADLINE_EXCEEDED
 
 PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
 
@@ -54,11 +55,13 @@ class ClientRequest:
         if (left := allowed - self.age_s) > 0:
             return left
         message = f"{DEADLINE}: the {allowed:g} seconds are over; allow the request more time"
-        raise RequestError(message, status=504, code="deadline_exceeded", param=DEADLINE)
+        raise RequestError(message, status=504, code=DEADLINE_EXCEEDED, param=DEADLINE)
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
         """Failures in this block are late answers once the deadline is over: that is why an instance gave up.
+
+        An instance that says so itself is believed.
 
         Raises:
             RequestError: What was raised, or 504.
@@ -66,6 +69,6 @@ class ClientRequest:
         try:
             yield
         except RequestError as error:
-            if error.status >= 500:
+            if error.status >= 500 and error.code != DEADLINE_EXCEEDED:
                 self.left_s()
             raise

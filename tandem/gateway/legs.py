@@ -16,6 +16,7 @@ from tandem.gateway.pool import Pool, Worker
 from tandem.gateway.prefill import Prefill
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.protocol.answers import TICKET_RELEASED
 
 
 class Legs:
@@ -55,8 +56,10 @@ class Legs:
                 used = True
                 yield response
         except RequestError as error:
-            # A prefill that fails under way fails the pull as well; the client is told of the cause.
-            raise leg.failure or error from None
+            # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
+            # was given back is none: decode does so when it fails.
+            given_back = leg.failure is not None and leg.failure.code == TICKET_RELEASED
+            raise error if given_back else leg.failure or error from None
         finally:
             if not (used and leg.over):
                 self._begin_end(leg, used=used)

@@ -21,7 +21,7 @@ from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Worker
 from tandem.gateway.ticket import Releases, Ticket
-from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.gateway.worker_client import Reason, Response, WorkerClient
 from tandem.protocol.sse import EventParser
 
 LINGER_S: Final = 0.25
@@ -41,7 +41,7 @@ class PrefillAnswer(msgspec.Struct, frozen=True):
 
     kv_transfer_params: msgspec.Raw = NULL
     choices: tuple[PrefillChoice, ...] = ()
-    error: msgspec.Raw = NULL
+    error: Reason | None = None
 
     @property
     def ended(self) -> bool:
@@ -117,8 +117,8 @@ class Prefill:
     async def _read(self, response: Response) -> None:
         ended = False
         async for answer in self._answers(response):
-            if answer.error != NULL:
-                raise self._client.failed(self._worker, "failed during the prefill")
+            if answer.error is not None:
+                raise self._client.reported(self._worker, answer.error, "failed during the prefill")
             if self._ticket is None and answer.kv_transfer_params != NULL:
                 self._ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
                 self._told.set()

@@ -11,10 +11,12 @@ from http import HTTPStatus
 from typing import Final
 
 import aiohttp
+import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Worker
+from tandem.protocol.answers import ENDINGS
 from tandem.protocol.http import VerbatimError
 
 Response = aiohttp.ClientResponse
@@ -48,6 +50,19 @@ def open_session() -> aiohttp.ClientSession:
 
 PIECEMEAL_BYTES: Final = 2**20
 """Bodies from this size on are written piece by piece, so that one long prompt does not hold up every other stream."""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why a worker fails a request, in OpenAI's error shape."""
+
+    message: str = ""
+    code: str | int | None = None
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """What the gateway reads of an error's body."""
+
+    error: Reason
 
 
 class WorkerClient:
@@ -98,6 +113,16 @@ class WorkerClient:
         message = f"{worker.name} {how}; try again, and look at its log if this stays"
         return RequestError(message, status=status, code="worker_failed")
 
+    def reported(self, worker: Worker, reason: Reason, how: str, *, status: int = 502) -> RequestError:
+        """The refusal to raise for what a worker says.
+
+        In its own words where it ended the request because somebody wanted it so; else like `failed`.
+        """
+        for known, code in ENDINGS.items():
+            if reason.code == code:
+                return RequestError(reason.message, status=known, code=code)
+        return self.failed(worker, how, status=status)
+
     @asynccontextmanager
     async def _exchange(
         self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -128,10 +153,18 @@ class WorkerClient:
             log.warning(
                 "%s answered with status %d: %s", worker.name, status, body[:LOGGED_BYTES].decode(errors="replace")
             )
-            raise self.failed(worker, f"answered with status {status}", status=status if status in PASSED_ON else 502)
+            told = status if status in PASSED_ON else 502
+            raise self.reported(worker, _reason(body), f"answered with status {status}", status=told)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
         message = f"{worker.name} refused the request with status {status}"
         raise VerbatimError(message, status=status, body=body, headers=shown)
+
+
+def _reason(body: bytes) -> Reason:
+    try:
+        return msgspec.json.decode(body, type=ErrorAnswer).error
+    except msgspec.DecodeError:
+        return Reason()
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

@@ -26,6 +26,11 @@ OBJECTS: Final = {
     ("chat", True): "chat.completion.chunk",
 }
 
+DEADLINE_EXCEEDED: Final = "deadline_exceeded"
+TICKET_RELEASED: Final = "ticket_released"
+ENDINGS: Final = {504: DEADLINE_EXCEEDED, 409: TICKET_RELEASED}
+"""Codes of requests that an instance ended because somebody wanted it so: it has not failed."""
+
 
 class Usage(msgspec.Struct, frozen=True):
     """Token counts of one request."""

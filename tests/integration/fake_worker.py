@@ -86,6 +86,18 @@ def early_ticket(rest: Script) -> Script:
     return script
 
 
+def failing_prefill(when: asyncio.Event, error: dict[str, Any]) -> Script:
+    """A prefill instance that streams its ticket and says this error when the event is set."""
+
+    async def script(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await _stream(request, [with_ticket(None)])
+        await when.wait()
+        await response.write(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        return response
+
+    return script
+
+
 def with_ticket(finish_reason: str | None) -> bytes:
     choice = {"index": 0, "text": "", "finish_reason": finish_reason}
     return b"data: " + json.dumps({"choices": [choice], "kv_transfer_params": TICKET}).encode() + b"\n\n"
@@ -109,6 +121,16 @@ def answers(status: int, payload: Any) -> Script:
 
     async def script(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
         return web.json_response(payload, status=status)
+
+    return script
+
+
+def answers_late(status: int, payload: Any) -> Script:
+    """The same a moment later."""
+
+    async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        return await answers(status, payload)(request, body)
 
     return script
 

@@ -26,8 +26,10 @@ from fake_worker import (
     FakeWorker,
     Script,
     answers,
+    answers_late,
     cut_short,
     early_ticket,
+    failing_prefill,
     never,
     running,
     whole_with_ticket,
@@ -298,6 +300,20 @@ async def test_a_prefill_that_fails_under_way_is_named_as_the_cause() -> None:
             await assert_error(response, 502, "prefill-0 broke off its answer")
 
 
+@pytest.mark.parametrize(("status", "seen"), [(500, 502), (503, 503), (422, 422)])
+def test_decode_that_gave_its_ticket_back_is_the_cause_and_not_the_prefill(status: int, seen: int) -> None:
+    async def scenario() -> None:
+        refusal = {"error": {"message": "decode-0 will not", "type": "t", "param": None, "code": None}}
+        async with rigged(decode=answers_late(status, refusal), capabilities=EARLY) as rig:
+            released = {"message": "the KV ticket was released", "code": "ticket_released"}
+            rig.prefill.script = failing_prefill(rig.decode.arrived, released)
+            async with rig.post(BODY) as response:
+                await assert_error(response, seen, "decode-0")
+            assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 0
+
+    uvloop.run(asyncio.wait_for(scenario(), 15))
+
+
 @trial
 async def test_choices_are_served_by_workers_that_can() -> None:
     async with rigged(prefill=early_ticket(at_once), capabilities=EARLY) as rig:
@@ -332,6 +348,42 @@ async def test_an_instance_that_gave_up_at_the_deadline_has_not_failed() -> None
         async with rig.post(BODY | {"deadline_seconds": 0.05}) as response:
             await assert_error(response, 504, "deadline_seconds")
         assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 0
+
+
+LATE = {"message": "the request's deadline_seconds are over; allow it more time", "code": "deadline_exceeded"}
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_deadline_that_an_instance_found_over_is_told_in_its_words(role: str) -> None:
+    """By its own clock: as the gateway sees it, there is a minute left."""
+
+    async def scenario() -> None:
+        said = {"error": LATE | {"type": "server_error", "param": None}}
+        async with rigged(**{role: answers(504, said)}) as rig:
+            async with rig.post(BODY | {"deadline_seconds": 60}) as response:
+                text = await assert_error(response, 504, LATE["message"])
+            assert json.loads(text)["error"]["code"] == "deadline_exceeded"
+            assert await rig.metric(f'tandem_gateway_worker_failures_total{{worker="{role}-0"}}') == 0
+
+    uvloop.run(asyncio.wait_for(scenario(), 15))
+
+
+@trial
+async def test_a_deadline_that_ends_a_prefill_under_way_is_told_in_its_words() -> None:
+    async with rigged(decode=answers_late(502, {}), capabilities=EARLY) as rig:
+        rig.prefill.script = failing_prefill(rig.decode.arrived, LATE)
+        async with rig.post(BODY | {"deadline_seconds": 60}) as response:
+            await assert_error(response, 504, LATE["message"])
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 0
+
+
+@trial
+async def test_any_other_error_of_a_prefill_under_way_is_its_failure() -> None:
+    async with rigged(decode=answers_late(502, {}), capabilities=EARLY) as rig:
+        rig.prefill.script = failing_prefill(rig.decode.arrived, {"message": "at 10.0.0.9: no", "code": 500})
+        async with rig.post(BODY) as response:
+            assert "10.0.0.9" not in await assert_error(response, 502, "prefill-0 failed during the prefill")
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 1
 
 
 @trial

@@ -289,7 +289,13 @@ def test_a_client_that_leaves_while_a_long_answer_is_written(serve: Serve) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(500, "generation_failed"), (502, "generation_failed"), (504, "deadline_exceeded")]
+    ("status", "code"),
+    [
+        (500, "generation_failed"),
+        (502, "generation_failed"),
+        (504, "deadline_exceeded"),
+        (409, "ticket_released"),
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_failures_before_the_first_byte(serve: Serve, status: int, code: str, stream: bool) -> None:
