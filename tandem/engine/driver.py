@@ -21,7 +21,8 @@ from tandem.engine.fetch import Fetch
 from tandem.engine.fetcher import Fetcher
 from tandem.engine.holder import EngineHolder
 from tandem.engine.progress import Progress
-from tandem.engine.sequence import Request, Update
+from tandem.engine.request import Request
+from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.kv.shards import Shards
 from tandem.protocol.kv import KVTransferParams

@@ -15,12 +15,16 @@ from dataclasses import dataclass, replace
 
 from tandem.engine.audit import Audit, count_blocks
 from tandem.engine.fetch import Fetch
-from tandem.engine.handoff import HandOff, Sampled
+from tandem.engine.handoff import HandOff
+from tandem.engine.plan import Plan
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
-from tandem.engine.scheduler import Plan, Scheduler, SchedulerLimits
-from tandem.engine.sequence import Request, Sequence, Status, Update
+from tandem.engine.sampled import Sampled
+from tandem.engine.scheduler import Scheduler, SchedulerLimits
+from tandem.engine.sequence import Sequence, Status
 from tandem.engine.stats import Stats
 from tandem.engine.tickets import EngineIdentity, PullState, Tickets
+from tandem.engine.update import Update
 from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.lease import Lease, LeaseBook

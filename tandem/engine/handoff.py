@@ -11,16 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tandem.engine.sampled import Sampled
 from tandem.errors import TransferError
-from tandem.protocol.logprobs import TokenLogprobs
-
-
-class Sampled(msgspec.Struct, frozen=True):
-    """One token drawn."""
-
-    token: Annotated[int, Meta(ge=0)]
-    logprobs: TokenLogprobs | None = None
-    """Where they were asked for."""
 
 
 class HandOff(msgspec.Struct, frozen=True):

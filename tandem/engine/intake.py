@@ -7,8 +7,8 @@ import uuid
 from dataclasses import dataclass
 
 from tandem.catalogue.generation import GenerationDefaults
+from tandem.engine.request import Request
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.sequence import Request
 from tandem.engine.ticket_check import check_hand_off
 from tandem.errors import RequestError
 from tandem.protocol.identity import Role

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tandem.engine.handoff import Sampled
+from tandem.engine.plan import Plan, Work
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampler import Draw, sample
-from tandem.engine.scheduler import Plan, Work
 from tandem.engine.step import Step
 from tandem.errors import ProcessError
 from tandem.kv.paged import Chunk

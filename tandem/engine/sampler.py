@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tandem.engine.handoff import Sampled
 from tandem.engine.penalties import penalise
 from tandem.engine.philox import gumbel
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
 from tandem.protocol.logprobs import TokenLogprobs
 

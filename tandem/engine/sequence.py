@@ -11,18 +11,17 @@ computes their keys and values again.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from tandem.engine.handoff import Sampled
+from tandem.engine.request import Request
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
+from tandem.engine.update import Update
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.answers import FinishReason
-from tandem.protocol.kv import KVTransferParams
-from tandem.protocol.logprobs import TokenLogprobs
-from tandem.text.detokenizer import Decodes, Detokenizer, Start
+from tandem.text.detokenizer import Decodes, Detokenizer
 from tandem.text.stop import StopMatcher
 
 
@@ -45,61 +44,6 @@ NEXT: Final = {
     Status.TRANSFERRING: {Status.DECODING, Status.WAITING} | ENDS,
     Status.DECODING: {Status.WAITING} | ENDS,
 }
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one step added to one choice of an answer."""
-
-    text: str = ""
-    tokens: tuple[int, ...] = ()
-    """The tokens the step added."""
-    reason: FinishReason | None = None
-    """Set on a choice's last update."""
-    error: str | None = None
-    """Why the request failed, with the reason `error`."""
-    status: int = 500
-    """HTTP status of that failure."""
-    ticket: KVTransferParams | None = None
-    """On a prefill instance: what fetches the blocks. It comes first, before they are computed."""
-    choice: int = 0
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    """One for each token, where they were asked for."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """What is asked of the engine."""
-
-    id: str
-    prompt: list[int]
-    sampling: SamplingParams
-    choices: tuple[int, ...] = (0,)
-    """Numbers of the answers wanted; each draws its own random numbers."""
-    output: tuple[int, ...] = ()
-    """Tokens of the answer that another instance has generated already; only with one choice."""
-    sent: int = 0
-    """Characters of those tokens' text that the client has."""
-    start: Start = Start.CONTINUES
-    """An answer goes on with the prompt's text; in a chat it is a text of its own."""
-    keep_for_remote: bool = False
-    """Only prefill, then lease the blocks to another instance."""
-    fetch_from: KVTransferParams | None = None
-    """Do not prefill: pull the blocks with this ticket."""
-    reservation: str | None = None
-    """Name of blocks that were reserved for this request."""
-    priority: int = 0
-    """Lower ones go first."""
-    deadline: float = math.inf
-    """When it fails if it has not ended, on the engine's clock in seconds."""
-    salt: str | None = None
-    """Blocks are shared only with requests of the same salt."""
-
-    @property
-    def cache_tokens(self) -> int:
-        """Most tokens one choice will hold in the cache: the last output token is never fed back."""
-        output = len(self.output) if self.keep_for_remote else self.sampling.max_tokens - 1
-        return len(self.prompt) + output
 
 
 @dataclass(eq=False)

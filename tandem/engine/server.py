@@ -15,8 +15,9 @@ from tandem.engine.answering import Answering
 from tandem.engine.driver import Driver
 from tandem.engine.intake import Intake
 from tandem.engine.metrics import InstanceMetrics
-from tandem.engine.sequence import Request, Update
+from tandem.engine.request import Request
 from tandem.engine.ticket_check import is_ticket
+from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.protocol.answers import AnswerHead, Endpoint, error_body, model_list
 from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_body, request_id

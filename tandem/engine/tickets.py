@@ -8,11 +8,11 @@ elsewhere; the one whose arrival is confirmed uses it up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tandem.engine.handoff import HandOff
-from tandem.engine.sequence import Sequence as Answer
+from tandem.engine.sequence import Sequence
 from tandem.errors import TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.lease import LeaseBook, Ticket
@@ -64,8 +64,8 @@ class Tickets:
         self._identity = identity
         self._clock = clock
         self._book: LeaseBook[Ticket] = LeaseBook(duration, pool.release, clock)
-        self._computing: dict[str, Answer] = {}
-        self._names: dict[Answer, str] = {}
+        self._computing: dict[str, Sequence] = {}
+        self._names: dict[Sequence, str] = {}
         self.pulls: set[PullState] = set()
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Tickets:
         """Tickets nobody used in time."""
         return self._book.expired
 
-    def open(self, sequence: Answer) -> None:
+    def open(self, sequence: Sequence) -> None:
         """Promise what a sequence is going to compute."""
         length = len(sequence.token_ids)
         content = sequence.keys.content(sequence.token_ids, length)
@@ -91,12 +91,12 @@ class Tickets:
         self._computing[ticket.name] = sequence
         self._names[sequence] = ticket.name
 
-    def announce(self, sequence: Answer) -> KVTransferParams | None:
+    def announce(self, sequence: Sequence) -> KVTransferParams | None:
         """The ticket of a sequence that begins to be computed."""
         name = self._names.get(sequence)
         return self._params(self._book.find(name), len(sequence.token_ids)) if name else None
 
-    def close(self, sequence: Answer, state: HandOff) -> KVTransferParams:
+    def close(self, sequence: Sequence, state: HandOff) -> KVTransferParams:
         """The sequence is computed: its blocks are the ticket's, whose time begins to run."""
         name = self._names.pop(sequence)
         del self._computing[name]
@@ -107,13 +107,13 @@ class Tickets:
         self._book.begin(ticket)
         return self._params(ticket, len(sequence.token_ids))
 
-    def drop(self, sequence: Answer) -> None:
+    def drop(self, sequence: Sequence) -> None:
         """A sequence ends; if it was still being computed, so does its ticket."""
         if name := self._names.pop(sequence, None):
             del self._computing[name]
             self._book.end(name)
 
-    def computing(self, name: str) -> Answer | None:
+    def computing(self, name: str) -> Sequence | None:
         """The sequence of a ticket that is still being computed."""
         return self._computing.get(name)
 
@@ -165,7 +165,7 @@ class Tickets:
         self._pool.release(pull.held)
         pull.held = []
 
-    def renew(self, names: Sequence[str]) -> None:
+    def renew(self, names: list[str]) -> None:
         """Requests elsewhere still wait for these."""
         self._book.renew(names)
 

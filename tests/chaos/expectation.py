@@ -25,8 +25,8 @@ from tandem.engine.assembly import assemble
 from tandem.engine.config import InstanceConfig
 from tandem.engine.penalties import penalise
 from tandem.engine.philox import gumbel
+from tandem.engine.request import Request
 from tandem.engine.sampler import Draw, sample
-from tandem.engine.sequence import Request
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.protocol.openai import CompletionRequest, parse

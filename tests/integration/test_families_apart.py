@@ -20,8 +20,9 @@ from tandem.catalogue.shrink import shrink
 from tandem.engine.assembly import assemble
 from tandem.engine.config import TRANSPORTS, InstanceConfig, Transport
 from tandem.engine.driver import Driver
+from tandem.engine.request import Request
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.sequence import Request, Update
+from tandem.engine.update import Update
 from tandem.kv.server import TransferServer
 from tandem.model.families import read_config
 from tandem.model.random_folder import write_random_folder

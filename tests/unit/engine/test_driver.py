@@ -15,12 +15,14 @@ from torch import Tensor
 from tandem.engine.driver import Driver
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.fetcher import Fetcher
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request, Status, Update
+from tandem.engine.sequence import Status
 from tandem.engine.step import Step
 from tandem.engine.tickets import EngineIdentity
+from tandem.engine.update import Update
 from tandem.errors import ProcessError, RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache

@@ -13,13 +13,16 @@ from reference.ledger import LedgerModel, greedy
 
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.fetch import Fetch
-from tandem.engine.handoff import HandOff, Sampled
+from tandem.engine.handoff import HandOff
 from tandem.engine.local_model import LocalModel
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request, Sequence, Status, Update
+from tandem.engine.sequence import Sequence, Status
 from tandem.engine.tickets import EngineIdentity
+from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache

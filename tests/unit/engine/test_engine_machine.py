@@ -14,10 +14,11 @@ from reference.ledger import LedgerModel, greedy
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.fetch import Fetch
 from tandem.engine.handoff import HandOff
+from tandem.engine.plan import Plan
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.scheduler import Plan, SchedulerLimits
-from tandem.engine.sequence import Request
+from tandem.engine.scheduler import SchedulerLimits
 from tandem.engine.tickets import EngineIdentity, PullState
 from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tandem.engine.handoff import HandOff, Sampled
+from tandem.engine.handoff import HandOff
+from tandem.engine.sampled import Sampled
 from tandem.errors import TransferError
 from tandem.protocol.logprobs import TokenLogprobs
 

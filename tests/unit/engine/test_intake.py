@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.engine.intake import Intake
-from tandem.engine.sequence import Request
+from tandem.engine.request import Request
 from tandem.errors import RequestError
 from tandem.protocol.kv import KVTransferParams
 from tandem.protocol.openai import ChatRequest, CompletionRequest, parse

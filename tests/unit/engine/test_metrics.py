@@ -8,10 +8,10 @@ from reference.ledger import LedgerModel
 
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.metrics import InstanceMetrics
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request
 from tandem.engine.tickets import EngineIdentity
 from tandem.errors import TransferError
 from tandem.kv.blocks import BlockPool

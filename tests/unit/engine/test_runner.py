@@ -6,10 +6,11 @@ import pytest
 from reference.ledger import LedgerModel
 
 from tandem.engine import runner
+from tandem.engine.plan import Plan, Work
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.scheduler import Plan, Work
-from tandem.engine.sequence import Request, Sequence
+from tandem.engine.sequence import Sequence
 from tandem.kv.prefix import BlockKeys
 
 

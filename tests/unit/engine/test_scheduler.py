@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.engine.handoff import Sampled
+from tandem.engine.plan import Plan
+from tandem.engine.request import Request
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.scheduler import Plan, Scheduler, SchedulerLimits
-from tandem.engine.sequence import Request, Sequence, Status
+from tandem.engine.scheduler import Scheduler, SchedulerLimits
+from tandem.engine.sequence import Sequence, Status
 from tandem.kv.blocks import BlockPool
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.kv import KVTransferParams

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tandem.engine.handoff import Sampled
+from tandem.engine.request import Request
+from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.sequence import ENDS, NEXT, Request, Sequence, Status, Update
+from tandem.engine.sequence import ENDS, NEXT, Sequence, Status
+from tandem.engine.update import Update
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.logprobs import TokenLogprobs
 

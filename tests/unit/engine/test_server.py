@@ -18,8 +18,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.engine.driver import Driver
 from tandem.engine.intake import Intake
-from tandem.engine.sequence import Request, Update
+from tandem.engine.request import Request
 from tandem.engine.server import InstanceServer
+from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.protocol.identity import CAPABILITIES, Identity
 from tandem.protocol.kv import KVTransferParams

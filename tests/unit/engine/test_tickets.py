@@ -11,11 +11,13 @@ from reference.ledger import LedgerModel, state_of
 
 from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.handoff import HandOff
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request, Status, Update
+from tandem.engine.sequence import Status
 from tandem.engine.tickets import EngineIdentity, PullState
+from tandem.engine.update import Update
 from tandem.errors import TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.messages import Keep, Pull
