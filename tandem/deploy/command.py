@@ -58,11 +58,17 @@ def instance_environment(topology: Topology, instance: Instance) -> dict[str, st
 
 
 def thread_share(topology: Topology) -> dict[str, str]:
-    """Processors for each instance's arithmetic, unless the user has decided.
+    """Processors for each process, of which an instance has one per rank, unless the user has decided.
 
-    Instances that all take every processor spend their time waiting for each other's threads: tens of times slower.
+    Processes that all take every processor spend their time waiting for each other's threads: tens of times slower.
     """
     if THREADS in os.environ:
         return {}
-    computing = len(topology.instances) - len(topology.of(Role.GATEWAY))
+    computing = sum(ranks(instance) for instance in topology.instances if instance.role is not Role.GATEWAY)
     return {THREADS: str(max(1, len(os.sched_getaffinity(0)) // max(1, computing)))}
+
+
+def ranks(instance: Instance) -> int:
+    """How many processes share an instance's model; a value that is no number is the instance's to refuse."""
+    given = instance.arguments.get("tensor-parallel-size", "1")
+    return int(given) if given.isdecimal() else 1

@@ -103,9 +103,25 @@ def test_devices_are_made_visible() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in instance_environment(one, D)
 
 
-def test_processors_are_shared_unless_the_user_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_ranks(instance: Instance, ranks: int | str) -> Instance:
+    return instance.model_copy(update={"arguments": {"tensor-parallel-size": str(ranks)}})
+
+
+@pytest.mark.parametrize(
+    ("one", "share"),
+    [
+        (topology(P, D, G), 6),
+        (topology(with_ranks(P, 2), D, G), 4),
+        (topology(with_ranks(P, 4), with_ranks(D, 2), G), 2),
+        (topology(with_ranks(P, 99), D, G), 1),
+        (topology(with_ranks(P, "two"), D, G), 6),
+    ],
+)
+def test_processors_are_shared_by_all_ranks_unless_the_user_decided(
+    one: Topology, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert instance_environment(topology(P, D, G), P)["OMP_NUM_THREADS"] == str(share)
+    assert instance_environment(one, one.instances[0])["OMP_NUM_THREADS"] == str(share)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert "OMP_NUM_THREADS" not in instance_environment(topology(P, D, G), P)
+    assert "OMP_NUM_THREADS" not in instance_environment(one, one.instances[0])
