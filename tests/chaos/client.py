@@ -15,7 +15,7 @@ import aiohttp
 from chaos.expectation import Answer, Expected
 from chaos.fleet import Fleet
 from chaos.instance import Instance
-from chaos.ledger import Ending, Ledger
+from chaos.ledger import Cause, Ending, How, Ledger
 from chaos.workload import Job, Way
 from tandem.errors import ProcessError
 from tandem.protocol import sse
@@ -36,12 +36,16 @@ class RefusalError(Exception):
     """An instance says why it fails a request."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{status}: {message}")
         self.status = status
 
 
 class BrokenError(Exception):
     """The connection to an instance ended early."""
+
+    def __init__(self, instance: Instance, error: Exception) -> None:
+        super().__init__(f"broken: {instance.name}: {error!r}")
+        self.instance = instance
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Asking:
         self.job = job
         self.rng = random.Random(job.seed)
         self.begun = time.monotonic()
+        self.since = self.begun
+        """When the attempt began that is under way."""
         self.used: list[Instance] = []
         self.choices = self._blank()
         self.tickets: list[dict[str, Any]] = []
@@ -78,6 +84,7 @@ class Asking:
 
     def restart(self) -> None:
         """Go on from what has come if that is possible, else from the beginning."""
+        self.since, self.used, self.doubtful = time.monotonic(), [], False
         if not self.resumable:
             self.choices = self._blank()
 
@@ -109,10 +116,24 @@ class Asking:
             choice.heard += [len(choice.text)] * (len(choice.tokens) - len(choice.heard))
             choice.reason = told["finish_reason"]
 
-    @property
-    def troubled(self) -> bool:
-        """Whether something was done to an instance that had a part in it."""
-        return any(instance.troubled(self.begun) for instance in self.used)
+    def causes(self, error: RefusalError | BrokenError) -> set[Cause]:
+        """What was done during this attempt that may have brought about its failure.
+
+        A connection breaks only by what is done to the instance at its other end.
+        """
+        instances = [error.instance] if isinstance(error, BrokenError) else self.used
+        causes: set[Cause] = {what for instance in instances for what in instance.done_to(self.since)}
+        if self.job.deadline is not None and time.monotonic() - self.since >= self.job.deadline:
+            causes.add("deadline")
+        if self.doubtful:
+            causes.add("doubtful ticket")
+        return causes
+
+    def ending(self, how: How, reason: str, causes: set[Cause]) -> Ending:
+        """As it stands now."""
+        tokens = sum(len(choice.tokens) for choice in self.choices.values())
+        seconds = time.monotonic() - self.begun
+        return Ending(self.job.number, self.job.way, how, reason, causes, seconds, tokens, self.retries)
 
 
 class Client:
@@ -142,31 +163,20 @@ class Client:
         asking = Asking(job)
         longest = LONGEST_BEHIND if job.body.get("priority", 0) > 0 else LONGEST
         limit = longest if job.leave is None else job.leave
-        how, reason, explained = "finished", "", True
+        how, reason, causes = "finished", "", set[Cause]()
         try:
             async with asyncio.timeout(limit):
                 await self.attempt(asking)
         except TimeoutError:
             how = "aborted" if job.leave is not None else "failed"
             reason = "the client left" if job.leave is not None else f"hung for {longest} s"
-        except RefusalError as error:
-            how, reason, explained = "failed", f"{error.status}: {error}", self._explains(asking, error)
-        except BrokenError as error:
-            how, reason, explained = "failed", f"broken: {error}", asking.troubled
+        except (RefusalError, BrokenError) as error:
+            how, reason, causes = "failed", str(error), asking.causes(error)
         if how == "finished" and job.way == "abandon":
             how, reason = "aborted", "the ticket was left to expire"
         elif how == "finished":
             self._compare(asking, expected.answers)
-        tokens = sum(len(choice.tokens) for choice in asking.choices.values())
-        seconds = time.monotonic() - asking.begun
-        self._ledger.endings.append(
-            Ending(job.number, job.way, how, reason, explained, seconds, tokens, asking.retries)
-        )
-
-    def _explains(self, asking: Asking, error: RefusalError) -> bool:
-        """Where there is a deadline, it may be over on the prefill side first, which ends the hand-off."""
-        late = asking.job.deadline is not None
-        return asking.troubled or (error.status == 504 and late) or (error.status == 502 and (asking.doubtful or late))
+        self._ledger.endings.append(asking.ending(how, reason, causes))
 
     def _compare(self, asking: Asking, answers: list[Answer]) -> None:
         for index, answer in enumerate(answers):
@@ -190,6 +200,7 @@ class Client:
                     raise
                 if asking.done:
                     return
+                self._ledger.setbacks.append(asking.ending("failed", str(error), asking.causes(error)))
                 asking.retries += 1
                 asking.restart()
                 way = asking.rng.choice([self._plain, self._early, self._together])
@@ -307,7 +318,7 @@ class Client:
                     raise RefusalError(answer.status, told["error"]["message"])
                 return told
         except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(f"{instance.name}: {error!r}") from error
+            raise BrokenError(instance, error) from error
 
     async def _events(self, instance: Instance, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """A streamed answer's events; raises like `post`."""
@@ -322,7 +333,7 @@ class Client:
                             raise _refusal_of(event["error"])
                         yield event
         except (aiohttp.ClientError, OSError, ProcessError) as error:
-            raise BrokenError(f"{instance.name}: {error!r}") from error
+            raise BrokenError(instance, error) from error
 
 
 def _refusal_of(error: dict[str, Any]) -> RefusalError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import psutil
@@ -33,6 +34,18 @@ LAST = 20.0
 """Most seconds until an instance ends that has lost a rank: a step under way may take the half of it."""
 
 
+Strike = Literal["killed", "frozen"]
+
+
+@dataclass
+class Trouble:
+    """Something that was done to an instance."""
+
+    what: Strike
+    until: float
+    """When it was over; infinite while it lasts."""
+
+
 class GoneError(Exception):
     """An instance ended although nobody killed it, or did not although it should."""
 
@@ -50,8 +63,7 @@ class Instance:
     kv_port: int = field(default_factory=lambda: free_port())
     incarnation: int = 0
     up: bool = False
-    troubles: list[float] = field(default_factory=list)
-    """When it was killed, frozen or thawed."""
+    troubles: list[Trouble] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     condemned: bool = False
     """Somebody has killed it, or a part of it."""
@@ -116,7 +128,7 @@ class Instance:
     def condemn(self) -> None:
         """It is about to be killed: nobody shall ask it any more."""
         self.up, self.condemned = False, True
-        self.troubles.append(time.monotonic())
+        self.troubles.append(Trouble("killed", time.monotonic()))
 
     def kill(self) -> None:
         """SIGKILL; the kernel closes what it had open."""
@@ -141,17 +153,18 @@ class Instance:
         self._lifeline.close()
 
     def freeze(self) -> None:
-        self.troubles.append(time.monotonic())
+        self.troubles.append(Trouble("frozen", math.inf))
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self.troubles.append(time.monotonic())
+        for trouble in self.troubles:
+            trouble.until = min(trouble.until, time.monotonic())
         if self.ended is None:
             os.kill(self.pid, signal.SIGCONT)
 
-    def troubled(self, since: float) -> bool:
-        """Whether something was done to it since then, or is being done."""
-        return not self.up or any(at >= since for at in self.troubles)
+    def done_to(self, since: float) -> set[Strike]:
+        """What was done to it since then, or is being done."""
+        return {trouble.what for trouble in self.troubles if trouble.until >= since}
 
     def ask_to_stop(self) -> None:
         self.up = False

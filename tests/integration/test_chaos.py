@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from chaos.client import KEEP, Asking, BrokenError, Client
+from chaos.client import KEEP, Asking, BrokenError, Client, RefusalError
 from chaos.fleet import Shape
-from chaos.ledger import Ledger
+from chaos.instance import Instance
+from chaos.ledger import Ending, Ledger
 from chaos.standing import Standing, standing
 from chaos.trial import Report, trial
 from chaos.workload import Job, Way
@@ -155,24 +157,82 @@ def test_a_heartbeat_renews_a_ticket(roomy: Standing) -> None:
 def test_tickets_of_a_dead_decode_instance_expire(roomy: Standing) -> None:
     client = Client(roomy.fleet, Ledger())
 
-    async def lost(number: int, way: Way) -> None:
-        with suppress(BrokenError):
-            await client.attempt(Asking(job(number, way)))
+    async def prefill(number: int) -> None:
+        """Asked of both; only the prefill is read to its end."""
+        body = job(number, "early").body
+        async with aclosing(client._events(roomy.prefill, body | KEEP)) as events:
+            shown = body | {"kv_transfer_params": (await anext(events))["kv_transfer_params"]}
+            decoding = asyncio.create_task(roomy.ask(roomy.decode, shown))
+            async for _ in events:
+                pass
+        await asyncio.gather(decoding, return_exceptions=True)
+
+    async def audit() -> dict[str, int]:
+        return await roomy.prefill.audit(roomy.fleet.http)
+
+    async def expired() -> float:
+        return (await roomy.prefill.metrics(roomy.fleet.http))["kv_leases_expired_total"]
 
     async def scenario() -> None:
-        asked = [asyncio.create_task(lost(220 + one, "early")) for one in range(8)]
-        while not (await roomy.prefill.audit(roomy.fleet.http))["pulls"]:  # noqa: ASYNC110
+        before = await expired()
+        asked = [asyncio.create_task(prefill(220 + one)) for one in range(8)]
+        while not (await audit())["pulls"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         roomy.decode.condemn()
         roomy.decode.kill()
-        for task in asked:
-            task.cancel()
-        left = [await ticket(roomy, 230), await ticket(roomy, 231)]
-        await asyncio.gather(*asked, return_exceptions=True)
-        assert left
-        await gone_after(roomy, LEASE + 0.5)
-        assert (await roomy.prefill.audit(roomy.fleet.http))["free"] > 0
+        await asyncio.gather(*asked)
+        left = (await audit())["leases"]
+        assert left > 0
+        assert await gone_after(roomy, LEASE + 0.5) > LEASE - 0.5
+        assert await expired() >= before + left
+        ended = await audit()
+        assert ended["free"] == ended["blocks"]
         await roomy.fleet.revive(roomy.decode)
         assert await roomy.all_idle()
 
     roomy.do(scenario())
+
+
+KILLED, FROZEN, LATE, DOUBTFUL = "killed", "frozen", "deadline", "doubtful ticket"
+
+
+@pytest.mark.parametrize(
+    ("reason", "explained_by"),
+    [
+        ("broken: decode-0: ServerDisconnectedError()", {KILLED}),
+        ("502: KV hand-off from 127.0.0.1:1: not reachable (refused)", {KILLED}),
+        ("502: KV hand-off from 127.0.0.1:1 broke off (reset)", {KILLED}),
+        ("502: KV hand-off from 127.0.0.1:1: silent for 3 s; is that instance frozen?", {KILLED, FROZEN}),
+        ("502: refused: the KV ticket is used up, expired or unknown here", {KILLED, FROZEN, LATE, DOUBTFUL}),
+        ("504: the request's deadline_seconds are over; allow it more time", {LATE}),
+        ("500: the instance failed: rank 1 of 2 died", {KILLED}),
+        ("500: something new", set()),
+        ("hung for 60.0 s", set()),
+    ],
+)
+def test_a_failure_is_explained_by_what_brings_it_about_alone(reason: str, explained_by: set[str]) -> None:
+    causes = (KILLED, FROZEN, LATE, DOUBTFUL)
+    found = {one for one in causes if Ending(1, "plain", "failed", reason, frozenset({one})).explained}
+    assert found == explained_by
+    assert not Ending(1, "plain", "failed", reason).explained
+
+
+def test_what_was_done_to_an_instance_counts_while_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = Instance("decode-0", "decode", tmp_path, tmp_path, {})
+    monkeypatch.setattr(Instance, "pid", os.getpid())
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    instance.freeze()
+    assert instance.done_to(time.monotonic()) == {"frozen"}
+    instance.thaw()
+    assert instance.done_to(time.monotonic()) == set()
+    before = time.monotonic()
+    instance.condemn()
+    assert instance.done_to(before) == {"killed"}
+    asking = Asking(job(1, "plain"))
+    asking.used, asking.since = [instance], before
+    other = Instance("prefill-0", "prefill", tmp_path, tmp_path, {})
+    assert asking.causes(BrokenError(instance, OSError())) == {"killed"}
+    assert asking.causes(BrokenError(other, OSError())) == set(), "it was not the one whose connection broke"
+    assert asking.causes(RefusalError(502, "broke off")) == {"killed"}
+    asking.restart()
+    assert asking.causes(BrokenError(instance, OSError())) == set(), "that was the attempt before"
