@@ -85,7 +85,7 @@ class Engine:
         self.stats = Stats()
         self.reservations: LeaseBook[Lease] = LeaseBook(options.lease_seconds, pool.release, clock)
         self.tickets = Tickets(pool, identity, options.lease_seconds, clock)
-        self.scheduler = Scheduler(pool, options.limits, sharing=options.sharing)
+        self.scheduler = Scheduler(pool, options.limits, self.reservations, sharing=options.sharing)
         self.model = runner.model
         self._runner = runner
         self._tokenizer = tokenizer
@@ -115,7 +115,7 @@ class Engine:
             assert request.id not in self._requests, f"two requests are called {request.id}"
             self._arrivals += 1
             sequence = self._sequence(request, request.choices[0], self._arrivals)
-            self._use_reservation(sequence)
+            sequence.reservation = self._reservation(request)
             self._requests[request.id] = [sequence]
             self.scheduler.add(sequence)
             if sequence.over is not None:
@@ -281,7 +281,7 @@ class Engine:
         with self._lock:
             return count_blocks(
                 self.pool,
-                sequences=[[*s.blocks, *s.reserved] for s in (*self.scheduler.waiting, *self.scheduler.running)],
+                sequences=[s.blocks for s in (*self.scheduler.waiting, *self.scheduler.running)],
                 leases=[ticket.blocks for ticket in self.tickets.open_ones],
                 reservations=[lease.blocks for lease in self.reservations],
                 pulls=[*(pull.held for pull in self.tickets.pulls), *(fetch.blocks for fetch in self._fetches)],
@@ -291,12 +291,10 @@ class Engine:
         keys = BlockKeys(self.options.root(request), self.pool.block_size)
         return Sequence(request, self._tokenizer, keys, arrival, choice)
 
-    def _use_reservation(self, sequence: Sequence) -> None:
-        """From here on its blocks are the sequence's, which gives them back however it ends."""
-        if lease := self.reservations.find(sequence.request.reservation or ""):
-            sequence.has_reservation = True
-            sequence.reserved, lease.blocks = lease.blocks, []
-            self.reservations.end(lease.name)
+    def _reservation(self, request: Request) -> Lease | None:
+        """What a request names, unless another one came with it before."""
+        lease = self.reservations.find(request.reservation or "")
+        return None if any(one.reservation is lease for one in self.scheduler.waiting) else lease
 
     def _taken_updates(self) -> Updates:
         updates, self._updates = self._updates, []
@@ -345,7 +343,7 @@ class Engine:
     def _fork(self, sequence: Sequence, choice: int) -> Sequence:
         """Another choice: it waits like a preempted one and finds the prompt's blocks known."""
         other = self._sequence(sequence.request, choice, sequence.arrival)
-        other.sampling, other.fetches, other.has_reservation = sequence.sampling, False, sequence.has_reservation
+        other.sampling, other.fetches, other.reservation = sequence.sampling, False, sequence.reservation
         self._requests[sequence.request.id].append(other)
         self.scheduler.add(other)
         return other

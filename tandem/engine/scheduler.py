@@ -17,6 +17,7 @@ from operator import attrgetter
 from tandem.engine.plan import Plan, Work
 from tandem.engine.sequence import Sequence, Status
 from tandem.kv.blocks import BlockPool
+from tandem.kv.lease import Lease, LeaseBook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,16 @@ class Scheduler:
     Args:
         pool: The blocks.
         limits: Bounds of one step.
+        reservations: Blocks kept for requests that are still to come, or wait.
         sharing: Whether blocks that are known already are used again.
     """
 
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits, *, sharing: bool = True) -> None:
+    def __init__(
+        self, pool: BlockPool, limits: SchedulerLimits, reservations: LeaseBook[Lease], *, sharing: bool = True
+    ) -> None:
         self._pool = pool
         self._limits = limits
+        self._reservations = reservations
         self._sharing = sharing
         self.waiting: list[Sequence] = []
         """In order."""
@@ -60,8 +65,8 @@ class Scheduler:
 
     @property
     def wanted(self) -> int:
-        """Blocks that those who wait need to be admitted."""
-        return sum(self._pool.blocks_for(len(one.token_ids)) - len(one.reserved) for one in self.waiting)
+        """Blocks that those who wait need to be admitted, beside what is reserved for them."""
+        return sum(max(self._pool.blocks_for(len(one.token_ids)) - self._reserved(one), 0) for one in self.waiting)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that is about to end or to wait, and give its blocks back."""
@@ -121,8 +126,10 @@ class Scheduler:
         self.preemptions += 1
 
     def _give_back(self, sequence: Sequence) -> None:
-        self._pool.release([*sequence.blocks, *sequence.reserved])
-        sequence.blocks, sequence.reserved, sequence.cached, sequence.published = [], [], 0, 0
+        if sequence.reservation is not None:
+            self._reservations.end(sequence.reservation.name)
+        self._pool.release(sequence.blocks)
+        sequence.blocks, sequence.cached, sequence.published = [], 0, 0
 
     def _admit(self, plan: Plan) -> bool:
         """Admit the head of the queue if it fits now."""
@@ -172,4 +179,10 @@ class Scheduler:
         most = min(length + 1, sequence.request.cache_tokens)
         needed = self._pool.blocks_for(most) - len(found) + idle
         growing = sum(other.status is Status.DECODING for other in self.running)
-        return needed + (0 if sequence.reserved else growing) <= self._pool.free + len(sequence.reserved)
+        reserved = self._reserved(sequence)
+        return needed + (0 if reserved else growing) <= self._pool.free + reserved
+
+    def _reserved(self, sequence: Sequence) -> int:
+        """Blocks that are still kept for a sequence."""
+        lease = None if sequence.reservation is None else self._reservations.find(sequence.reservation.name)
+        return 0 if lease is None else len(lease.blocks)

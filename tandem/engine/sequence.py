@@ -19,6 +19,7 @@ from tandem.engine.request import Request
 from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.update import Update
+from tandem.kv.lease import Lease
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.answers import FinishReason
 from tandem.text.detokenizer import Decodes, Detokenizer
@@ -65,10 +66,8 @@ class Sequence:
     """Tokens whose keys and values are in the blocks."""
     published: int = 0
     """Leading blocks that were offered to others."""
-    has_reservation: bool = False
-    """Blocks were kept for it, so it goes before those without."""
-    reserved: list[int] = field(default_factory=list)
-    """Those blocks, until it is admitted."""
+    reservation: Lease | None = None
+    """Of blocks that were kept for it; it ends when the sequence is admitted, and by itself."""
     fetches: bool = False
     """Its blocks are to be pulled from another instance."""
     sampling: SamplingParams = field(init=False)
@@ -99,7 +98,7 @@ class Sequence:
     @property
     def order(self) -> tuple[bool, int, int]:
         """Who goes first: those with reserved blocks, then by priority, then by arrival."""
-        return not self.has_reservation, self.request.priority, self.arrival
+        return self.reservation is None, self.request.priority, self.arrival
 
     @property
     def pinned(self) -> bool:

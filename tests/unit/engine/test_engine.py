@@ -330,10 +330,8 @@ def test_a_reservation_keeps_blocks_until_it_is_used_released_or_expired() -> No
     assert not there.engine.release(names[0] or "")
     assert there.held == 6
     used = there.ask(reservation=names[1], count=4)
-    assert len(there.engine.reservations) == 1
-    assert not there.engine.release(names[1] or ""), "it is the request's"
-    assert there.held == 6
     there.step()
+    assert len(there.engine.reservations) == 1
     there.now = 30.0
     there.step()
     assert (len(there.engine.reservations), there.engine.reservations.expired) == (0, 1)
@@ -347,20 +345,33 @@ def test_a_reservation_is_one_requests_and_ends_with_it() -> None:
     name = there.engine.reserve(12)
     first = there.ask(reservation=name)
     second = there.ask(reservation=name)
-    assert [s.has_reservation for s in there.engine.scheduler.waiting] == [True, False]
-    there.now = 300.0
-    assert there.held == 3, "its time does not run while its request waits"
+    assert [s.reservation is None for s in there.engine.scheduler.waiting] == [False, True]
+    assert there.held == 3
     there.engine.abort(first)
     assert there.held == 0
     there.finish()
     assert there.tokens(second) == greedy(PROMPT, 8)
 
 
+def test_two_reservations_that_are_too_small_do_not_stand_in_each_others_way_for_ever() -> None:
+    there = Instance(blocks=9)
+    names = [there.engine.reserve(12), there.engine.reserve(12)]
+    asked = [there.ask(list(range(25)), 4, reservation=name) for name in names]
+    assert there.step() == 0
+    there.now = 30.0
+    there.finish()
+    assert [there.tokens(name) for name in asked] == [greedy(list(range(25)), 4)] * 2
+    assert there.held == 0
+
+
 def test_what_those_need_that_wait_is_not_reserved() -> None:
     there = Instance(blocks=10)
     there.ask()
     assert there.engine.reserve(8 * 4) is None
-    assert there.engine.reserve(7 * 4) is not None
+    spacious = there.engine.reserve(7 * 4)
+    assert spacious is not None
+    there.ask(reservation=spacious)
+    assert there.engine.reserve(4) is None
 
 
 def arrive(there: Instance, state: HandOff) -> str:

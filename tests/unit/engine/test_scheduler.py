@@ -16,6 +16,7 @@ from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import Scheduler, SchedulerLimits
 from tandem.engine.sequence import Sequence, Status
 from tandem.kv.blocks import BlockPool
+from tandem.kv.lease import Lease, LeaseBook
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.kv import KVTransferParams
 
@@ -37,19 +38,27 @@ class Desk:
 
     def __init__(self, blocks: int = 8, seqs: int = 8, budget: int = 100, *, sharing: bool = True) -> None:
         self.pool = BlockPool(blocks, SIZE)
+        self.now = 0.0
+        self.reservations: LeaseBook[Lease] = LeaseBook(30, self.pool.release, lambda: self.now)
         limits = SchedulerLimits(max_num_seqs=seqs, max_num_batched_tokens=budget)
-        self.scheduler = Scheduler(self.pool, limits, sharing=sharing)
+        self.scheduler = Scheduler(self.pool, limits, self.reservations, sharing=sharing)
         self._arrivals = itertools.count()
 
-    def ask(self, prompt: int | Items[int], count: int = 8, reserved: Items[int] = (), **fields) -> Sequence:
+    def ask(self, prompt: int | Items[int], count: int = 8, reservation: Lease | None = None, **fields) -> Sequence:
         """A sequence in the queue; a number stands for a prompt of that length that shares nothing."""
         arrival = next(self._arrivals)
         tokens = [arrival + 100] * prompt if isinstance(prompt, int) else list(prompt)
         request = Request(id=f"r{arrival}", prompt=tokens, sampling=SamplingParams(max_tokens=count), **fields)
         one = Sequence(request, Letters(), BlockKeys(b"", SIZE), arrival=arrival, choice=0)
-        one.has_reservation, one.reserved = bool(reserved), list(reserved)
+        one.reservation = reservation
         self.scheduler.add(one)
         return one
+
+    def reserve(self, blocks: int) -> Lease:
+        lease = Lease(self.pool.allocate(blocks))
+        self.reservations.add(lease)
+        self.reservations.begin(lease)
+        return lease
 
     def commit(self, plan: Plan) -> None:
         """What the engine does with a computed plan."""
@@ -271,14 +280,14 @@ def test_one_sequence_alone_keeps_what_it_has_while_leases_are_in_the_way() -> N
 
 def test_reserved_blocks_are_kept_for_whom_they_were_reserved_for() -> None:
     desk = Desk(blocks=6)
-    blocks = desk.pool.allocate(3)
+    lease = desk.reserve(3)
     big = desk.ask(13, 5)
     desk.step()
     assert desk.scheduler.waiting == [big]
-    reserved = desk.ask(9, 4, blocks, priority=9)
+    reserved = desk.ask(9, 4, lease, priority=9)
     plan = desk.step()
     assert plan.works[0].sequence is reserved
-    assert reserved.reserved == []
+    assert len(desk.reservations) == 0
     while not (reserved.ended and big.ended):
         desk.step()
     assert desk.pool.free == 6
@@ -286,27 +295,36 @@ def test_reserved_blocks_are_kept_for_whom_they_were_reserved_for() -> None:
 
 def test_a_reservation_that_is_too_small_is_filled_up_from_what_is_free() -> None:
     desk = Desk(blocks=4)
-    small, other = desk.pool.allocate(2), desk.pool.allocate(1)
-    one = desk.ask(13, 4, small)
+    other = desk.pool.allocate(1)
+    one = desk.ask(13, 4, desk.reserve(2))
     assert computed(desk.step()) == []
-    assert one.reserved == small, "it is kept until it helps"
+    assert len(desk.reservations) == 1, "it is kept until it helps"
     desk.pool.release(other)
     assert computed(desk.step()) == [(one, 13)]
-    assert one.reserved == []
+    assert len(desk.reservations) == 0
 
 
 def test_reserved_blocks_come_back_when_their_sequence_ends_before_it_is_admitted() -> None:
     desk = Desk(blocks=4)
-    one = desk.ask(13, 4, desk.pool.allocate(2))
+    one = desk.ask(13, 4, desk.reserve(2))
     desk.end(one)
     assert desk.pool.free == 4
 
 
+def test_a_reservation_that_expired_is_no_reservation() -> None:
+    desk = Desk(blocks=4)
+    one = desk.ask(7, 2, desk.reserve(2))
+    desk.now = 31
+    desk.reservations.expire()
+    assert computed(desk.step()) == [(one, 7)]
+
+
 def test_who_waits_wants_what_was_not_reserved_for_it() -> None:
     desk = Desk(blocks=8)
-    desk.ask(13, 4, desk.pool.allocate(2))
+    desk.ask(13, 4, desk.reserve(2))
     desk.ask(5)
-    assert desk.scheduler.wanted == 2 + 2
+    desk.ask(3, 4, desk.reserve(2))
+    assert desk.scheduler.wanted == 2 + 2 + 0
 
 
 def test_what_another_instance_pulls_has_all_its_blocks_from_the_beginning_and_keeps_them() -> None:

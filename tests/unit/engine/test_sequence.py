@@ -9,6 +9,7 @@ from tandem.engine.sampled import Sampled
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.sequence import ENDS, NEXT, Sequence, Status
 from tandem.engine.update import Update
+from tandem.kv.lease import Lease
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.logprobs import TokenLogprobs
 
@@ -103,7 +104,7 @@ def test_reserved_ones_go_first_then_by_priority_then_by_arrival() -> None:
     def one(arrival: int, priority: int = 0, reserved: bool = False) -> Sequence:
         request = Request(id=f"{arrival}", prompt=PROMPT, sampling=SamplingParams(), priority=priority)
         made = Sequence(request, Letters(), BlockKeys(b"", 4), arrival=arrival, choice=0)
-        made.has_reservation = reserved
+        made.reservation = Lease() if reserved else None
         return made
 
     ordered = [one(9, 3, True), one(7, -1), one(1), one(2), one(0, 1)]
