@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 from aiohttp import web
 
-from tandem.engine.sequence import Request, Update
+from tandem.engine.request import Request
 from tandem.engine.spelling import Spelling
+from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.protocol import sse
 from tandem.protocol.answers import ENDINGS, Answer, AnswerHead, Piece, Usage, error_answer

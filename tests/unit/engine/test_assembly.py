@@ -14,12 +14,14 @@ from tandem.catalogue.models import MODELS
 from tandem.catalogue.named import TokenizerKind
 from tandem.catalogue.position import DynamicNTK, Rope
 from tandem.catalogue.shrink import shrink
+from tandem.engine import placement
 from tandem.engine.assembly import _generation_defaults, assemble
 from tandem.engine.config import InstanceConfig
 from tandem.engine.engine import Engine
+from tandem.engine.request import Request
 from tandem.engine.sampling import SamplingParams
-from tandem.engine.sequence import Request
 from tandem.errors import UsageError
+from tandem.kv import nixl, shared_memory
 from tandem.model.random_folder import write_random_folder
 from tandem.text.tokenizer import Tokenizer
 
@@ -78,6 +80,23 @@ def test_memory_that_a_device_has_not_is_refused_by_option(tiny_model: Path, mon
     monkeypatch.setattr("tandem.engine.placement.block_count", lambda *_: 2**40)
     with pytest.raises(UsageError, match=r"cpu has no .* GiB for keys and values .*lower --kv-cache-gib"):
         engine_of(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("transport", "message"),
+    [
+        ("nixl", "--kv-transport nixl: its package is missing; run `pip install 'tandem\\[nixl]'`"),
+        ("shm", "--kv-transport shm: processes of this system cannot share memory on cpu; choose auto or tcp"),
+    ],
+)
+def test_a_transport_that_cannot_be_had_is_refused_before_the_model_is_loaded(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, transport: str, message: str
+) -> None:
+    monkeypatch.setattr(nixl, "installed", lambda: False)
+    monkeypatch.setattr(shared_memory, "CAN_SHARE", False)
+    monkeypatch.setattr(placement, "start_model", lambda *_: pytest.fail("the model is loaded"))
+    with pytest.raises(UsageError, match=message):
+        engine_of(tiny_model, kv_transport=transport)
 
 
 def test_instances_exchange_blocks_only_with_their_like(tiny_model: Path) -> None:
