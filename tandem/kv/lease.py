@@ -84,26 +84,33 @@ class LeaseBook(Generic[L]):
         lease.expires = self._clock() + self.duration
 
     def find(self, name: str) -> L | None:
-        """The lease of that name, if it has not ended."""
-        return self._leases.get(name)
+        """The lease of that name, if it has not ended; one whose time is over ends here at the latest."""
+        lease = self._leases.get(name)
+        if lease is not None and lease.expires <= self._clock():
+            self._drop(lease)
+            self.expired += 1
+            return None
+        return lease
 
     def renew(self, names: Sequence[str]) -> None:
         """Begin these leases anew, as far as they are there and their time runs."""
         for name in names:
-            lease = self._leases.get(name)
+            lease = self.find(name)
             if lease is not None and lease.expires < math.inf:
                 self.begin(lease)
 
     def end(self, name: str) -> L | None:
         """End a lease and give its blocks back; None if there is none (any more)."""
-        lease = self._leases.pop(name, None)
+        lease = self.find(name)
         if lease is not None:
-            self._give_back(lease.blocks)
+            self._drop(lease)
         return lease
 
     def expire(self) -> None:
         """End every lease whose time is over."""
-        now = self._clock()
-        for lease in [lease for lease in self._leases.values() if lease.expires <= now]:
-            self.end(lease.name)
-            self.expired += 1
+        for name in list(self._leases):
+            self.find(name)
+
+    def _drop(self, lease: L) -> None:
+        del self._leases[lease.name]
+        self._give_back(lease.blocks)

@@ -93,6 +93,15 @@ def test_an_expired_lease_cannot_be_renewed(desk: Desk) -> None:
     assert desk.back == [1]
 
 
+@pytest.mark.parametrize("ask", ["find", "end", "renew"])
+def test_a_lease_whose_time_is_over_is_gone_for_whoever_asks_first(desk: Desk, ask: str) -> None:
+    lease = desk.lease(1)
+    desk.now += 30
+    assert getattr(desk.book, ask)([lease.name] if ask == "renew" else lease.name) is None
+    desk.book.expire()
+    assert (desk.back, len(desk.book), desk.book.expired) == ([1], 0, 1)
+
+
 def test_names_cannot_be_guessed() -> None:
     names = {lease.name for lease in [*(Lease() for _ in range(100)), *(Ticket() for _ in range(100))]}
     assert len(names) == 200
