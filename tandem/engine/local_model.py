@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -29,11 +29,6 @@ class LocalModel:
     def vocab_size(self) -> int:
         """Number of token ids the model knows."""
         return self._decoder.config.vocab_size
-
-    @property
-    def caches(self) -> Sequence[KVCache]:
-        """The one cache."""
-        return (self._cache,)
 
     def logits(self, step: Step) -> Tensor | None:
         """[rows, V], or None where no row is wanted; then keys and values lie in the cache when it returns."""

@@ -10,8 +10,6 @@ class Progress:
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
-        self.waiting = 0
-        """How many listen."""
 
     def ring(self) -> None:
         """Wake everybody who waits."""

@@ -36,15 +36,11 @@ class RankedModel:
 
     Args:
         own: The first rank's part.
-        caches: Of all ranks, in order.
         followers: The other ranks, loaded and connected.
         until_closed: What `close` undoes.
     """
 
-    def __init__(
-        self, own: LocalModel, caches: Sequence[KVCache], followers: Followers, until_closed: ExitStack
-    ) -> None:
-        self.caches = caches
+    def __init__(self, own: LocalModel, followers: Followers, until_closed: ExitStack) -> None:
         self._own = own
         self._followers = followers
         self._until_closed = until_closed
@@ -102,7 +98,7 @@ def start_model(folder: Path, caches: Sequence[KVCache]) -> LocalModel | RankedM
         decoder = load(folder, own.device, own.layout.torch_dtype, group, followers.check)
         followers.wait_until_loaded()
         _connect(group, followers, own.device, stack)
-        return RankedModel(LocalModel(decoder, own), caches, followers, stack.pop_all())
+        return RankedModel(LocalModel(decoder, own), followers, stack.pop_all())
 
 
 def _connect(group: ProcessGroup, followers: Followers, device: torch.device, stack: ExitStack) -> None:

@@ -64,6 +64,13 @@ def caches(count: int) -> list[KVCache]:
     return rank_caches(LAYOUT, BLOCKS, CPU, count)
 
 
+def cleared(count: int) -> list[KVCache]:
+    made = caches(count)
+    for cache in made:
+        cache.memory.data.zero_()
+    return made
+
+
 @pytest.fixture
 def pair(folder: Path) -> Iterator[RankedModel]:
     model = start_model(folder, caches(2))
@@ -83,8 +90,6 @@ def children() -> list[psutil.Process]:
 
 
 def compute(model: RankedModel | LocalModel) -> Tensor:
-    for cache in model.caches:
-        cache.memory.data.zero_()
     found = [model.logits(step) for step in STEPS]
     assert found[0] is None
     assert found[1] is not None
@@ -105,14 +110,14 @@ def test_ranks_compute_what_one_process_does(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert LAYOUT.kv_heads == 2  # so of four ranks, two share one
-    alone = start_model(folder, caches(1))
-    together = start_model(folder, caches(count))
+    one, several = cleared(1), cleared(count)
+    alone, together = start_model(folder, one), start_model(folder, several)
     assert isinstance(alone, LocalModel)
     assert together.vocab_size == alone.vocab_size == CONFIG.vocab_size
     torch.testing.assert_close(compute(together), compute(alone), rtol=1e-4, atol=1e-4)
-    for cache in together.caches[:: count // 2]:
+    for cache in several[:: count // 2]:
         assert cache.layout.kv_heads == 1
-    torch.testing.assert_close(heads(Shards(LAYOUT, together.caches)), alone.caches[0].blocks, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(heads(Shards(LAYOUT, several)), one[0].blocks, rtol=1e-4, atol=1e-4)
     assert list(tmp_path.iterdir()) == [], "the ranks' meeting place would be left behind by SIGKILL"
     together.close()
     together.close()
