@@ -27,7 +27,7 @@ import uvloop
 from tandem.kv.cache import CacheLayout, KVCache
 from tandem.kv.fake import FakeHolder
 from tandem.kv.messages import Pull
-from tandem.kv.puller import Peer, pull
+from tandem.kv.puller import Peer, Puller
 from tandem.kv.server import TransferServer
 from tandem.kv.shards import Shards
 
@@ -104,7 +104,8 @@ def pulled(transport: str, blocks: int, shards: Shards) -> Callable[[], Awaitabl
     multiprocessing.Process(target=hold, args=args, daemon=True).start()
     peer = Peer("127.0.0.1", listener.getsockname()[1], engine_id)
     request = Pull(ticket="ticket", engine_id=engine_id, digest="", content=b"")
-    return lambda: pull(peer, request, shards, range(blocks), TIMEOUT, [transport])
+    puller = Puller(shards, [transport], TIMEOUT)
+    return lambda: puller.pull(peer, request, range(blocks))
 
 
 async def measure(transport: str, copies: list[Callable[[], object]], blocks: int, rounds: int) -> dict[str, float]:

@@ -18,15 +18,16 @@ from tandem.engine.engine import Engine, EngineOptions
 from tandem.engine.fetcher import Fetcher
 from tandem.engine.intake import Intake
 from tandem.engine.placement import Placed, place
+from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.scheduler import SchedulerLimits
-from tandem.engine.sequence import Request
 from tandem.engine.server import InstanceServer
 from tandem.engine.tickets import EngineIdentity
 from tandem.errors import ModelFolderError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import compatibility_digest
 from tandem.kv.prefix import root_key
+from tandem.kv.puller import Puller
 from tandem.model.folder import fingerprint
 from tandem.model.weights.stored import printable
 from tandem.protocol.identity import CAPABILITIES, Identity
@@ -69,9 +70,9 @@ def _around(config: InstanceConfig, placed: Placed, kv_port: int) -> tuple[Drive
         ranks=config.tensor_parallel_size,
     )
     pool = BlockPool(placed.blocks, config.block_size)
-    engine = Engine(Runner(placed.model), pool, tokenizer, _options(config, placed), identity)
-    fetcher = Fetcher(placed.shards, TRANSPORTS[config.kv_transport], config.transfer_timeout)
-    driver = Driver(engine, placed.shards, fetcher)
+    engine = Engine(Runner(placed.model, config.max_num_seqs), pool, tokenizer, _options(config, placed), identity)
+    puller = Puller(placed.shards, TRANSPORTS[config.kv_transport], config.transfer_timeout)
+    driver = Driver(engine, placed.shards, Fetcher(puller))
     names = config.served_model_names or (served_name(config.model),)
     intake = Intake(
         tokenizer=tokenizer,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tandem.errors import UsageError
+from tandem.kv.transport import DEFAULT_TRANSPORTS
 from tandem.model.folder import DTYPES
 from tandem.parallel.device import DeviceName
 from tandem.protocol.identity import Role
@@ -16,7 +17,7 @@ Transport = Literal["auto", "shm", "tcp", "nixl"]
 FailurePolicy = Literal["fail", "recompute"]
 
 TRANSPORTS: Final[dict[Transport, tuple[str, ...]]] = {
-    "auto": ("shm", "tcp"),
+    "auto": DEFAULT_TRANSPORTS,
     "shm": ("shm",),
     "tcp": ("tcp",),
     "nixl": ("nixl",),

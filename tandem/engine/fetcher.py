@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from tandem.engine.engine import Engine
 from tandem.engine.fetch import Fetch
 from tandem.engine.handoff import HandOff
-from tandem.engine.sequence import Request
+from tandem.engine.request import Request
 from tandem.errors import TransferError
 from tandem.kv.messages import Keep, Pull, Release
-from tandem.kv.puller import Peer, keep_leases, pull, release
-from tandem.kv.shards import Shards
+from tandem.kv.puller import Peer, Puller
 from tandem.protocol.kv import KVTransferParams
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,24 @@ log = logging.getLogger(__name__)
 KEEPS_PER_LEASE = 6
 """How often leases elsewhere are renewed, in their own duration; vLLM does it as often."""
 
-GIVE_BACK_SECONDS = 2.0
-"""Longest try to tell a holder that its ticket is not needed."""
+LOOK_SECONDS = 0.25
+"""How often is looked whether a lease elsewhere has to be renewed."""
+
+TELL_SECONDS = 2.0
+"""Longest try to tell a holder something about its tickets."""
 
 
 class Fetcher:
     """All pulls of one instance.
 
     Args:
-        shards: Where pulled blocks go.
-        transports: How they may come, the best way first.
-        timeout: Longest silence of a holder, in seconds.
+        puller: What pulls; closed by `stop`.
     """
 
-    def __init__(self, shards: Shards, transports: tuple[str, ...], timeout: float) -> None:
-        self._shards = shards
-        self._transports = transports
-        self._timeout = timeout
+    def __init__(self, puller: Puller) -> None:
+        self._puller = puller
         self._pulls: dict[Request, asyncio.Task[None]] = {}
-        self._others: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._settled: set[Request] = set()
         """Whose ticket was used, or given back already."""
 
@@ -57,11 +56,14 @@ class Fetcher:
         self._keeping = asyncio.create_task(self._keep_leases())
 
     async def stop(self) -> None:
-        """End everything that is under way."""
-        tasks = [self._keeping, *self._pulls.values(), *self._others]
+        """End the pulls under way, and give holders their time to hear what they are told."""
+        tasks = [self._keeping, *self._pulls.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while self._telling:
+            await asyncio.wait(self._telling)
+        self._puller.close()
 
     def begin(self, fetch: Fetch, *, wanted: bool) -> None:
         """Pull the blocks of one request, if somebody still waits for its answer."""
@@ -86,9 +88,7 @@ class Fetcher:
         """Tell a ticket's holder that nobody here will pull it; best effort."""
         if ticket.release_on_abort:
             message = Release(ticket.remote_engine_id or "", ticket.remote_request_id or "")
-            task = asyncio.create_task(_quietly(release(_peer(ticket), message, GIVE_BACK_SECONDS)))
-            self._others.add(task)
-            task.add_done_callback(self._others.discard)
+            self._tell(self._puller.release(_peer(ticket), message, TELL_SECONDS))
 
     async def _fetch(self, request: Request, fetch: Fetch) -> None:
         ticket = request.fetch_from
@@ -117,8 +117,7 @@ class Fetcher:
             content=fetch.content,
             first=fetch.first,
         )
-        state = await pull(peer, asked, self._shards, fetch.blocks, self._timeout, self._transports)
-        return HandOff.decode(state)
+        return HandOff.decode(await self._puller.pull(peer, asked, fetch.blocks))
 
     def _ended(self, request: Request, fetch: Fetch, _: asyncio.Task[None]) -> None:
         del self._pulls[request]
@@ -127,19 +126,34 @@ class Fetcher:
 
     async def _keep_leases(self) -> None:
         """While requests wait here, their blocks elsewhere must not be given away."""
-        interval = self._engine.options.lease_seconds / KEEPS_PER_LEASE
+        kept: dict[Peer, float] = {}
         while True:
-            await asyncio.sleep(interval)
-            holders: dict[Peer, list[str]] = {}
-            for ticket in self._engine.awaited():
-                holders.setdefault(_peer(ticket), []).append(ticket.remote_request_id or "")
-            # All at once and briefly: a holder that is out of reach must not cost the others their leases.
-            await asyncio.gather(
-                *(
-                    _quietly(keep_leases(peer, Keep(peer.engine_id, tickets), interval))
-                    for peer, tickets in holders.items()
-                )
-            )
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                kept = self._keep_due(kept)
+            except Exception:
+                log.exception("leases of KV tickets could not be renewed")
+
+    def _keep_due(self, kept: Mapping[Peer, float]) -> dict[Peer, float]:
+        """Renew leases whose holder was told so long ago (`kept`) that it is time; returns when each was told last."""
+        now = time.monotonic()
+        awaited: dict[Peer, list[KVTransferParams]] = {}
+        for ticket in self._engine.awaited():
+            awaited.setdefault(_peer(ticket), []).append(ticket)
+        told = {peer: kept.get(peer, -math.inf) for peer in awaited}
+        for peer, tickets in awaited.items():
+            shortest = min(ticket.lease_seconds or self._engine.options.lease_seconds for ticket in tickets)
+            if now - told[peer] >= shortest / KEEPS_PER_LEASE:
+                told[peer] = now
+                names = [ticket.remote_request_id or "" for ticket in tickets]
+                self._tell(self._puller.keep(peer, Keep(peer.engine_id, names), TELL_SECONDS))
+        return told
+
+    def _tell(self, message: Coroutine[Any, Any, None]) -> None:
+        """Send beside everything else: a holder that is out of reach must not cost others their leases."""
+        task = asyncio.create_task(_quietly(message))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
 
 def _peer(ticket: KVTransferParams) -> Peer:
@@ -148,5 +162,9 @@ def _peer(ticket: KVTransferParams) -> Peer:
 
 async def _quietly(message: Coroutine[Any, Any, None]) -> None:
     """Send what may get lost: the pull itself says what is wrong, and leases end by themselves."""
-    with suppress(TransferError):
+    try:
         await message
+    except TransferError as error:
+        log.debug("%s", error)
+    except Exception:
+        log.exception("a holder could not be told about its KV tickets")

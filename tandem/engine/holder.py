@@ -1,4 +1,4 @@
-"""The engine as a holder of blocks: what the transfer server asks for, with the waiting that a prefill under way needs."""
+"""The engine as a holder of blocks: what the transfer server asks for, with the waiting for a prefill under way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from tandem.engine.engine import Engine
 from tandem.engine.progress import Progress
 from tandem.engine.tickets import PullState
-from tandem.errors import TransferError
 from tandem.kv.messages import Keep, Pull, Release
 from tandem.kv.shards import Shards
 
@@ -46,6 +45,15 @@ class OutgoingPull:
             if blocks is not None:
                 return blocks
             await rung.wait()
+
+    def check(self) -> None:
+        """Look whether the ticket is still good.
+
+        Raises:
+            TransferError: It is not any more.
+        """
+        # A pull that has been given everything gets no blocks, so nothing but this is asked.
+        self._engine.next_blocks(PullState(self._pull.ticket, given=self.count))
 
     def confirm(self) -> bool:
         """Everything arrived."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tandem.catalogue.config import ModelConfig
-from tandem.engine.config import InstanceConfig
+from tandem.engine.config import TRANSPORTS, InstanceConfig
 from tandem.engine.local_model import LocalModel
 from tandem.engine.rank_memory import rank_caches
 from tandem.engine.ranks import RankedModel, start_model
@@ -13,6 +13,7 @@ from tandem.engine.sizing import GIB, block_count
 from tandem.errors import UsageError
 from tandem.kv.cache import CacheLayout
 from tandem.kv.shards import Shards
+from tandem.kv.transport import usable
 from tandem.model.families import read_config
 from tandem.model.folder import DTYPES, own_dtype
 from tandem.parallel.device import choose_device
@@ -36,11 +37,12 @@ def place(config: InstanceConfig) -> Placed:
 
     Raises:
         ModelFolderError: The model cannot be loaded.
-        UsageError: The devices are not there, the model cannot be shared out over them, or the KV memory holds not even
-            one request.
+        UsageError: The devices are not there, their blocks cannot travel as --kv-transport says, the model cannot be
+            shared out over them, or the KV memory holds not even one request.
         ProcessError: A rank died meanwhile.
     """
     device, model = choose_device(config.device), read_config(config.model)
+    usable(TRANSPORTS[config.kv_transport], device)
     dtype = str(DTYPES.get(config.dtype) or own_dtype(config.model)).removeprefix("torch.")
     layout, ranks = CacheLayout.of(model, dtype, config.block_size), config.tensor_parallel_size
     length = _max_model_len(config, model)

@@ -68,6 +68,15 @@ class FakeOutgoing:
         self.named = self.ticket.ready
         return blocks
 
+    def check(self) -> None:
+        """Look at the ticket.
+
+        Raises:
+            TransferError: It failed or has ended.
+        """
+        if self.ticket.failure is not None or self.ticket.ended:
+            raise TransferError(self.ticket.failure or "the ticket has ended")
+
     def confirm(self) -> bool:
         """End the ticket."""
         stood, self.ticket.ended = not self.ticket.ended, True

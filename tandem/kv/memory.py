@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +34,7 @@ class Memory:
 
 
 def allocate(size: int, device: torch.device) -> Memory:
-    """Memory of `size` bytes on a device.
+    """Memory of `size` bytes on a device; a descriptor is closed when nobody has the result any more.
 
     Raises:
         RuntimeError: The device has not as much.
@@ -43,10 +44,12 @@ def allocate(size: int, device: torch.device) -> Memory:
     file = os.memfd_create("tandem-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(file, size)
-        return Memory(mapped(file, size), file)
+        memory = Memory(mapped(file, size), file)
     except OSError as error:
         os.close(file)
         raise RuntimeError(error.strerror) from None
+    weakref.finalize(memory, os.close, file)
+    return memory
 
 
 def mapped(file: int, size: int) -> Tensor:

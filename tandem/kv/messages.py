@@ -23,8 +23,8 @@ from tandem.errors import TransferError
 MAX_MESSAGE: Final = 16 * 1024 * 1024
 """Longest message in bytes, so that a stray peer cannot ask for memory."""
 
-MAX_REQUEST: Final = 1024 * 1024
-"""Longest first message in bytes: it comes from anybody who finds the port."""
+MAX_REQUEST: Final = 64 * 1024
+"""Longest message to a holder in bytes: it comes from anybody who finds the port."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**32)]
 

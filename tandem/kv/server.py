@@ -3,7 +3,9 @@
     accept ──▶ Pull ──open──▶ Granted ──▶ next ──▶ Ready ... ──▶ Finished ──▶ Received ──confirm──▶ Confirmed
                  └─ Keep, Release: told to the holder, no answer
 
-Each connection is a task of its own, which ends within the timeout whatever the other side does or leaves undone.
+Each connection is a task of its own. It ends when the other side is silent for the timeout; and whatever that side says
+or leaves undone, soon after its ticket has ended (used, released, expired). While it has not said what it wants, it may
+be cut off to make room for newer ones.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from functools import partial
 from typing import Final, Protocol
 
 from tandem.errors import TransferError
@@ -29,14 +32,24 @@ from tandem.kv.messages import (
     Waiting,
 )
 from tandem.kv.shards import Shards
-from tandem.kv.transport import DEFAULT_TRANSPORTS, TRANSPORTS, Sender, check_transports
-from tandem.kv.wire import MAX_CONNECTIONS, Wire
+from tandem.kv.threads import Threads
+from tandem.kv.transport import DEFAULT_TRANSPORTS, TRANSPORTS, Sender, usable
+from tandem.kv.wire import Wire
+
+MOST_PULLS: Final = 1024
+"""So many are served at once; each may need a thread, and they are made as they are needed."""
+
+MOST_STRANGERS: Final = 128
+"""Connections that have not said yet what they want."""
 
 FIRST_MESSAGE: Final = 5.0
 """Most seconds until a new connection has said what it wants."""
 
 WAITING: Final = 2.0
 """Most seconds between two signs of life while a prefill goes on."""
+
+CHECK: Final = 1.0
+"""Seconds between two looks at whether a pull's ticket is still good."""
 
 PAUSE: Final = 0.1
 """Seconds without accepting after this process ran out of descriptors."""
@@ -52,7 +65,14 @@ class Outgoing(Protocol):
     async def next(self) -> list[int]:
         """Ids of the blocks computed since the last call, at least one, from `pull.first` on; [] once all were named.
 
-        They are held until `close`.
+        They are held until `close`. A call that is cancelled has named none.
+
+        Raises:
+            TransferError: The prefill ended otherwise, or the lease is over.
+        """
+
+    def check(self) -> None:
+        """Look whether the ticket is still good.
 
         Raises:
             TransferError: The prefill ended otherwise, or the lease is over.
@@ -104,7 +124,7 @@ class TransferServer:
         transports: Ways that are allowed.
 
     Raises:
-        UsageError: A transport is unknown or not installed.
+        UsageError: The holder's caches can travel by none of the transports.
     """
 
     def __init__(
@@ -114,14 +134,16 @@ class TransferServer:
         timeout: float,
         transports: Sequence[str] = DEFAULT_TRANSPORTS,
     ) -> None:
-        check_transports(transports)
         self._holder = holder
         self._listeners = [listener]
         self._timeout = timeout
-        self._names = [name for name in transports if TRANSPORTS[name].fits(holder.shards)]
+        self._names = usable(transports, holder.shards.caches[0].device)
+        self._threads = Threads(MOST_PULLS, "kv-serve")
         self._senders: dict[str, Sender] = {}
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[socket.socket, asyncio.Task[None]] = {}
+        """Those of them that have not said yet what they want, the oldest first."""
 
     async def start(self) -> None:
         """Answer pulls from now on; the holder's ranks have mapped their memory by now (`shared_memory.py`)."""
@@ -143,6 +165,7 @@ class TransferServer:
         await asyncio.gather(*tasks, return_exceptions=True)
         for listener in self._listeners:
             listener.close()
+        self._threads.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -152,20 +175,25 @@ class TransferServer:
             except OSError:
                 await asyncio.sleep(PAUSE)
                 continue
-            if len(self._connections) >= MAX_CONNECTIONS:  # whoever comes now is hung up on
-                sock.close()
-                continue
-            connection = asyncio.create_task(self._serve(sock))
+            if len(self._strangers) >= MOST_STRANGERS:  # whoever means well has spoken long ago
+                self._strangers.pop(next(iter(self._strangers))).cancel()
+            connection = self._strangers[sock] = asyncio.create_task(self._serve(sock))
             self._connections.add(connection)
-            connection.add_done_callback(self._connections.discard)
+            connection.add_done_callback(partial(self._ended, sock))
+
+    def _ended(self, sock: socket.socket, connection: asyncio.Task[None]) -> None:
+        sock.close()
+        self._connections.discard(connection)
+        self._strangers.pop(sock, None)
 
     async def _serve(self, sock: socket.socket) -> None:
-        with closing(sock), suppress(TimeoutError, OSError, TransferError):
-            wire = Wire(sock, min(self._timeout, FIRST_MESSAGE))
+        with suppress(TimeoutError, OSError, TransferError):
+            wire = Wire(sock, min(self._timeout, FIRST_MESSAGE), self._threads)
             if wire.local and not local_socket.same_user(sock):
                 return
             request: Pull | Keep | Release = await wire.receive(Pull | Keep | Release, MAX_REQUEST)  # type: ignore[arg-type]
             wire.timeout = self._timeout
+            self._strangers.pop(sock, None)
             match request:
                 case Keep():
                     self._holder.keep(request)
@@ -175,23 +203,39 @@ class TransferServer:
                     await self._answer(wire, request)
 
     async def _answer(self, wire: Wire, pull: Pull) -> None:
+        answer: Confirmed | Refused = Refused("the lease ended before everything had arrived")
         try:
             name = self._choose(wire, pull)
-            outgoing = self._holder.open(pull)
+            with closing(self._holder.open(pull)) as outgoing:
+                await self._send_while_good(wire, name, outgoing)
+                if outgoing.confirm():
+                    answer = Confirmed()
         except TransferError as error:
-            await wire.send(Refused(str(error)))
-            return
-        with closing(outgoing):
-            try:
-                await self._send(wire, name, outgoing)
-            except TransferError as error:
-                await wire.send(Refused(str(error)))
+            answer = Refused(str(error))
+        await wire.send(answer)
 
     def _choose(self, wire: Wire, pull: Pull) -> str:
+        if len(self._connections) - len(self._strangers) > MOST_PULLS:
+            raise TransferError(f"{MOST_PULLS} pulls are under way already; try again")
         for name in pull.transports:
             if name in self._senders and (wire.local or not TRANSPORTS[name].local):
                 return name
         raise TransferError(f"no common transport: it has {self._names}, the decode instance takes {pull.transports}")
+
+    async def _send_while_good(self, wire: Wire, name: str, outgoing: Outgoing) -> None:
+        """Send everything and hear that it arrived; breaks off when the ticket ends.
+
+        Raises:
+            TransferError: It has ended.
+        """
+        sending = asyncio.ensure_future(self._send(wire, name, outgoing))
+        try:
+            while not (await asyncio.wait([sending], timeout=CHECK))[0]:
+                outgoing.check()
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        sending.result()
 
     async def _send(self, wire: Wire, name: str, outgoing: Outgoing) -> None:
         sender = self._senders[name]
@@ -200,16 +244,14 @@ class TransferServer:
         while blocks := await self._next(wire, outgoing):
             await sender.send(wire, blocks)
         await wire.send(Finished(outgoing.state))
-        while isinstance(await wire.receive(Received | Waiting), Waiting):  # type: ignore[arg-type]
+        while isinstance(await wire.receive(Received | Waiting, MAX_REQUEST), Waiting):  # type: ignore[arg-type]
             pass
-        await wire.send(Confirmed() if outgoing.confirm() else Refused("the lease ended before everything had arrived"))
 
     async def _next(self, wire: Wire, outgoing: Outgoing) -> list[int]:
         """The next computed blocks; until there are some, the puller is told that somebody is alive."""
-        computing = asyncio.ensure_future(outgoing.next())
-        try:
-            while not (await asyncio.wait([computing], timeout=min(WAITING, self._timeout / 4)))[0]:
+        while True:
+            try:
+                async with asyncio.timeout(min(WAITING, self._timeout / 4)):
+                    return await outgoing.next()
+            except TimeoutError:
                 await wire.send(Waiting())
-            return computing.result()
-        finally:
-            computing.cancel()

@@ -13,15 +13,17 @@ from functools import partial
 from typing import Final
 
 import numpy as np
+import torch
 
 from tandem.errors import TransferError
-from tandem.kv.copies import SLICE, carry_out
+from tandem.kv.copies import SLICE, carry_out, copying_threads
 from tandem.kv.landing import source_bytes
-from tandem.kv.memory import mapped_to_read, seal
+from tandem.kv.memory import CAN_SHARE, mapped_to_read, seal
 from tandem.kv.messages import Granted, Ready
 from tandem.kv.pieces import Bytes, Source, by_head, rows, runs, sources
 from tandem.kv.shards import Shards
-from tandem.kv.wire import MAX_FILES, Wire
+from tandem.kv.threads import Threads
+from tandem.kv.wire import Wire
 
 UNUSED: Final = 10.0
 """Seconds after which a mapping is dropped; to map again costs about a tenth of a pull."""
@@ -30,9 +32,11 @@ MOST: Final = 16
 """Holders whose memory is mapped at once."""
 
 
-def shareable(shards: Shards) -> bool:
-    """Whether every cache lies in memory that other processes can be handed."""
-    return len(shards.caches) <= MAX_FILES and all(cache.memory.file is not None for cache in shards.caches)
+def lack(device: torch.device) -> str | None:
+    """Why caches on a device cannot be handed to another process; None if they can."""
+    if device.type == "cpu" and CAN_SHARE:
+        return None
+    return f"processes of this system cannot share memory on {device}; choose auto or tcp"
 
 
 class MemorySender:
@@ -41,6 +45,7 @@ class MemorySender:
     offer = b""
 
     def __init__(self, shards: Shards) -> None:
+        self._shards = shards  # its memory closes the descriptors when it dies
         self.files = [cache.memory.file for cache in shards.caches if cache.memory.file is not None]
         for file in self.files:
             seal(file)
@@ -86,28 +91,59 @@ class Mappings:
         if timer is not None:
             timer.cancel()
 
-
-mappings: Final = Mappings()
-"""This process's."""
+    def close(self) -> None:
+        """Forget all."""
+        for identity in list(self._known):
+            self.drop(identity)
 
 
 class MemoryReceiver:
-    """The puller's side, for one pull.
+    """The puller's side."""
 
-    Raises:
-        TransferError: What the holder offers is not the memory of its ranks.
-    """
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._mappings = Mappings()
+        self._threads = copying_threads()
 
-    def __init__(self, shards: Shards, granted: Granted, files: Sequence[int]) -> None:
+    async def open(self, granted: Granted, files: Sequence[int]) -> MemoryIncoming:
+        """Map the holder's memory.
+
+        Raises:
+            TransferError: What it offers is not the memory of its ranks.
+        """
         if len(files) != granted.ranks:
             raise TransferError(f"{len(files)} memory descriptors came for {granted.ranks} ranks")
-        self._shards = shards
-        self._identity = identity_of(files)
+        identity = identity_of(files)
         try:
-            memory = mappings.of(self._identity, files)
-            self._parts = [(one, _blocks(memory[one.rank], shards, one)) for one in sources(shards, granted.ranks)]
+            memory = self._mappings.of(identity, files)
+            parts = [(one, _blocks(memory[one.rank], self._shards, one)) for one in sources(self._shards, len(files))]
         except (OSError, ValueError) as error:
             raise TransferError(f"its memory cannot be read ({error})") from None
+        return MemoryIncoming(self._shards, parts, self._threads, partial(self._mappings.drop, identity))
+
+    def close(self) -> None:
+        """Unmap everything."""
+        self._mappings.close()
+        self._threads.close()
+
+
+class MemoryIncoming:
+    """One pull.
+
+    Args:
+        shards: Where blocks go.
+        parts: What is needed of the holder, and its blocks by head.
+        threads: For the copies.
+        forget: Called if the pull broke off.
+    """
+
+    def __init__(
+        self, shards: Shards, parts: list[tuple[Source, Bytes]], threads: Threads, forget: Callable[[], None]
+    ) -> None:
+        self._shards = shards
+        self._parts = parts
+        self._threads = threads
+        self._forget = forget
 
     async def receive(self, wire: Wire, ready: Ready, blocks: Sequence[int]) -> None:
         """Copy the blocks of a Ready into `blocks`.
@@ -118,13 +154,13 @@ class MemoryReceiver:
         if any(max(ready.blocks) >= len(data) for _, data in self._parts):
             raise TransferError(f"it has no block {max(ready.blocks)}")
         copies = [copy for source, data in self._parts for copy in self._copies(source, data, ready.blocks, blocks)]
-        await carry_out(copies, len(blocks) * self._shards.layout.bytes_per_block)
+        await carry_out(copies, len(blocks) * self._shards.layout.bytes_per_block, self._threads)
 
     def close(self, *, whole: bool) -> None:
         """Keep the mapping for the next pull if this one went well."""
         self._parts = []  # an error's traceback would keep the memory
         if not whole:
-            mappings.drop(self._identity)
+            self._forget()
 
     def _copies(
         self, source: Source, data: Bytes, theirs: Sequence[int], ours: Sequence[int]

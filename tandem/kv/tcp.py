@@ -46,11 +46,29 @@ class TcpSender:
 
 
 class TcpReceiver:
-    """The puller's side, for one pull."""
+    """The puller's side."""
 
-    def __init__(self, shards: Shards, granted: Granted) -> None:
+    def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._sources = sources(shards, granted.ranks)
+
+    async def open(self, granted: Granted, files: Sequence[int]) -> TcpIncoming:
+        """Begin a pull.
+
+        Raises:
+            TransferError: The holder cannot have that many ranks.
+        """
+        return TcpIncoming(self._shards, sources(self._shards, granted.ranks))
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class TcpIncoming:
+    """One pull."""
+
+    def __init__(self, shards: Shards, needed: Sequence[Source]) -> None:
+        self._shards = shards
+        self._sources = needed
 
     async def receive(self, wire: Wire, ready: Ready, blocks: Sequence[int]) -> None:
         """Take the bytes that follow a Ready into `blocks`.

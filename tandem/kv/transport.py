@@ -6,16 +6,16 @@ them. `fake.py` has the other end of both sides for tests.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import torch
+
 from tandem.errors import UsageError
-from tandem.kv import nixl
+from tandem.kv import nixl, shared_memory
 from tandem.kv.messages import Granted, Ready
 from tandem.kv.shards import Shards
-from tandem.kv.shared_memory import MemoryReceiver, MemorySender, shareable
 from tandem.kv.tcp import TcpReceiver, TcpSender
 from tandem.kv.wire import Wire
 
@@ -42,8 +42,8 @@ class Sender(Protocol):
         """
 
 
-class Receiver(Protocol):
-    """The puller's side, for one pull."""
+class Incoming(Protocol):
+    """The puller's side of one pull."""
 
     async def receive(self, wire: Wire, ready: Ready, blocks: Sequence[int]) -> None:
         """Bring the blocks of a Ready into `blocks`, as many.
@@ -60,36 +60,38 @@ class Receiver(Protocol):
         """The pull is over, and went well or not."""
 
 
+class Receiver(Protocol):
+    """The puller's side, one for all pulls."""
+
+    async def open(self, granted: Granted, files: Sequence[int]) -> Incoming:
+        """Begin a pull, from what was granted and the descriptors that came with it, which stay the caller's.
+
+        Raises:
+            TransferError: What the holder offers cannot be taken.
+        """
+
+    def close(self) -> None:
+        """Let go of what is kept between pulls; none is under way."""
+
+
 @dataclass(frozen=True)
 class Transport:
     """One way."""
 
     sender: Callable[[Shards], Sender]
     """May take seconds: called in a thread."""
-    receiver: Callable[[Shards, Granted, Sequence[int]], Awaitable[Receiver]]
-    """From what was granted and the descriptors that came with it, which stay the caller's."""
-    fits: Callable[[Shards], bool]
-    """Whether caches can be read and written that way."""
+    receiver: Callable[[Shards], Receiver]
+    """Takes no time."""
+    lack: Callable[[torch.device], str | None]
+    """Why caches on a device cannot travel that way; None if they can."""
     local: bool = False
     """It passes descriptors, so it needs a connection within one host."""
 
 
-async def _tcp(shards: Shards, granted: Granted, files: Sequence[int]) -> Receiver:
-    return TcpReceiver(shards, granted)
-
-
-async def _memory(shards: Shards, granted: Granted, files: Sequence[int]) -> Receiver:
-    return MemoryReceiver(shards, granted, files)
-
-
-async def _nixl(shards: Shards, granted: Granted, files: Sequence[int]) -> Receiver:
-    return await asyncio.to_thread(nixl.NixlReceiver, shards, granted)
-
-
 TRANSPORTS: Final = {
-    "shm": Transport(sender=MemorySender, receiver=_memory, fits=shareable, local=True),
-    "nixl": Transport(sender=nixl.NixlSender, receiver=_nixl, fits=nixl.fits),
-    "tcp": Transport(sender=TcpSender, receiver=_tcp, fits=lambda shards: True),
+    "shm": Transport(shared_memory.MemorySender, shared_memory.MemoryReceiver, shared_memory.lack, local=True),
+    "nixl": Transport(nixl.NixlSender, nixl.NixlReceiver, nixl.lack),
+    "tcp": Transport(TcpSender, TcpReceiver, lambda device: None),
 }
 """By name, as `Pull.transports` has them."""
 
@@ -97,14 +99,14 @@ DEFAULT_TRANSPORTS: Final = ("shm", "tcp")
 """The best first. NIXL is asked for by name: it depends on devices and settings outside this program."""
 
 
-def check_transports(names: Sequence[str]) -> None:
-    """Refuse what cannot work.
+def usable(names: Sequence[str], device: torch.device) -> list[str]:
+    """Those of some transports by which caches on a device can travel.
 
     Raises:
-        UsageError: A name is unknown, or its package is not installed.
+        UsageError: There is none.
     """
-    for name in names:
-        if name not in TRANSPORTS:
-            raise UsageError(f"KV transport {name!r}: there is none; choose from {', '.join(TRANSPORTS)}")
-        if name == "nixl" and not nixl.installed():
-            raise UsageError("KV transport nixl: its package is missing; run `pip install 'tandem[nixl]'`")
+    lacks = {name: TRANSPORTS[name].lack(device) for name in names}
+    found = [name for name, lack in lacks.items() if lack is None]
+    if not found:
+        raise UsageError("; ".join(f"--kv-transport {name}: {lack}" for name, lack in lacks.items()))
+    return found

@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -20,6 +19,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tandem.kv.messages import MAX_MESSAGE, body_size, decode, frame
+from tandem.kv.threads import Threads
 
 M = TypeVar("M")
 
@@ -32,13 +32,8 @@ WINDOW: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 253
 """Descriptors in one message: the kernel's limit."""
 
-MAX_CONNECTIONS: Final = 1024
-"""So many have bytes under way at once; threads are made as they are needed."""
-
 CLOSED: Final = "the connection was closed"
 """What the system has no error for."""
-
-_threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="kv-wire")
 
 Seen = Callable[[memoryview], object]
 
@@ -46,25 +41,24 @@ Seen = Callable[[memoryview], object]
 class Wire:
     """One connection.
 
-    Every method raises `TimeoutError` when the other side was silent too long and `OSError` when it is gone.
+    Every method raises `TimeoutError` when the other side was silent too long and `OSError` when it is gone. A message
+    has to come, or to be taken, within that time as a whole, not each of its bytes.
 
     Args:
-        sock: Connected; the wire owns it from now on.
+        sock: Connected; closed by whoever made it.
         timeout: Longest silence, in seconds.
+        threads: Where many bytes are sent and received.
     """
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
+    def __init__(self, sock: socket.socket, timeout: float, threads: Threads) -> None:
         if sock.family != socket.AF_UNIX:
             _tune(sock)
         self.local = sock.family == socket.AF_UNIX
         """Both ends are on this host, and descriptors can be passed."""
         self.timeout = timeout
         self._sock = sock
+        self._threads = threads
         self._loop = asyncio.get_running_loop()
-
-    def close(self) -> None:
-        """End the connection; what the other side has not taken is thrown away, not waited for."""
-        self._sock.close()
 
     async def send(self, message: msgspec.Struct, files: Sequence[int] = ()) -> None:
         """Send a message, and with it, on a local connection, duplicates of descriptors."""
@@ -93,7 +87,8 @@ class Wire:
         Raises:
             TransferError: It is something else.
         """
-        return decode(await self.receive_bytes(body_size(await self.receive_bytes(4), limit)), kind)
+        async with asyncio.timeout(self.timeout):
+            return decode(await self._next(body_size(await self._next(4), limit)), kind)
 
     async def receive_with_files(self, kind: type[M]) -> tuple[M, list[int]]:
         """The next message and the descriptors that came with it, which are the caller's to close.
@@ -105,28 +100,19 @@ class Wire:
             return await self.receive(kind), []
         async with asyncio.timeout(self.timeout):
             await self._until(self._loop.add_reader, self._loop.remove_reader)
-        head, files, _, _ = socket.recv_fds(self._sock, 4, MAX_FILES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
-        try:
-            head += await self.receive_bytes(4 - len(head))
-            return decode(await self.receive_bytes(body_size(head)), kind), files
-        except BaseException:
-            close_all(files)
-            raise
+            flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            head, files, _, _ = socket.recv_fds(self._sock, 4, MAX_FILES, flags)
+            try:
+                head += await self._next(4 - len(head))
+                return decode(await self._next(body_size(head)), kind), files
+            except BaseException:
+                close_all(files)
+                raise
 
     async def receive_bytes(self, size: int) -> bytes:
-        """The next few bytes; memory is taken as they come, not as they are announced."""
-        data = bytearray()
+        """The next few bytes."""
         async with asyncio.timeout(self.timeout):
-            while len(data) < size:
-                try:
-                    piece = self._sock.recv(min(size - len(data), STEP), socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    await self._until(self._loop.add_reader, self._loop.remove_reader)
-                    continue
-                if not piece:
-                    raise ConnectionResetError(CLOSED)
-                data += piece
-        return bytes(data)
+            return await self._next(size)
 
     async def send_all(self, views: Iterable[memoryview], seen: Seen) -> None:
         """Send many bytes as they are; `seen` is called with each step of them. Both happen in a thread."""
@@ -145,19 +131,29 @@ class Wire:
         self._sock.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", int(seconds), max(1, int(rest * 1e6))))
         # The thread's calls wait in the kernel. The loop's do not (MSG_DONTWAIT), but uvloop's make the socket so.
         self._sock.setblocking(True)
-        acting = self._loop.run_in_executor(_threads, act)
         try:
-            await asyncio.wait([acting])
-        finally:
-            while not acting.done():
-                with suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([acting])
-        try:
-            acting.result()
+            await self._threads.run(act, interrupt=self._cut)
         except BlockingIOError:  # the kernel's word for a limit that has passed
             raise TimeoutError from None
+
+    def _cut(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def _next(self, size: int) -> bytes:
+        """The next bytes; memory is taken as they come, not as they are announced."""
+        await asyncio.sleep(0)  # whoever sends without a pause does not have the loop to itself
+        data = bytearray()
+        while len(data) < size:
+            try:
+                piece = self._sock.recv(min(size - len(data), STEP), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                await self._until(self._loop.add_reader, self._loop.remove_reader)
+                continue
+            if not piece:
+                raise ConnectionResetError(CLOSED)
+            data += piece
+        return bytes(data)
 
     async def _until(self, add: Callable[..., object], remove: Callable[..., object]) -> None:
         """Wait until the socket can be read or written."""

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+import torch
 from chaos.client import KEEP, Asking, BrokenError, Client, RefusalError
 from chaos.fleet import Shape
 from chaos.instance import Instance
@@ -22,8 +23,10 @@ from chaos.standing import Standing, standing
 from chaos.trial import Report, trial
 from chaos.workload import Job, Way
 
+from tandem.kv.cache import CacheLayout, KVCache
 from tandem.kv.messages import Keep
-from tandem.kv.puller import Peer, keep_leases
+from tandem.kv.puller import Peer, Puller
+from tandem.kv.shards import Shards
 
 SHAPES = {
     "2+2": Shape(),
@@ -143,11 +146,13 @@ def test_a_heartbeat_renews_a_ticket(roomy: Standing) -> None:
     async def scenario() -> None:
         params = await ticket(roomy, 210)
         peer = Peer(params["remote_host"], params["remote_port"], params["remote_engine_id"])
+        layout = CacheLayout(layers=1, planes=1, kv_heads=1, head_dim=1, dtype="float32", block_size=1)
+        puller = Puller(Shards(layout, [KVCache(layout, 1, torch.device("cpu"))]), ["tcp"], 1.0)
         for _ in range(6):
-            await keep_leases(peer, Keep(peer.engine_id, [params["remote_request_id"]]), 1.0)
+            await puller.keep(peer, Keep(peer.engine_id, [params["remote_request_id"]]), 1.0)
             await asyncio.sleep(LEASE / 4)
             assert (await roomy.prefill.audit(roomy.fleet.http))["leases"] == 1
-        await keep_leases(peer, Keep("another process", [params["remote_request_id"]]), 1.0)
+        await puller.keep(peer, Keep("another process", [params["remote_request_id"]]), 1.0)
         assert await gone_after(roomy, LEASE + 0.3) < LEASE
         assert await roomy.all_idle()
 

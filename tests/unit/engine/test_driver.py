@@ -28,6 +28,7 @@ from tandem.kv.blocks import BlockPool
 from tandem.kv.cache import CacheLayout, KVCache
 from tandem.kv.messages import Keep, Pull, Release, decode
 from tandem.kv.prefix import BlockKeys
+from tandem.kv.puller import Puller
 from tandem.kv.shards import Shards
 from tandem.protocol.kv import KVTransferParams
 
@@ -85,7 +86,7 @@ def driver(model: Slow) -> Driver:
     identity = EngineIdentity(engine_id="e", digest="d", host="127.0.0.1", port=1)
     engine = Engine(Runner(model), BlockPool(BLOCKS, SIZE), Letters(), options, identity)
     shards = Shards(LAYOUT, [KVCache(LAYOUT, BLOCKS, torch.device("cpu"))])
-    return Driver(engine, shards, Fetcher(shards, ("tcp",), 30.0))
+    return Driver(engine, shards, Fetcher(Puller(shards, ("tcp",), 30.0)))
 
 
 def run(driver: Driver, scenario: Scenario) -> None:

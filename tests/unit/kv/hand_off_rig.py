@@ -7,9 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from tandem.kv.cache import CacheLayout, KVCache
 from tandem.kv.fake import FakeHolder
 from tandem.kv.messages import Pull
-from tandem.kv.puller import Peer
+from tandem.kv.puller import Peer, Puller
 from tandem.kv.server import TransferServer
 from tandem.kv.shards import Shards
 
@@ -54,8 +53,6 @@ def empty(layout: CacheLayout, blocks: int, ranks: int = 1) -> Shards:
     caches = [KVCache(layout.of_rank(rank, ranks), blocks, CPU) for rank in range(ranks)]
     for cache in caches:
         cache.blocks.fill_(UNTOUCHED)
-        if cache.memory.file is not None:
-            weakref.finalize(cache, os.close, cache.memory.file)
     return Shards(layout, caches)
 
 
@@ -72,6 +69,19 @@ def assert_arrived(shards: Shards, theirs: Sequence[int], ours: Sequence[int], h
 
 def request(ticket: str = TICKET, engine_id: str = "engine", first: int = 0) -> Pull:
     return Pull(ticket=ticket, engine_id=engine_id, digest="digest", content=b"content", first=first)
+
+
+async def pull(
+    peer: Peer,
+    asked: Pull,
+    shards: Shards,
+    blocks: Sequence[int],
+    limit: float,
+    transports: Sequence[str] = ("shm", "tcp"),
+) -> bytes:
+    """One pull by a puller of its own."""
+    with closing(Puller(shards, transports, limit)) as puller:
+        return await puller.pull(peer, asked, blocks)
 
 
 def listening() -> socket.socket:

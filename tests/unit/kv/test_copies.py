@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from tandem.kv.copies import SLICE, carry_out
+from tandem.kv.copies import SLICE, carry_out, copying_threads
 
 
 @pytest.mark.parametrize("size", [0, SLICE, 100 * SLICE])
 @pytest.mark.parametrize("count", [0, 1, 100])
 def test_every_copy_is_made_once(size: int, count: int) -> None:
     made: list[int] = []
-    asyncio.run(carry_out([lambda place=place: made.append(place) for place in range(count)], size))
+    asyncio.run(carry_out([lambda place=place: made.append(place) for place in range(count)], size, copying_threads()))
     assert sorted(made) == list(range(count))
 
 
@@ -31,7 +31,7 @@ def test_an_error_comes_out_when_all_have_ended(size: int) -> None:
         ended.append(True)
 
     with pytest.raises(ValueError, match="broken"):
-        asyncio.run(carry_out([go_on, fail], size))
+        asyncio.run(carry_out([go_on, fail], size, copying_threads()))
     assert ended == [True]
 
 
@@ -44,7 +44,7 @@ def test_a_cancelled_call_waits_for_copies_under_way_and_begins_no_more() -> Non
         ended.append(True)
 
     async def scenario() -> None:
-        copying = asyncio.ensure_future(carry_out([copy] * 100, 100 * SLICE))
+        copying = asyncio.ensure_future(carry_out([copy] * 100, 100 * SLICE, copying_threads()))
         await asyncio.to_thread(begun.acquire)
         for _ in range(3):  # however often
             copying.cancel()

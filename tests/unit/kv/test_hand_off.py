@@ -21,6 +21,7 @@ from hand_off_rig import (
     empty,
     holding,
     listening,
+    pull,
     request,
     serving,
     until,
@@ -29,10 +30,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem.errors import TransferError, UsageError
-from tandem.kv import nixl
+from tandem.kv import nixl, shared_memory
 from tandem.kv.fake import FakeHolder
-from tandem.kv.messages import Confirmed, Finished, Granted, Keep, Pull, Ready, Refused, Release, Waiting, frame
-from tandem.kv.puller import Peer, keep_leases, pull, release
+from tandem.kv.messages import (
+    MAX_REQUEST,
+    Confirmed,
+    Finished,
+    Granted,
+    Keep,
+    Pull,
+    Ready,
+    Refused,
+    Release,
+    Waiting,
+    frame,
+)
+from tandem.kv.puller import Peer, Puller
 from tandem.kv.server import TransferServer
 
 COUNTS = [1, 2, 4, 8]
@@ -211,13 +224,15 @@ def test_no_transport_in_common_is_said() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("name", "hint"), [("pigeon", "choose from shm, nixl, tcp"), ("nixl", "pip install")])
-def test_a_transport_that_cannot_be_had_is_refused_at_once(
-    name: str, hint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transport_that_cannot_be_had_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nixl, "installed", lambda: False)
-    with listening() as listener, pytest.raises(UsageError, match=hint):
-        TransferServer(FakeHolder(holding(SMALL, 1)), listener, 5, [name])
+    monkeypatch.setattr(shared_memory, "CAN_SHARE", False)
+    shards = holding(SMALL, 1)
+    with listening() as listener, pytest.raises(UsageError, match=r"--kv-transport nixl: .*pip install 'tandem"):
+        TransferServer(FakeHolder(shards), listener, 5, ["nixl"])
+    with pytest.raises(UsageError, match="--kv-transport shm: processes of this system cannot share memory on cpu"):
+        Puller(shards, ["shm"], 5)
+    Puller(shards, ["shm", "tcp"], 5)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "a" * 70, ".", "no\0host"])
@@ -226,10 +241,11 @@ def test_nobody_there_is_said_at_once(host: str) -> None:
         peer = Peer(host, nobody.getsockname()[1], "nobody")
 
     async def scenario() -> None:
+        puller = Puller(empty(SMALL, 1), ["tcp"], 5)
         for act in (
-            pull(peer, request(), empty(SMALL, 1), [0], 5),
-            keep_leases(peer, Keep("nobody", []), 5),
-            release(peer, Release("nobody", TICKET), 5),
+            puller.pull(peer, request(), [0]),
+            puller.keep(peer, Keep("nobody", []), 5),
+            puller.release(peer, Release("nobody", TICKET), 5),
         ):
             with pytest.raises(TransferError, match="not reachable"):
                 await act
@@ -241,12 +257,26 @@ def test_leases_are_kept_and_released_over_the_wire() -> None:
     async def scenario() -> None:
         holder = FakeHolder(holding(SMALL, 1))
         told = [Keep("engine", ["a", "b"]), Release("engine", "c")]
+        puller = Puller(empty(SMALL, 1), ["tcp"], 5)
         async with serving(holder) as peer:
-            await keep_leases(peer, told[0], 5)
+            await puller.keep(peer, told[0], 5)
             await until(lambda: len(holder.told) == 1)
-            await release(peer, told[1], 5)
+            await puller.release(peer, told[1], 5)
             await until(lambda: len(holder.told) == 2)
         assert holder.told == told
+
+    asyncio.run(scenario())
+
+
+def test_leases_of_any_number_of_tickets_are_kept() -> None:
+    tickets = [f"{number:032x}" for number in range(5000)]
+
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        async with serving(holder) as peer:
+            await Puller(empty(SMALL, 1), ["tcp"], 5).keep(peer, Keep("engine", [*tickets, "x" * MAX_REQUEST]), 5)
+            await until(lambda: sum(len(keep.tickets) for keep in holder.told) == len(tickets))
+        assert sorted(ticket for keep in holder.told for ticket in keep.tickets) == tickets
 
     asyncio.run(scenario())
 

@@ -25,6 +25,7 @@ from hand_off_rig import (
     empty,
     held_elsewhere,
     holding,
+    pull,
     request,
     until,
 )
@@ -33,7 +34,7 @@ from tandem.errors import TransferError
 from tandem.kv import shared_memory
 from tandem.kv.memory import allocate, seal
 from tandem.kv.messages import Granted, Ready
-from tandem.kv.puller import pull
+from tandem.kv.puller import Puller
 from tandem.kv.shards import Shards
 from tandem.kv.shared_memory import MemoryReceiver
 
@@ -98,10 +99,12 @@ def test_memory_is_mapped_once_and_let_go_when_nobody_pulls(monkeypatch: pytest.
     async def scenario() -> None:
         shards, before = empty(LARGE, COUNT), mapped_caches()
         with held_elsewhere(COUNT, COUNT, ranks=2) as holder:
+            puller = Puller(shards, ["shm"], 5)
             for ticket in (TICKET, *MORE_TICKETS):
-                await fetch(holder, shards, "shm", ticket=ticket)
+                await puller.pull(holder.peer, request(ticket, holder.peer.engine_id), range(COUNT))
             assert mapped_caches() == before + 2
             await until(lambda: mapped_caches() == before)
+            puller.close()
 
     asyncio.run(scenario())
 
@@ -145,15 +148,14 @@ def test_memory_that_does_not_fit_is_not_read(size: int, blocks: list[int], reas
     seal(memory.file)
 
     async def read(shards: Shards, blocks: list[int]) -> None:
-        receiver = MemoryReceiver(shards, Granted("shm", 1, len(blocks)), [memory.file])
-        await receiver.receive(None, Ready(blocks), [0] * len(blocks))  # type: ignore[arg-type]
+        incoming = await MemoryReceiver(shards).open(Granted("shm", 1, len(blocks)), [memory.file])
+        await incoming.receive(None, Ready(blocks), [0] * len(blocks))  # type: ignore[arg-type]
 
     async def scenario() -> None:
         shards = empty(SMALL, 2)
         with pytest.raises(TransferError, match=reason):
             await read(shards, blocks)
         with pytest.raises(TransferError, match="1 memory descriptors came for 2 ranks"):
-            MemoryReceiver(shards, Granted("shm", 2, 1), [memory.file])
+            await MemoryReceiver(shards).open(Granted("shm", 2, 1), [memory.file])
 
     asyncio.run(scenario())
-    os.close(memory.file)

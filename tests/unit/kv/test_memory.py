@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 from pathlib import Path
@@ -28,7 +29,7 @@ def test_what_one_writes_everybody_sees_who_has_the_descriptor() -> None:
     memory = allocate(SIZE, CPU)
     assert memory.data.shape == (SIZE,)
     assert memory.data.dtype == torch.uint8
-    other = mapped(os.dup(descriptor(memory)), SIZE)
+    other = mapped(descriptor(memory), SIZE)
     memory.data[[0, SIZE - 1]] = torch.tensor([7, 9], dtype=torch.uint8)
     other[5] = 3
     assert (other[0], other[SIZE - 1], memory.data[5]) == (7, 9, 3)
@@ -55,7 +56,8 @@ def test_memory_that_could_shrink_under_its_reader_is_refused() -> None:
 @needs_descriptors
 @pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1])
 def test_sealed_memory_keeps_its_size(size: int) -> None:
-    file = descriptor(allocate(SIZE, CPU))
+    memory = allocate(SIZE, CPU)
+    file = descriptor(memory)
     seal(file)
     with pytest.raises(PermissionError):
         os.ftruncate(file, size)
@@ -73,15 +75,31 @@ def test_sealed_memory_is_not_mapped_for_writing_again() -> None:
 
 @needs_descriptors
 def test_a_new_program_does_not_inherit_the_descriptor() -> None:
-    assert not os.get_inheritable(descriptor(allocate(SIZE, CPU)))
+    memory = allocate(SIZE, CPU)
+    assert not os.get_inheritable(descriptor(memory))
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @needs_descriptors
 def test_memory_that_cannot_be_had_is_said_so_and_leaves_no_descriptor() -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     with pytest.raises(RuntimeError):
         allocate(2**62, CPU)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
+
+
+@needs_descriptors
+def test_a_cache_that_nobody_has_any_more_leaves_no_descriptor() -> None:
+    layout = CacheLayout(layers=1, planes=2, kv_heads=1, head_dim=2, dtype="float32", block_size=2)
+    before = descriptors()
+    caches = [KVCache(layout, 3, CPU) for _ in range(5)]
+    assert descriptors() > before
+    del caches
+    assert descriptors() == before
 
 
 def test_a_cache_lies_in_the_memory_it_is_given() -> None:

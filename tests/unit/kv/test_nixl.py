@@ -8,13 +8,12 @@ import signal
 import time
 
 import pytest
-from hand_off_rig import LARGE, MORE_TICKETS, UNTOUCHED, assert_arrived, empty, held_elsewhere, request, until
+from hand_off_rig import LARGE, MORE_TICKETS, UNTOUCHED, assert_arrived, empty, held_elsewhere, pull, request, until
 
 from tandem.errors import TransferError
 from tandem.kv import nixl
 from tandem.kv.messages import Granted
 from tandem.kv.nixl import NixlReceiver
-from tandem.kv.puller import pull
 
 if not nixl.installed():
     pytest.skip("the nixl package is not installed", allow_module_level=True)
@@ -63,4 +62,4 @@ def test_a_holder_that_dies_or_freezes_is_noticed_and_writes_nothing_later(act: 
 @pytest.mark.parametrize("offer", [b"", b"\xc1", b"\x82\xa8metadata\xc4\x01x\xa7regions\x90"])
 def test_an_offer_that_is_none_is_not_believed(offer: bytes) -> None:
     with pytest.raises(TransferError):
-        NixlReceiver(empty(LARGE, 1), Granted("nixl", 1, 1, offer))
+        asyncio.run(NixlReceiver(empty(LARGE, 1)).open(Granted("nixl", 1, 1, offer), ()))

@@ -6,10 +6,12 @@ import asyncio
 import errno
 import os
 import socket
+import threading
+from contextlib import suppress
 
 import msgspec
 import pytest
-from hand_off_rig import LARGE, SMALL, TICKET, assert_arrived, empty, holding, listening, request, serving, until
+from hand_off_rig import LARGE, SMALL, TICKET, assert_arrived, empty, holding, listening, pull, request, serving, until
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from tandem.errors import TransferError
 from tandem.kv import local_socket, server
 from tandem.kv.fake import FakeHolder
 from tandem.kv.messages import MAX_REQUEST, Received, Waiting, frame
-from tandem.kv.puller import Peer, pull
+from tandem.kv.puller import Peer
 from tandem.kv.server import TransferServer
 
 on_linux = pytest.mark.skipif(not local_socket.SUPPORTED, reason="only Linux has abstract sockets")
@@ -149,22 +151,131 @@ def test_a_puller_that_leaves_ends_its_pull(transport: str, ready: int) -> None:
     asyncio.run(scenario())
 
 
-def test_a_flood_of_connections_is_bounded_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 50)
+def small_reader(peer: Peer) -> socket.socket:
+    """A connection whose kernel takes little that is not read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((peer.host, peer.port))
+    return sock
+
+
+async def go_on(sock: socket.socket, transport: str) -> None:
+    """Be a puller that is never done, and never silent: says that it still reads, or reads a little."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    await loop.sock_sendall(sock, asking(transport))
+    with suppress(OSError):
+        while transport == "shm" or await loop.sock_recv(sock, 100):
+            if transport == "shm":
+                await loop.sock_sendall(sock, frame(Waiting()))
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_pull_that_never_ends_is_cut_off_with_its_ticket(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CHECK", 0.05)
+
+    async def scenario() -> None:
+        holder = FakeHolder(holding(LARGE, 64))
+        ticket = holder.add(TICKET, range(64))
+        async with serving(holder) as peer:
+            with local(peer) if transport == "shm" else small_reader(peer) as sock:
+                pulling = asyncio.create_task(go_on(sock, transport))
+                await until(lambda: holder.pulls)
+                await asyncio.sleep(0.5)
+                assert not holder.pulls[0].closed
+                ticket.ended = True
+                await until(lambda: holder.pulls[0].closed, 1)
+                pulling.cancel()
+                await asyncio.wait([pulling])
+
+    asyncio.run(scenario())
+
+
+def test_a_message_has_to_come_in_time_as_a_whole() -> None:
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 1))
+        holder.add(TICKET, [0])
+        async with serving(holder, 0.5) as peer:
+            _, writer = await asyncio.open_connection(peer.host, peer.port)
+            writer.write(asking("tcp"))
+            for byte in frame(Received()):
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.06)
+            assert len(frame(Received())) * 0.06 > 0.8
+            assert holder.pulls[0].closed
+            assert not holder.tickets[TICKET].ended
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_puller_that_never_pauses_has_the_loop_not_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message after the other is there already; without a turn of the loop nobody else would be served."""
+    monkeypatch.setattr(server, "CHECK", 0.05)
 
     async def scenario() -> None:
         holder = FakeHolder(holding(SMALL, 1))
-        async with serving(holder, 1) as peer:
-            flood = [socket.create_connection((peer.host, peer.port)) for _ in range(40)]
+        ticket = holder.add(TICKET, [0])
+        async with serving(holder) as peer:
+            with socket.create_connection((peer.host, peer.port)) as sock:
+                sock.sendall(asking("tcp"))
+                await until(lambda: holder.pulls)
+                pouring = threading.Thread(target=pour, args=(sock, frame(Waiting()) * 1000), daemon=True)
+                pouring.start()
+                await serves(holder, peer)
+                assert pouring.is_alive()
+                assert not holder.pulls[0].closed
+                ticket.ended = True
+                await until(lambda: holder.pulls[0].closed)
+                await asyncio.to_thread(pouring.join)
+
+    asyncio.run(scenario())
+
+
+def pour(sock: socket.socket, words: bytes) -> None:
+    with suppress(OSError):
+        while True:
+            sock.sendall(words)
+
+
+def test_a_flood_of_silent_connections_is_bounded_and_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_STRANGERS", 20)
+
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 2))
+        ticket = holder.add(TICKET, [0, 1], ready=1)
+        async with serving(holder) as peer:
+            pulling = asyncio.ensure_future(pull(peer, request(), empty(SMALL, 2), [0, 1], 5, ["tcp"]))
+            await until(lambda: holder.pulls)
+            flood = [socket.create_connection((peer.host, peer.port)) for _ in range(100)]
             await serves(holder, peer)
-            flood += [socket.create_connection((peer.host, peer.port)) for _ in range(100)]
-            with pytest.raises(TransferError, match="broke off"):
-                await pull(peer, request("good"), empty(SMALL, 1), [0], 5, ["tcp"])
-            await asyncio.sleep(1.5)
-            await serves(holder, peer)
-            for sock in flood:
+            for sock in flood[:80]:
                 assert sock.recv(1) == b""
+            ticket.compute(2)
+            assert await pulling == b"state"
+            for sock in flood:
                 sock.close()
+
+    asyncio.run(scenario())
+
+
+def test_only_so_many_pulls_are_served_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_PULLS", 3)
+
+    async def scenario() -> None:
+        holder = FakeHolder(holding(SMALL, 4))
+        ticket = holder.add(TICKET, [0], ready=0)
+        async with serving(holder) as peer:
+            shards = empty(SMALL, 4)
+            pulls = [asyncio.ensure_future(pull(peer, request(), shards, [block], 5, ["tcp"])) for block in range(3)]
+            await until(lambda: len(holder.pulls) == 3)
+            with pytest.raises(TransferError, match="refused: 3 pulls are under way already"):
+                await pull(peer, request(), shards, [3], 5, ["tcp"])
+            ticket.compute(1)
+            await asyncio.wait(pulls)
+            assert sum(one.exception() is None for one in pulls) == 1  # and the ticket was used then
+            await serves(holder, peer)
 
     asyncio.run(scenario())
 
