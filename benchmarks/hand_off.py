@@ -25,7 +25,7 @@ import torch
 import uvloop
 
 from tandem.kv.cache import CacheLayout, KVCache
-from tandem.kv.fake import FakeHolder
+from tandem.kv.fake_holder import FakeHolder
 from tandem.kv.messages import Pull
 from tandem.kv.puller import Peer, Puller
 from tandem.kv.server import TransferServer

@@ -1,126 +1,107 @@
-"""A holder without an engine: some blocks under some tickets, for tests and benchmarks of a hand-off."""
+"""A transport within one process, for tests: it copies head by head, simply, and breaks off or waits when told to."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tandem.errors import TransferError
-from tandem.kv.messages import Keep, Pull, Release
+from tandem.kv.messages import Granted, Ready
 from tandem.kv.shards import Shards
+from tandem.kv.transport import Transport
+from tandem.kv.wire import Wire
 
 
 @dataclass(eq=False)
-class FakeTicket:
-    """Blocks under one name; `compute` and `fail` play the prefill."""
+class FakeTransport:
+    """Both sides of it, for holders and pullers that are made with the same one."""
 
-    blocks: Sequence[int]
-    state: bytes = b"state"
-    ready: int = 0
-    """How many of the blocks are computed."""
-    failure: str | None = None
-    ended: bool = False
-    """It was used, released or has expired."""
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def compute(self, ready: int) -> None:
-        """The first `ready` blocks are there now."""
-        self.ready = ready
-        self.changed.set()
-
-    def fail(self, reason: str) -> None:
-        """The prefill ends otherwise."""
-        self.failure = reason
-        self.changed.set()
-
-
-@dataclass(eq=False)
-class FakeOutgoing:
-    """One pull of a fake ticket."""
-
-    ticket: FakeTicket
-    named: int
-    closed: bool = False
+    breaks_after: float = math.inf
+    """Blocks that arrive, over all pulls, before the connection is lost."""
+    goes_on: asyncio.Event | None = None
+    """What arrives is waited for until this is set."""
+    arrived: int = 0
+    """Blocks so far."""
+    holders: dict[bytes, Shards] = field(default_factory=dict)
+    """Offer -> whose blocks they are."""
 
     @property
-    def count(self) -> int:
-        """Blocks of the ticket."""
-        return len(self.ticket.blocks)
+    def transport(self) -> Transport:
+        """As it stands beside the others."""
+        return Transport(
+            sender=lambda shards: FakeSender(self, shards),
+            receiver=lambda shards: FakeReceiver(self, shards),
+            lack=lambda device: None,
+        )
 
-    @property
-    def state(self) -> bytes:
-        """The ticket's."""
-        return self.ticket.state
 
-    async def next(self) -> list[int]:
-        """The next computed blocks.
+class FakeSender:
+    """The holder's side: it only says which blocks there are."""
 
-        Raises:
-            TransferError: The ticket failed.
-        """
-        while self.named == self.ticket.ready < self.count and self.ticket.failure is None:
-            self.ticket.changed.clear()
-            await self.ticket.changed.wait()
-        if self.ticket.failure is not None:
-            raise TransferError(self.ticket.failure)
-        blocks = list(self.ticket.blocks[self.named : self.ticket.ready])
-        self.named = self.ticket.ready
-        return blocks
+    files: Sequence[int] = ()
 
-    def check(self) -> None:
-        """Look at the ticket.
+    def __init__(self, fake: FakeTransport, shards: Shards) -> None:
+        self.offer = str(len(fake.holders)).encode()
+        fake.holders[self.offer] = shards
 
-        Raises:
-            TransferError: It failed or has ended.
-        """
-        if self.ticket.failure is not None or self.ticket.ended:
-            raise TransferError(self.ticket.failure or "the ticket has ended")
-
-    def confirm(self) -> bool:
-        """End the ticket."""
-        stood, self.ticket.ended = not self.ticket.ended, True
-        return stood
-
-    def close(self) -> None:
-        """Remember it."""
-        self.closed = True
+    async def send(self, wire: Wire, blocks: Sequence[int]) -> None:
+        """Tell of blocks."""
+        await wire.send(Ready(list(blocks)))
 
 
 @dataclass(eq=False)
-class FakeHolder:
-    """Grants its tickets, and remembers what it was asked for."""
+class FakeReceiver:
+    """The puller's side."""
 
+    fake: FakeTransport
     shards: Shards
-    engine_id: str = "engine"
-    tickets: dict[str, FakeTicket] = field(default_factory=dict)
-    pulls: list[FakeOutgoing] = field(default_factory=list)
-    told: list[Keep | Release] = field(default_factory=list)
 
-    def add(self, name: str, blocks: Sequence[int], ready: int | None = None) -> FakeTicket:
-        """Put blocks under a name, all computed unless `ready` says how many."""
-        ticket = self.tickets[name] = FakeTicket(blocks, ready=len(blocks) if ready is None else ready)
-        return ticket
-
-    def open(self, pull: Pull) -> FakeOutgoing:
+    async def open(self, granted: Granted, files: Sequence[int]) -> FakeIncoming:
         """Begin a pull.
 
         Raises:
-            TransferError: The ticket is another process's, unknown or used.
+            TransferError: The holder's transport is another one.
         """
-        ticket = self.tickets.get(pull.ticket)
-        if pull.engine_id != self.engine_id:
-            raise TransferError("the ticket is another process's")
-        if ticket is None or ticket.ended:
-            raise TransferError("the ticket is unknown or used")
-        outgoing = FakeOutgoing(ticket, pull.first)
-        self.pulls.append(outgoing)
-        return outgoing
+        if granted.offer not in self.fake.holders:
+            raise TransferError("its transport is not this fake")
+        return FakeIncoming(self.fake, self.shards, self.fake.holders[granted.offer])
 
-    def keep(self, keep: Keep) -> None:
-        """Remember it."""
-        self.told.append(keep)
+    def close(self) -> None:
+        """Nothing is kept."""
 
-    def release(self, release: Release) -> None:
-        """Remember it."""
-        self.told.append(release)
+
+@dataclass(eq=False)
+class FakeIncoming:
+    """One pull."""
+
+    fake: FakeTransport
+    ours: Shards
+    theirs: Shards
+
+    async def receive(self, wire: Wire, ready: Ready, blocks: Sequence[int]) -> None:
+        """Copy the blocks of a Ready, one by one.
+
+        Raises:
+            OSError: It was to break off.
+        """
+        for their_block, our_block in zip(ready.blocks, blocks, strict=True):
+            if self.fake.goes_on is not None:
+                await self.fake.goes_on.wait()
+            if self.fake.arrived >= self.fake.breaks_after:
+                raise ConnectionResetError("the connection was lost")
+            self._copy(their_block, our_block)
+            self.fake.arrived += 1
+
+    def close(self, *, whole: bool) -> None:
+        """Nothing is kept."""
+
+    def _copy(self, their_block: int, our_block: int) -> None:
+        """Every head that one of our ranks holds, from a rank of theirs that has it."""
+        for rank, cache in enumerate(self.ours.caches):
+            for place, head in enumerate(self.ours.heads(rank)):
+                holder = next(one for one in range(len(self.theirs.caches)) if head in self.theirs.heads(one))
+                there = self.theirs.heads(holder).index(head)
+                of = self.theirs.caches[holder].blocks[their_block]
+                cache.blocks[our_block, ..., place, :] = of[..., there, :]

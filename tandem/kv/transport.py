@@ -1,7 +1,7 @@
 """The ways blocks travel, behind one interface for each side.
 
 The holder names one of those the puller can take; from then on each side talks to its half. The engine knows none of
-them. `fake.py` has the other end of both sides for tests.
+them. `fake.py` is one more for tests, within one process; it breaks off when told to.
 """
 
 from __future__ import annotations

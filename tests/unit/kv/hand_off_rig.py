@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from tandem.kv.cache import CacheLayout, KVCache
-from tandem.kv.fake import FakeHolder
+from tandem.kv.fake import FakeTransport
+from tandem.kv.fake_holder import ENGINE, FakeHolder
 from tandem.kv.messages import Pull
 from tandem.kv.puller import Peer, Puller
 from tandem.kv.server import TransferServer
 from tandem.kv.shards import Shards
+from tandem.kv.transport import TRANSPORTS
 
 CPU = torch.device("cpu")
 SMALL = CacheLayout(layers=3, planes=2, kv_heads=4, head_dim=5, dtype="float32", block_size=4)
@@ -30,6 +32,8 @@ TICKET = "ticket"
 MORE_TICKETS = ("second", "third")
 """Of a holder in another process, over blocks that are computed."""
 UNTOUCHED = -1.0
+FAKE = FakeTransport()
+TRANSPORTS["fake"] = FAKE.transport
 
 
 def numbered(layout: CacheLayout, blocks: int) -> Tensor:
@@ -67,7 +71,7 @@ def assert_arrived(shards: Shards, theirs: Sequence[int], ours: Sequence[int], h
         assert torch.equal(cache.blocks, expected)
 
 
-def request(ticket: str = TICKET, engine_id: str = "engine", first: int = 0) -> Pull:
+def request(ticket: str = TICKET, engine_id: str = ENGINE, first: int = 0) -> Pull:
     return Pull(ticket=ticket, engine_id=engine_id, digest="digest", content=b"content", first=first)
 
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import uvloop
 from hand_off_rig import (
+    FAKE,
     LARGE,
     SMALL,
     TICKET,
@@ -31,7 +32,7 @@ from hypothesis import strategies as st
 
 from tandem.errors import TransferError, UsageError
 from tandem.kv import nixl, shared_memory
-from tandem.kv.fake import FakeHolder
+from tandem.kv.fake_holder import ENGINE, FakeHolder
 from tandem.kv.messages import (
     MAX_REQUEST,
     Confirmed,
@@ -50,6 +51,7 @@ from tandem.kv.server import TransferServer
 
 COUNTS = [1, 2, 4, 8]
 TRANSPORTS = [
+    "fake",
     "shm",
     "tcp",
     pytest.param("nixl", marks=pytest.mark.skipif(not nixl.installed(), reason="the nixl package is not installed")),
@@ -198,6 +200,45 @@ def test_a_lease_that_ended_meanwhile_is_not_confirmed(transport: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_pull_that_breaks_off_leaves_the_ticket_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        holder, shards = FakeHolder(holding(SMALL, 4)), empty(SMALL, 4)
+        ticket = holder.add(TICKET, range(4))
+        async with serving(holder, transports=["fake"]) as peer:
+            monkeypatch.setattr(FAKE, "breaks_after", FAKE.arrived + 2)
+            with pytest.raises(TransferError, match=r"broke off \(the connection was lost\)"):
+                await pull(peer, request(), shards, range(4), 5, ["fake"])
+            await until(lambda: holder.pulls[0].closed)
+            assert not ticket.ended
+            assert_arrived(shards, [0, 1], [0, 1], 4)
+            monkeypatch.undo()
+            await pull(peer, request(), shards, range(4), 5, ["fake"])
+        assert ticket.ended
+        assert_arrived(shards, range(4), range(4), 4)
+
+    asyncio.run(scenario())
+
+
+def test_a_pull_that_is_cancelled_between_two_blocks_writes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(FAKE, "goes_on", asyncio.Event())
+        holder, shards = FakeHolder(holding(SMALL, 4)), empty(SMALL, 4)
+        ticket = holder.add(TICKET, range(4))
+        async with serving(holder, transports=["fake"]) as peer:
+            pulling = asyncio.ensure_future(pull(peer, request(), shards, range(4), 5, ["fake"]))
+            await until(lambda: holder.pulls and holder.pulls[0].named == 4)
+            pulling.cancel()
+            with suppress(asyncio.CancelledError):
+                await pulling
+            assert FAKE.goes_on is not None
+            FAKE.goes_on.set()
+            await until(lambda: holder.pulls[0].closed)
+        assert_arrived(shards, [], [], 4)
+        assert not ticket.ended
+
+    asyncio.run(scenario())
+
+
 def test_a_ticket_over_more_blocks_than_the_prompt_has_is_not_taken() -> None:
     async def scenario() -> None:
         holder = FakeHolder(holding(SMALL, 4))
@@ -256,7 +297,7 @@ def test_nobody_there_is_said_at_once(host: str) -> None:
 def test_leases_are_kept_and_released_over_the_wire() -> None:
     async def scenario() -> None:
         holder = FakeHolder(holding(SMALL, 1))
-        told = [Keep("engine", ["a", "b"]), Release("engine", "c")]
+        told = [Keep(ENGINE, ["a", "b"]), Release(ENGINE, "c")]
         puller = Puller(empty(SMALL, 1), ["tcp"], 5)
         async with serving(holder) as peer:
             await puller.keep(peer, told[0], 5)
@@ -274,7 +315,7 @@ def test_leases_of_any_number_of_tickets_are_kept() -> None:
     async def scenario() -> None:
         holder = FakeHolder(holding(SMALL, 1))
         async with serving(holder) as peer:
-            await Puller(empty(SMALL, 1), ["tcp"], 5).keep(peer, Keep("engine", [*tickets, "x" * MAX_REQUEST]), 5)
+            await Puller(empty(SMALL, 1), ["tcp"], 5).keep(peer, Keep(ENGINE, [*tickets, "x" * MAX_REQUEST]), 5)
             await until(lambda: sum(len(keep.tickets) for keep in holder.told) == len(tickets))
         assert sorted(ticket for keep in holder.told for ticket in keep.tickets) == tickets
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tandem.errors import TransferError
 from tandem.kv import local_socket, server
-from tandem.kv.fake import FakeHolder
+from tandem.kv.fake_holder import FakeHolder
 from tandem.kv.messages import MAX_REQUEST, Received, Waiting, frame
 from tandem.kv.puller import Peer
 from tandem.kv.server import TransferServer
