@@ -23,7 +23,7 @@ from tandem.engine.holder import EngineHolder
 from tandem.engine.progress import Progress
 from tandem.engine.request import Request
 from tandem.engine.update import Update
-from tandem.errors import RequestError
+from tandem.errors import ProcessError, RequestError
 from tandem.kv.shards import Shards
 from tandem.protocol.kv import KVTransferParams
 
@@ -149,7 +149,8 @@ class Driver:
                     self._wake.wait(IDLE_SECONDS)
                     self._wake.clear()
         except BaseException as error:
-            log.exception("a step failed; the instance cannot go on")
+            # Of a rank that died, how this process noticed is of no use to anybody.
+            log.critical("a step failed; the instance cannot go on", exc_info=not isinstance(error, ProcessError))
             self.fall(error)
 
     def _step(self) -> bool:

@@ -27,7 +27,8 @@ class Fetch:
         if state.prompt != len(request.prompt):
             return f"the KV ticket is for a prompt of {state.prompt} tokens, this one has {len(request.prompt)}"
         if len(state.first) != len(request.choices):
-            return f"the KV ticket is for n={len(state.first)}, the request asks for n={len(request.choices)}"
+            asked = f"the request asks for n={len(request.choices)}; send both instances the same request"
+            return f"the KV ticket is for n={len(state.first)}, {asked}"
         if any(sampled.token >= vocab_size for sampled in state.first):
             return f"the KV ticket's first tokens are outside 0..{vocab_size - 1}; do both instances serve one model?"
         return None

@@ -104,6 +104,7 @@ class Fetcher:
             self._settled.add(request)
             self._engine.arrive(fetch, state)
             return
+        log.warning("request %s: %s", request.id, reason)
         self._settled.add(request)
         self.give_back(ticket)
         self._engine.miss(fetch, reason)

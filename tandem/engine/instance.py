@@ -7,6 +7,7 @@ can answer.
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -103,6 +104,8 @@ def _bind(host: str, port: int, option: str) -> socket.socket:
         sock.bind((host, port))
     except OSError as error:
         sock.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"--host {host}: is not an address of this machine; use one that is") from None
         raise UsageError(f"{option} {port} on {host} cannot be bound ({error.strerror}); choose another") from None
     return sock
 

@@ -126,7 +126,10 @@ class Tickets:
         if pull.engine_id != self._identity.engine_id:
             raise TransferError("the KV ticket is of an earlier process; this instance was restarted since")
         if pull.digest != self._identity.digest:
-            raise TransferError("model, weights, dtype, block size or version of the two instances differ")
+            raise TransferError(
+                "model, weights, dtype, block size or version of the two instances differ; start both from the same "
+                "folder and version, with the same --dtype and --block-size"
+            )
         ticket = self._book.find(pull.ticket)
         if ticket is None:
             raise TransferError("the KV ticket is used up, expired or unknown here; prefill the request again")

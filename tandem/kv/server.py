@@ -220,7 +220,10 @@ class TransferServer:
         for name in pull.transports:
             if name in self._senders and (wire.local or not TRANSPORTS[name].local):
                 return name
-        raise TransferError(f"no common transport: it has {self._names}, the decode instance takes {pull.transports}")
+        raise TransferError(
+            f"no common transport: it has {self._names}, the decode instance takes {pull.transports}; "
+            "give both the same --kv-transport"
+        )
 
     async def _send_while_good(self, wire: Wire, name: str, outgoing: Outgoing) -> None:
         """Send everything and hear that it arrived; breaks off when the ticket ends.

@@ -38,14 +38,30 @@ def narrowed(config: ModelConfig, rank: int, ranks: int) -> ModelConfig:
     """The model whose decoder is one rank's part.
 
     Raises:
-        UsageError: A size of the model cannot be shared out among so many.
+        UsageError: A size of the model cannot be shared out among so many; the message says what would do.
     """
+    try:
+        return _narrowed(config, rank, ranks)
+    except UsageError as error:
+        allowed = ", ".join(str(number) for number in range(1, config.attention.heads + 1) if _fits(config, number))
+        raise UsageError(f"{error}; this model allows {allowed}") from None
+
+
+def _narrowed(config: ModelConfig, rank: int, ranks: int) -> ModelConfig:
     return replace(
         config,
         vocab_size=len(vocabulary_part(config.vocab_size, rank, ranks)),
         attention=_fewer_heads(config.attention, rank, ranks),
         feed_forward=_smaller(config.feed_forward, ranks),
     )
+
+
+def _fits(config: ModelConfig, ranks: int) -> bool:
+    try:
+        _narrowed(config, 0, ranks)
+    except UsageError:
+        return False
+    return True
 
 
 def cuts(config: ModelConfig, rank: int, ranks: int) -> dict[str, Cut]:
@@ -68,7 +84,7 @@ def vocabulary_part(size: int, rank: int, ranks: int) -> range:
     """
     step = -(-size // ranks)
     if step * (ranks - 1) >= size:
-        raise UsageError(f"--tensor-parallel-size {ranks}: a vocabulary of {size} is too small for it; choose fewer")
+        raise UsageError(f"--tensor-parallel-size {ranks}: a vocabulary of {size} is too small for it")
     return range(rank * step, min((rank + 1) * step, size))
 
 

@@ -12,7 +12,7 @@ def part(size: int, rank: int, ranks: int, what: str) -> range:
         UsageError: `size` cannot be divided; the message names `what`.
     """
     if size % ranks:
-        raise UsageError(f"--tensor-parallel-size {ranks}: {what} {size} cannot be divided by it; choose a divisor")
+        raise UsageError(f"--tensor-parallel-size {ranks}: {what} {size} cannot be divided by it")
     step = size // ranks
     return range(rank * step, (rank + 1) * step)
 
@@ -27,8 +27,7 @@ def kv_part(kv_heads: int, rank: int, ranks: int) -> range:
         return part(kv_heads, rank, ranks, "key/value heads")
     if ranks % kv_heads:
         raise UsageError(
-            f"--tensor-parallel-size {ranks}: must divide the model's {kv_heads} key/value heads or be a multiple of "
-            "them; choose such a number"
+            f"--tensor-parallel-size {ranks}: must divide the model's {kv_heads} key/value heads or be their multiple"
         )
     head = rank * kv_heads // ranks
     return range(head, head + 1)
