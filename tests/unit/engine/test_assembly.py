@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import tandem
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import MODELS
 from tandem.catalogue.named import TokenizerKind
@@ -22,6 +24,8 @@ from tandem.engine.request import Request
 from tandem.engine.sampling import SamplingParams
 from tandem.errors import UsageError
 from tandem.kv import nixl, shared_memory
+from tandem.model.context import CausalContext
+from tandem.model.folder import load
 from tandem.model.random_folder import write_random_folder
 from tandem.text.tokenizer import Tokenizer
 
@@ -99,12 +103,27 @@ def test_a_transport_that_cannot_be_had_is_refused_before_the_model_is_loaded(
         engine_of(tiny_model, kv_transport=transport)
 
 
-def test_instances_exchange_blocks_only_with_their_like(tiny_model: Path) -> None:
+def test_instances_exchange_blocks_only_with_their_like(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def digest(**options) -> str:
         return engine_of(tiny_model, **options).identity.digest
 
+    def other(name: str, config: ModelConfig, seed: int) -> str:
+        write_random_folder(config, MODELS["llama3.2-1b"].tokenizer, tmp_path / name, dtype="float32", seed=seed)
+        return engine_of(tmp_path / name).identity.digest
+
     assert digest() == digest(max_num_seqs=3)
-    assert len({digest(), digest(block_size=8), digest(dtype="bfloat16")}) == 3
+    found = [digest(), digest(block_size=8), digest(dtype="bfloat16")]
+    found += [other("first", LLAMA, 0), other("weights", LLAMA, 1), other("config", replace(LLAMA, norm_eps=1e-3), 0)]
+    monkeypatch.setattr(tandem, "__version__", "99.0")
+    found.append(digest())
+    assert len(set(found)) == 7
+
+
+def test_blocks_of_caches_of_different_dtypes_have_different_roots(tiny_model: Path) -> None:
+    request = Request(id="", prompt=[1], sampling=SamplingParams())
+    assert len({engine_of(tiny_model, dtype=name).options.root(request) for name in ("float32", "bfloat16")}) == 2
 
 
 NAMES = (
@@ -174,6 +193,31 @@ def test_prompts_of_different_stretch_share_no_block(name: str, tmp_path: Path) 
             answers(engine, [second], 1, salt)
             shared = (min(len(first), len(second) - 1) // 16) * 16 if of_first == of_second else 0
             assert engine.scheduler.prefix_hits - before == shared
+
+
+class OfPrompt(CausalContext):
+    """A whole text of which only the beginning is prompt."""
+
+    def __init__(self, length: int, prompt: int) -> None:
+        super().__init__(1, length, torch.device("cpu"))
+        self._prompt = prompt
+
+    @property
+    def prompts(self) -> torch.Tensor:
+        return torch.full_like(self.positions, self._prompt)
+
+
+@pytest.mark.parametrize("name", ["qwen-7b", "dynamic", "llama3.2-1b"])
+def test_an_answer_that_outgrows_what_the_model_was_trained_on_is_a_plain_forwards(name: str, tmp_path: Path) -> None:
+    """Its rotation goes by the prompt's length, not by what has been said since."""
+    folder = write(name, tmp_path / name)
+    decoder, engine = load(folder, torch.device("cpu")), engine_of(folder)
+    for prompt in (TOKENS[:50], TOKENS[:100], TOKENS[:127]):
+        text = list(prompt)
+        with torch.inference_mode():
+            for _ in range(70):
+                text.append(int(decoder(torch.tensor([text]), OfPrompt(len(text), len(prompt)))[0, -1].argmax()))
+        assert answers(engine, [prompt], 70) == [text[len(prompt) :]]
 
 
 @pytest.mark.parametrize("name", ["qwen-7b", "dynamic"])
