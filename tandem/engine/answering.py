@@ -65,7 +65,7 @@ class Answering:
         return response
 
     async def stream(self, http: web.Request, updates: AsyncIterator[Update]) -> web.StreamResponse:
-        """Send every update at once; a failure after the first one becomes an event.
+        """Send every update at once; a failure after the first one becomes an event, the last one and without `[DONE]`.
 
         Raises:
             RequestError: The request failed before anything was sent.
@@ -85,13 +85,17 @@ class Answering:
                 piece = self._piece(self._choice(update), [update])
                 await response.write(sse.event(self._head.chunk(piece, self._ticket(update))))
             update = await anext(updates, None)
-        if update is not None:
-            await response.write(sse.event(error_answer(_failure(update))))
-        elif self._body.include_usage:
-            await response.write(sse.event(self._head.usage_chunk(self._usage)))
-        await response.write(sse.DONE)
+        for last in self._end(update):
+            await response.write(last)
         await response.write_eof()
         return response
+
+    def _end(self, failure: Update | None) -> list[bytes]:
+        """A stream's last events: `[DONE]` says that the answer is whole."""
+        if failure is not None:
+            return [sse.event(error_answer(_failure(failure)))]
+        usage = [sse.event(self._head.usage_chunk(self._usage))] if self._body.include_usage else []
+        return [*usage, sse.DONE]
 
     @property
     def _usage(self) -> Usage:

@@ -22,8 +22,9 @@ from tandem.errors import RequestError
 from tandem.protocol.answers import AnswerHead, Endpoint, error_body, model_list
 from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_body, request_id
 from tandem.protocol.identity import Identity
-from tandem.protocol.json_body import decode_object
+from tandem.protocol.json_body import decode_struct
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
+from tandem.protocol.room import Release, Reserve
 
 CHATS_AT_ONCE = 4
 """Conversations that are put into words at the same time."""
@@ -144,8 +145,8 @@ class InstanceServer:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _reserve(self, http: web.Request) -> web.Response:
-        tokens, most = decode_object(await read_body(http), int).get("tokens", 0), self._intake.max_model_len
-        if not 0 < tokens <= most:
+        tokens, most = decode_struct(await read_body(http), Reserve).tokens, self._intake.max_model_len
+        if tokens > most:
             raise RequestError(f"tokens: {tokens} is outside 1..{most}; say how many shall have room", param="tokens")
         reserved = self._driver.reserve(tokens)
         if reserved is None:
@@ -155,11 +156,8 @@ class InstanceServer:
         return json_response({"reservation": name, "expires_in": seconds})
 
     async def _release(self, http: web.Request) -> web.Response:
-        fields = decode_object(await read_body(http), str)
-        name = fields.get("ticket") or fields.get("reservation")
-        if name is None:
-            raise RequestError("ticket: is missing; name a ticket or a reservation", param="ticket")
-        return json_response({"released": self._driver.release(name)})
+        asked = decode_struct(await read_body(http), Release)
+        return json_response({"released": self._driver.release(asked.name)})
 
     async def _audit(self, _: web.Request) -> web.Response:
         return json_response(self._driver.audit())

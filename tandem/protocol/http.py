@@ -101,8 +101,9 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def _routing_refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+    there = sorted({resource.canonical for resource in request.app.router.resources()})
     reasons = {
-        404: f"{request.path}: no such endpoint; there are /v1/completions, /v1/chat/completions and /v1/models",
+        404: f"{request.path}: no such endpoint; there are {', '.join(there)}",
         405: f"{request.method} is not allowed on {request.path}; use {error.headers.get('Allow', 'another method')}",
     }
     message = reasons.get(error.status, error.reason)

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from tandem.errors import RequestError
-from tandem.protocol.json_body import decode_body, decode_object
+from tandem.protocol.json_body import decode_body, decode_object, refusal
 from tandem.protocol.kv import KVTransferParams, Resume
 
 MAX_STOPS: Final = 16
@@ -24,7 +24,9 @@ MAX_CHOICES: Final = 128
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
-Salt = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_\-+/=.]{1,256}\Z")]
+SALT: Final = r"\A[A-Za-z0-9_\-+/=.]{1,256}\Z"
+SALT_IN_WORDS: Final = "of 1 to 256 letters, digits and _-+/=."
+Salt = Annotated[str, Meta(pattern=SALT)]
 """Of what base64 and ids are made of: it becomes part of keys, and others may write those into paths or lines."""
 
 
@@ -68,6 +70,9 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True,
     kv_transfer_params: KVTransferParams | None = None
     resume: Resume | None = None
     """What another instance generated of the answer."""
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    """Whom and what it is for, in the client's own books: like the user it asks for nothing, and has no effect."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -174,7 +179,8 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
     "response_format": (None, {"type": "text"}),
-    "user": (None,),
+    "store": (None, False),
+    "service_tier": (None, "auto", "default"),
     "skip_special_tokens": (None, True),
     "no_stop_trim": (None, False),
     "continue_final_message": (None, False),
@@ -203,7 +209,7 @@ def parse(body: bytes, kind: type[R]) -> R:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise refusal(str(error).replace(f"matching regex {SALT!r}", SALT_IN_WORDS)) from None
 
 
 def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
@@ -222,22 +228,3 @@ def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
 def _asks_nothing(value: object, neutral: tuple[object, ...]) -> bool:
     """Whether a value is one of the neutral ones; 0 is not False here, but 0.0 is 0."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
-
-
-def _refusal(reason: str) -> RequestError:
-    """The library's "Expected `int` >= 1 - at `$.max_tokens`", turned round so that the field stands first."""
-    what, _, where = reason.partition(" - at `$.")
-    field = where.rstrip("`")
-    if "unknown field" in what:
-        field = _inside(field, what)
-        return RequestError(f"{field}: unknown field; check the spelling or leave it out", param=field)
-    if "missing required field" in what:
-        field = _inside(field, what)
-        return RequestError(f"{field}: is missing; the request needs it", param=field)
-    return RequestError(f"{field or 'body'}: {what[:1].lower()}{what[1:]}", param=field or None)
-
-
-def _inside(where: str, what: str) -> str:
-    """The path of the field that `what` quotes, of the object at `where`."""
-    name = what.split("`")[1]
-    return f"{where}.{name}" if where else name

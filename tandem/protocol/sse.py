@@ -36,10 +36,10 @@ class EventParser:
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    """The JSON events of an OpenAI stream, up to `[DONE]`.
+    """The JSON events of an OpenAI stream, up to `[DONE]` or to an error, which is the last one.
 
     Raises:
-        ProcessError: An event is no JSON, or the stream ended without `[DONE]`, so the answer is not whole.
+        ProcessError: An event is no JSON, or the stream ended with neither, so the answer is not whole.
     """
     parser = EventParser()
     async for piece in pieces:
@@ -54,4 +54,6 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
             except msgspec.DecodeError:
                 raise ProcessError(f"the stream holds an event that is no JSON object: {data[:80]!r}") from None
             yield payload
+            if "error" in payload:
+                return
     raise ProcessError("the stream ended before [DONE], so the answer is not whole; look at the service's log")

@@ -31,6 +31,7 @@ TICKET = KVTransferParams(
     do_remote_prefill=True, remote_engine_id="e", remote_request_id="t1", remote_host="h", remote_port=1
 )
 KEEP = {"do_remote_decode": True}
+DONE = "data: [DONE]"
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 T = TypeVar("T")
 
@@ -94,9 +95,12 @@ class Service:
         body = ({"prompt": [5, 6]} if "chat" not in path else CHAT) | fields | {"stream": True}
         async with self.session.post(self.url + path, json=body) as answer:
             assert answer.status == 200
-            *events, done, rest = (await answer.text()).split("\n\n")
-        assert (done, rest) == ("data: [DONE]", "")
-        return [json.loads(event.removeprefix("data: ")) for event in events]
+            *events, end, rest = (await answer.text()).split("\n\n")
+        assert rest == ""
+        # What failed ends with its error, so that nobody takes it for whole.
+        told = [json.loads(event.removeprefix("data: ")) for event in (*events, *([] if end == DONE else [end]))]
+        assert (end == DONE) != ("error" in told[-1])
+        return told
 
     async def until(self, holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -362,9 +366,12 @@ def test_reservations(serve: Serve) -> None:
         async with service.session.post(f"{service.url}/tandem/reserve", json={"tokens": 3}) as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (503, "no_room")
             assert "Retry-After" in answer.headers
-        for wrong in ({}, {"tokens": 0}, {"tokens": 65}, {"tokens": "x"}, {"tokens": True}, []):
-            status, _ = await service.ask("/tandem/reserve", wrong)
-            assert status == 400
+        for wrong in ({}, {"tokens": 0}, {"tokens": 65}, {"tokens": "x"}, {"tokens": True}):
+            status, answer = await service.ask("/tandem/reserve", wrong)
+            assert (status, answer["error"]["param"]) == (400, "tokens")
+        for wrong, param in (({"tokens": 3, "seconds": 9}, "seconds"), ([], None)):
+            status, answer = await service.ask("/tandem/reserve", wrong)
+            assert (status, answer["error"]["param"]) == (400, param)
 
     serve(test)
 
@@ -374,10 +381,27 @@ def test_releases(serve: Serve) -> None:
         for body in ({"ticket": "t"}, {"reservation": "r"}):
             assert await service.ask("/tandem/release", body) == (200, {"released": True})
         assert service.driver.released == ["t", "r"]
-        status, answer = await service.ask("/tandem/release", {"tocket": "t"})
-        assert (status, answer["error"]["param"]) == (400, "ticket")
+        for wrong, param in (
+            ({"tocket": "t"}, "tocket"),
+            ({"ticket": 3}, "ticket"),
+            ({"ticket": ""}, "ticket"),
+            ({"reservation": ["r"]}, "reservation"),
+            ({"ticket": "t", "reservation": "r"}, "ticket"),
+            ({}, "ticket"),
+        ):
+            status, answer = await service.ask("/tandem/release", wrong)
+            assert (status, answer["error"]["param"]) == (400, param)
+            assert answer["error"]["message"].startswith(f"{param}: ")
+        assert len(service.driver.released) == 2
 
     serve(test)
+
+
+def test_a_path_that_is_not_there_is_told_all_that_are(serve: Serve) -> None:
+    status, answer = serve(lambda s: s.ask("/v1/nope"))
+    assert status == 404
+    for path in ("/v1/completions", "/v1/models", "/identity", "/metrics", "/tandem/reserve", "/tandem/audit"):
+        assert path in answer["error"]["message"]
 
 
 def test_who_and_how(serve: Serve) -> None:

@@ -99,7 +99,7 @@ def test_models() -> None:
     [
         (answers(429, error_body("busy", status=429)), RequestError, "^busy$"),
         (answers(500, "oops"), RequestError, "status 500.*oops"),
-        (streams(sse.event(error_body("broke", status=502)), sse.DONE), RequestError, "^broke$"),
+        (streams(sse.event(error_body("broke", status=502))), RequestError, "^broke$"),
         (streams(sse.event({"choices": []})), ProcessError, "not whole"),
     ],
 )

@@ -89,6 +89,10 @@ def test_other_prompts_are_refused(prompt: Any, reason: str) -> None:
         ({"cache_salt": "é"}, "cache_salt"),
         ({"cache_salt": "a" * 257}, "cache_salt"),
         ({"cache_salt": 3}, "cache_salt"),
+        ({"user": 3}, "user"),
+        ({"metadata": {"a": 1}}, "metadata[...]"),
+        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
         ({"reservation": ""}, "reservation"),
         ({"return_token_ids": 1}, "return_token_ids"),
         ({"resume": {}}, "resume.output_token_ids"),
@@ -108,6 +112,12 @@ def test_a_refusal_names_the_field(fields: dict[str, Any], param: str) -> None:
     assert str(error).startswith(f"{param}: ")
 
 
+def test_a_salt_is_explained_in_words() -> None:
+    assert str(refusal(b'{"prompt": "x", "cache_salt": "a b"}')) == (
+        "cache_salt: expected `str` of 1 to 256 letters, digits and _-+/=."
+    )
+
+
 def test_a_missing_field_is_named() -> None:
     assert refusal(b"{}").param == "prompt"
 
@@ -118,8 +128,9 @@ def test_what_is_not_a_json_object_is_refused(raw: bytes) -> None:
 
 
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
-    neutral = completion(best_of=1, echo=False, suffix=None, user=None, logit_bias={}, max_tokens=3)
-    assert neutral == completion(max_tokens=3)
+    neutral = completion(best_of=1, echo=False, suffix=None, store=False, service_tier="auto", logit_bias={}, n=1)
+    assert neutral == completion(n=1)
+    assert completion(user="me", metadata={"team": "red"}).max_tokens is None
     assert completion(n=2, best_of=2) == completion(n=2, best_of=1) == completion(n=2)
 
 
