@@ -12,12 +12,11 @@ Urls = Annotated[list[str] | None, Parameter(negative=())]
 def gateway(*, prefill: Urls = None, decode: Urls = None, port: int = 9000, host: str = "127.0.0.1") -> None:
     """Run the gateway in front of running instances.
 
-    Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:9101; the options
-    repeat. Without --prefill, the --decode instances do both.
+    Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:9101.
 
     Args:
-        prefill: URL of a prefill instance.
-        decode: URL of a decode instance.
+        prefill: URL of a prefill instance; repeatable. Default: none, so that the --decode instances do both.
+        decode: URL of a decode instance; repeatable, at least one.
         port: Port to listen on.
         host: Address to listen on; 0.0.0.0 for every interface.
     """

@@ -37,13 +37,14 @@ def instance(
         model: Hugging Face model folder; or a name or organisation/model that is in the Hugging Face cache.
         role: Prefill only, decode only, or both.
         port: HTTP port.
-        host: Address the ports bind to.
+        host: Address the ports bind to; with 0.0.0.0, name this host's own with --kv-host.
         served_model_name: Name clients may ask for; repeatable. Default: the folder's name.
         device: Where to compute; auto takes the best there is.
         dtype: Type of weights and cache; auto takes the folder's own.
         max_model_len: Most tokens of prompt plus answer. Default: the model's own limit.
         max_num_seqs: Most requests computed at a time.
-        max_num_batched_tokens: Most tokens in one step; longer prompts are prefilled in pieces.
+        max_num_batched_tokens: Most tokens in one step, at least --max-num-seqs; longer prompts are prefilled in
+            pieces.
         block_size: Tokens in a KV block.
         tensor_parallel_size: Devices, or on a CPU processes, that share the model.
         kv_cache_gib: Memory for keys and values, in GiB. Default: 1 on a CPU, elsewhere what
@@ -54,7 +55,8 @@ def instance(
         kv_port: KV transfer port; 0 takes a free one.
         kv_lease_seconds: How long prefilled blocks wait for a decode instance.
         transfer_timeout: Longest silence of the other instance during a KV transfer, in seconds.
-        kv_transport: How KV blocks travel; auto takes shared memory on one host and TCP between hosts.
+        kv_transport: How KV blocks travel; auto takes shared memory on one host and TCP between hosts. Give both
+            sides the same.
         kv_load_failure_policy: What becomes of a request whose KV transfer failed: fail, or prefill it here.
     """
     import logging

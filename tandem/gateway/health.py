@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from tandem.gateway.introduction import Introduction, complaints
 from tandem.gateway.pool import Pool, Worker
 
 TIMEOUT_S: Final = 2.0
@@ -21,12 +22,6 @@ MISSES_TO_DOWN: Final = 3
 """Checks in a row that must fail before a worker that was up counts as down: a busy instance may answer one late."""
 
 log = logging.getLogger(__name__)
-
-
-class Introduction(msgspec.Struct, frozen=True):
-    """What the gateway reads of an identity, which may be of another version of this program."""
-
-    capabilities: list[str] = []
 
 
 class HealthWatch:
@@ -37,6 +32,7 @@ class HealthWatch:
         self._session = session
         self._period_s = period_s
         self._misses: dict[str, int] = {}
+        self._known: dict[Worker, Introduction] = {}
 
     async def run(self) -> None:
         """Check for ever, once per period; cancel the task to end it."""
@@ -64,12 +60,19 @@ class HealthWatch:
         status, body = await self._get(worker, "/identity")
         if status == HTTPStatus.OK:
             try:
-                self._pool.learn(worker, msgspec.json.decode(body, type=Introduction).capabilities)
+                self._meet(worker, msgspec.json.decode(body, type=Introduction))
             except msgspec.DecodeError:
                 return False
         elif status == HTTPStatus.NOT_FOUND:
             self._pool.learn(worker, ())
         return status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
+
+    def _meet(self, worker: Worker, said: Introduction) -> None:
+        self._pool.learn(worker, said.capabilities)
+        if said != self._known.pop(worker, None):
+            for complaint in complaints(worker, said, self._known):
+                log.warning("%s", complaint)
+        self._known[worker] = said
 
     async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
         """Status and body; status 0 if there is no answer."""

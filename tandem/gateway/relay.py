@@ -1,6 +1,7 @@
 """A worker's answer on its way to the client: bytes are handed on as they come, no token's JSON is decoded.
 
-Only whole lines of a stream go out, so that when it breaks off an error event can always follow.
+Only whole lines of a stream go out, so that when it breaks off an error event can always follow. A worker's own error
+event ends it likewise: nothing that follows is handed on, least of all a `[DONE]`.
 TCP_NODELAY is on by default on uvloop's and asyncio's connections; nothing waits for a fuller packet.
 """
 
@@ -13,7 +14,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from tandem.errors import ProcessError
+from tandem.errors import ProcessError, RequestError
 from tandem.gateway.body import without_kv_params
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import Count, GatewayMetrics
@@ -24,6 +25,9 @@ from tandem.protocol.answers import error_answer
 
 TAIL: Final = 32
 """Bytes of a stream's end that are looked at for `[DONE]`."""
+
+ERROR: Final = b'data: {"error"'
+"""How an error event begins; no text can hold these bytes, because quotes in it are escaped."""
 
 
 async def whole_lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -69,9 +73,9 @@ class Relay:
             return await self._whole(worker, answer, headers)
         response = web.StreamResponse(headers={**sse.HEADERS, **headers})
         await response.prepare(request)
-        if (failure := await self._stream(asked, answer, response)) is not None:
+        if (failure := await self._stream(asked, worker, answer, response)) is not None:
             count.outcome = "broken"
-            await response.write(b"\n" + sse.event(error_answer(self._client.failed(worker, failure))))
+            await response.write(b"\n" + sse.event(error_answer(failure)))
         await response.write_eof()
         return response
 
@@ -83,7 +87,9 @@ class Relay:
             raise self._client.failed(worker, "answered with something other than JSON") from None
         return web.Response(body=body, content_type="application/json", headers=headers)
 
-    async def _stream(self, asked: ClientRequest, answer: Response, response: web.StreamResponse) -> str | None:
+    async def _stream(
+        self, asked: ClientRequest, worker: Worker, answer: Response, response: web.StreamResponse
+    ) -> RequestError | None:
         """Relay to the end; what went wrong, if the stream ended before its `[DONE]`."""
         tail = b""
         failure = "ended its stream before [DONE]"
@@ -91,8 +97,11 @@ class Relay:
             async for lines in whole_lines(answer.content):
                 if not tail:
                     self._metrics.ttft_seconds.observe(asked.age_s)
-                await response.write(lines)
+                good, error, rest = lines.partition(ERROR)
+                await response.write(good)
+                if error:
+                    return self._client.told(worker, (error + rest).splitlines()[0].removeprefix(b"data: "))
                 tail = (tail + lines)[-TAIL:]
         except ProcessError as error:
             failure = str(error)
-        return None if b"[DONE]" in tail else failure
+        return None if b"[DONE]" in tail else self._client.failed(worker, failure)

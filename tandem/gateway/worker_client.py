@@ -123,6 +123,11 @@ class WorkerClient:
                 return RequestError(reason.message, status=known, code=code)
         return self.failed(worker, how, status=status)
 
+    def told(self, worker: Worker, event: bytes) -> RequestError:
+        """The refusal for an error event with which a worker ended its stream."""
+        _log_words(worker, "ended its stream", event)
+        return self.reported(worker, _reason(event), "failed during its answer")
+
     @asynccontextmanager
     async def _exchange(
         self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -149,15 +154,17 @@ class WorkerClient:
         except TimeoutError as error:
             raise self.failed(worker, f"answered with status {status} and never finished") from error
         if not 400 <= status < 500:
-            # Its words may hold addresses: they are for our log, not for the client.
-            log.warning(
-                "%s answered with status %d: %s", worker.name, status, body[:LOGGED_BYTES].decode(errors="replace")
-            )
+            _log_words(worker, f"answered with status {status}", body)
             told = status if status in PASSED_ON else 502
             raise self.reported(worker, _reason(body), f"answered with status {status}", status=told)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
         message = f"{worker.name} refused the request with status {status}"
         raise VerbatimError(message, status=status, body=body, headers=shown)
+
+
+def _log_words(worker: Worker, what: str, words: bytes) -> None:
+    """A worker's words may hold addresses: they are for our log, not for the client."""
+    log.warning("%s %s: %s", worker.name, what, words[:LOGGED_BYTES].decode(errors="replace"))
 
 
 def _reason(body: bytes) -> Reason:

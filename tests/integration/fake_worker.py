@@ -37,6 +37,8 @@ class FakeWorker:
     script: Script
     capabilities: tuple[str, ...]
     healthy: bool = True
+    said: dict[str, Any] = field(default_factory=lambda: {"role": "both"})
+    """What it tells of itself besides."""
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -61,7 +63,7 @@ class FakeWorker:
     async def identity(self, _: web.Request) -> web.Response:
         if not self.capabilities:
             raise web.HTTPNotFound
-        return web.json_response({"role": "both", "capabilities": self.capabilities})
+        return web.json_response({"capabilities": self.capabilities} | self.said)
 
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])
@@ -153,6 +155,16 @@ async def cut_short(request: web.Request, _: dict[str, Any]) -> web.StreamRespon
     assert request.transport is not None
     request.transport.close()
     return response
+
+
+def failing_stream(error: dict[str, Any]) -> Script:
+    """Begins a stream and ends it as vLLM does when it fails."""
+
+    async def script(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        said = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+        return await _stream(request, [chunk("Hel", chat=False), said + b"data: [DONE]\n\n"])
+
+    return script
 
 
 async def without_done(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:

@@ -30,6 +30,7 @@ from fake_worker import (
     cut_short,
     early_ticket,
     failing_prefill,
+    failing_stream,
     never,
     running,
     whole_with_ticket,
@@ -399,6 +400,22 @@ async def test_a_worker_that_comes_back_is_asked_anew_what_it_can() -> None:
         assert not pool.can("early_ticket", *pool.workers)
 
 
+def test_instances_that_do_not_go_together_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with rigged(capabilities=EARLY) as rig:
+            rig.prefill.said, rig.decode.said = {"role": "decode", "digest": "d1"}, {"role": "both", "digest": "d2"}
+            watch = HealthWatch(rig.gateway.pool, rig.http, 1)
+            for healthy in (True, False, True):
+                rig.prefill.healthy = healthy
+                await watch.check()
+
+    caplog.set_level("WARNING", "tandem.gateway.health")
+    uvloop.run(scenario())
+    swapped, differ = sorted(record.getMessage() for record in caplog.records)[::-1]
+    assert swapped.startswith("prefill-0: was given with --prefill, and its own role is decode")
+    assert re.match("(prefill-0 and decode-0|decode-0 and prefill-0): differ in model", differ)
+
+
 @trial
 async def test_client_gone_in_the_middle_of_a_stream() -> None:
     async with rigged(decode=words_then_never) as rig:
@@ -470,11 +487,35 @@ def test_a_broken_stream_ends_with_an_error_event(script: Script) -> None:
     uvloop.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("error", "reason", "failures"),
+    [
+        (LATE, LATE["message"], 0),
+        ({"message": "rank 1 at 10.0.0.9 died", "code": 500}, "decode-0 failed during its answer", 1),
+    ],
+)
+def test_a_stream_that_its_worker_gave_up_ends_with_one_error(error: Any, reason: str, failures: int) -> None:
+    """The worker's own `[DONE]`, which other engines send after an error, does not make it whole."""
+
+    async def scenario() -> None:
+        async with rigged(decode=failing_stream(error)) as rig:
+            async with rig.post(BODY | {"stream": True}) as response:
+                text = (await response.read()).decode()
+            first, last = (json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line)
+            assert (first["choices"][0]["text"], last["error"]["message"][: len(reason)]) == ("Hel", reason)
+            broken = 'tandem_gateway_requests_total{endpoint="/v1/completions",outcome="broken"}'
+            assert await rig.metric(broken) == 1
+            assert await rig.metric('tandem_gateway_worker_failures_total{worker="decode-0"}') == failures
+
+    uvloop.run(scenario())
+
+
 @trial
 async def test_refusals_of_the_gateway_itself() -> None:
     async with rigged(body_limit=2000) as rig:
         async with rig.http.get(rig.url + "/v1/nope") as response:
-            await assert_error(response, 404, "/v1/nope: no such endpoint")
+            there = "/health, /metrics, /v1/chat/completions, /v1/completions, /v1/models"
+            await assert_error(response, 404, f"/v1/nope: no such endpoint; there are {there}")
         async with rig.http.get(rig.url + "/v1/completions") as response:
             await assert_error(response, 405, "use POST")
             assert response.headers["Allow"] == "POST"

@@ -1,0 +1,36 @@
+"""What an instance says of itself at `/identity`, and what of it does not go with the place it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from tandem.gateway.pool import Worker
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What the gateway reads of an identity, which may be of another version of this program."""
+
+    capabilities: list[str] = []
+    role: str | None = None
+    digest: str | None = None
+    """Of everything that must agree before keys and values may move."""
+
+
+def complaints(worker: Worker, said: Introduction, known: Mapping[Worker, Introduction]) -> Iterator[str]:
+    """What an operator should mend about a worker; requests tell it too, but one by one and late."""
+    if said.role not in (None, worker.role, "both"):
+        place = "--decode without any --prefill" if worker.role == "both" else f"--{worker.role}"
+        yield (
+            f"{worker.name}: was given with {place}, and its own role is {said.role}; give it with --{said.role}, or "
+            f"start it with --role {worker.role}"
+        )
+    for other, its in known.items():
+        if None not in (said.digest, its.digest) and said.digest != its.digest:
+            yield (
+                f"{worker.name} and {other.name}: differ in model, weights, dtype, block size or version, so neither "
+                "can go on from the other's keys and values; start both from the same folder and version, with the "
+                "same --dtype and --block-size"
+            )
+            return
