@@ -161,7 +161,10 @@ class Engine:
 
     def run(self, plan: Plan) -> list[list[Sampled]]:
         """Compute a plan, without the lock."""
-        return self._runner.run(plan)
+        begun = self._clock()
+        sampled = self._runner.run(plan)
+        self.stats.seconds[plan.phase] += self._clock() - begun
+        return sampled
 
     def commit(self, plan: Plan, sampled: Items[Items[Sampled]]) -> Updates:
         """Record what a plan computed; sequences that ended meanwhile are passed over."""

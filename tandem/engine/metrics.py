@@ -58,6 +58,14 @@ class EngineCollector(Collector):
         for status in sorted(ENDS, key=lambda status: status.name):
             ended.add_metric([status.name.lower()], stats.ended[status])
         yield ended
+        seconds = CounterMetricFamily(
+            "tandem_engine_step_seconds",
+            "Time in passes through the model, by whether they computed prompt tokens",
+            labels=["phase"],
+        )
+        for phase, spent in stats.seconds.items():
+            seconds.add_metric([phase], spent)
+        yield seconds
 
 
 class InstanceMetrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tandem.engine.sequence import Sequence
+from tandem.engine.stats import Phase
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Plan:
     """Sequences that wait no more: their blocks will now be computed, or are to be pulled."""
     tokens: int = 0
     """Tokens that go through the model."""
+
+    @property
+    def phase(self) -> Phase:
+        """`prefill` if it computes any prompt token: such a step is bound by arithmetic, a decode by memory."""
+        return "prefill" if any(work.start < len(work.sequence.request.prompt) for work in self.works) else "decode"
 
     def add(self, work: Work) -> None:
         """Compute this too."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tandem.engine.sequence import Status
+
+Phase = Literal["prefill", "decode"]
 
 
 @dataclass
@@ -16,6 +19,8 @@ class Stats:
     """Prompt tokens that went through this instance's model; on a decode instance only those of preempted requests."""
     tokens_generated: int = 0
     steps: int = 0
+    seconds: dict[Phase, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
+    """Time in steps: `prefill` if any prompt token went through, otherwise `decode`."""
     ended: Counter[Status] = field(default_factory=Counter)
     """Sequences by how they ended."""
     kv_blocks_sent: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from reference.ledger import LedgerModel
 
@@ -12,6 +13,7 @@ from tandem.engine.request import Request
 from tandem.engine.runner import Runner
 from tandem.engine.sampling import SamplingParams
 from tandem.engine.scheduler import SchedulerLimits
+from tandem.engine.step import Step
 from tandem.engine.tickets import EngineIdentity
 from tandem.errors import TransferError
 from tandem.kv.blocks import BlockPool
@@ -117,6 +119,22 @@ def test_requests_leave_their_numbers(there: Instance) -> None:
         "kv_blocks_known": 2,
         "requests_ended_total[finished]": 2,
     }
+
+
+def test_time_in_steps_is_told_apart_by_phase(there: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(model: LedgerModel, step: Step) -> torch.Tensor | None:
+        there.now += 2.0
+        return logits(model, step)
+
+    logits = LedgerModel.logits
+    monkeypatch.setattr(LedgerModel, "logits", slow)
+    there.ask("first", 3)
+    there.steps(2)
+    there.ask("second", 3)
+    there.steps()
+    text = there.metrics.text().decode()
+    assert 'tandem_engine_step_seconds_total{phase="prefill"} 4.0' in text
+    assert 'tandem_engine_step_seconds_total{phase="decode"} 6.0' in text
 
 
 def test_what_is_going_on_is_seen(there: Instance) -> None:
