@@ -1,9 +1,9 @@
 """What one decode step costs, by what its sequences hold; beside transformers, whose batch is padded to the longest.
 
-The same random model, the same lengths, one new token for every sequence. Three batches: all short; the same with one
-long sequence; all long. Paged attention pays for the tokens there are: the one long sequence adds its own tokens and
-nothing else. A padded batch pays for it as often as there are sequences. Medians over the rounds; both in one process,
-by turns.
+The same random model, the same lengths, one new token for every sequence: all short; the same with one sequence that
+is longer and longer; all long. Paged attention pays for the tokens there are: the one long sequence adds its own tokens
+and nothing else. A padded batch pays for it as often as there are sequences. Medians over the rounds; both in one
+process, by turns.
 
     python benchmarks/decode.py
     python benchmarks/decode.py --batch 16 --short 256 --long 8192 --json
@@ -113,17 +113,15 @@ def main() -> None:
         save(random_decoder(MODEL, torch.float32, 0), Path(base) / "model", GenerationDefaults(), {})
         decoder = load(Path(base) / "model", CPU)
         peer = AutoModelForCausalLM.from_pretrained(Path(base) / "model", dtype=torch.float32).eval()
-        one_long = [options.short] * (options.batch - 1) + [options.long]
-        cases = {
-            "all short": [options.short] * options.batch,
-            "one long": one_long,
-            "all long": [options.long] * options.batch,
-        }
+        others = [options.short] * (options.batch - 1)
+        steps = [options.long // part for part in (8, 4, 2, 1)]
+        cases = {f"one of {longest}": [*others, longest] for longest in (options.short, *steps)}
+        cases["all long"] = [options.long] * options.batch
         results = {name: measure(decoder, peer, lengths, options.rounds) for name, lengths in cases.items()}
     if options.json:
         print(json.dumps({"threads": torch.get_num_threads(), "rounds": options.rounds, "cases": results}, indent=2))
         return
-    print(f"{'':12}" + "".join(f"{column:>17}" for column in results["one long"]))
+    print(f"{'':12}" + "".join(f"{column:>17}" for column in results["all long"]))
     for name, row in results.items():
         print(f"{name:12}" + "".join(f"{value:17.1f}" for value in row.values()))
 

@@ -52,7 +52,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket, timeout: float, threads: Threads) -> None:
         if sock.family != socket.AF_UNIX:
-            _tune(sock)
+            tune(sock)
         self.local = sock.family == socket.AF_UNIX
         """Both ends are on this host, and descriptors can be passed."""
         self.timeout = timeout
@@ -165,7 +165,7 @@ class Wire:
             remove(self._sock)
 
 
-def _tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket) -> None:
     """Make a TCP connection ready for few and large messages."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # Asking for a low-water mark makes Linux grow the receive buffer; unlike SO_RCVBUF, it may grow on by itself later.

@@ -103,6 +103,22 @@ def test_chunks_side_by_side_give_whole_sequences(
         torch.testing.assert_close(out[n], whole, atol=1e-5, rtol=0)
 
 
+def test_a_decode_step_reads_the_tokens_there_are_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = {0: 8, 1: 5, 2: 61}
+    cache, tables = memory(2, KV_HEADS, DIM, lengths)
+    seen: list[tuple[int, int]] = []
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, **how: object) -> Tensor:
+        seen.append((q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]))
+        return attend(q, k, v, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(paged, "attend", counted)
+    context = PagedContext(cache, [Chunk(tables[n], length - 1, 1, 1) for n, length in lengths.items()])
+    rows = [torch.randn(3, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    context.attend(0, *rows, scale=1.0, window=None, slopes=None)
+    assert sorted(seen) == [(1, 5), (1, 8), (1, 61)]
+
+
 @pytest.mark.parametrize(("expanded_from", "longest"), [(1, 16384), (3, 16384), (128, 16384), (1, 5)])
 @given(steps=schedules(), seed=st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
