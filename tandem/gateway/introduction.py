@@ -23,7 +23,7 @@ def complaints(worker: Worker, said: Introduction, known: Mapping[Worker, Introd
     if said.role not in (None, worker.role, "both"):
         place = "--decode without any --prefill" if worker.role == "both" else f"--{worker.role}"
         yield (
-            f"{worker.name}: was given with {place}, and its own role is {said.role}; give it with --{said.role}, or "
+            f"{worker.name}: was given with {place}, but its own role is {said.role}; give it with --{said.role}, or "
             f"start it with --role {worker.role}"
         )
     for other, its in known.items():

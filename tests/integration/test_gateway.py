@@ -412,7 +412,7 @@ def test_instances_that_do_not_go_together_are_told_once(caplog: pytest.LogCaptu
     caplog.set_level("WARNING", "tandem.gateway.health")
     uvloop.run(scenario())
     swapped, differ = sorted(record.getMessage() for record in caplog.records)[::-1]
-    assert swapped.startswith("prefill-0: was given with --prefill, and its own role is decode")
+    assert swapped.startswith("prefill-0: was given with --prefill, but its own role is decode")
     assert re.match("(prefill-0 and decode-0|decode-0 and prefill-0): differ in model", differ)
 
 

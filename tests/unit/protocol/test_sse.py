@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tandem.errors import ProcessError
 from tandem.protocol import sse
 
-PAYLOADS = st.lists(st.dictionaries(st.text(), st.text() | st.integers(-9, 9)), max_size=6)
+NAMES = st.text().filter(lambda name: name != "error")
+PAYLOADS = st.lists(st.dictionaries(NAMES, st.text() | st.integers(-9, 9)), max_size=6)
 
 
 def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
@@ -47,6 +48,11 @@ def test_comments_other_fields_and_crlf_are_understood(cuts: list[int]) -> None:
 
 def test_nothing_after_done_is_read() -> None:
     assert read([sse.DONE, b"data: {not json}\n\n"]) == []
+
+
+def test_an_error_is_the_last_event() -> None:
+    assert read([sse.event({"a": 1}), sse.event({"error": {}})]) == [{"a": 1}, {"error": {}}]
+    assert read([sse.event({"error": {}}), sse.event({"a": 1}), sse.DONE]) == [{"error": {}}]
 
 
 def test_an_end_without_done_is_an_error() -> None:
