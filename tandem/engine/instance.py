@@ -21,6 +21,7 @@ from tandem.engine.driver import Driver
 from tandem.engine.server import InstanceServer
 from tandem.errors import ProcessError, UsageError
 from tandem.kv.server import TransferServer
+from tandem.protocol.http import app_runner
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -58,7 +59,7 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     driver.start()
     transfers = TransferServer(driver.holder, kv, config.transfer_timeout, TRANSPORTS[config.kv_transport])
-    runner = web.AppRunner(server.application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = app_runner(server.application(), grace=1.0)
     name = f"{config.role} instance at {_url(http)}"
     try:
         await runner.setup()

@@ -45,6 +45,8 @@ class Intake:
             RequestError: Naming the field at fault.
         """
         prompt = body.single_prompt()
+        if isinstance(prompt, str):
+            self._refuse_endless(prompt, self.max_model_len, "prompt")
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         limit = body.max_tokens or min(DEFAULT_COMPLETION_TOKENS, self._left(tokens))
         return self._request(body, request_id, arrived, tokens, limit, "prompt", Start.CONTINUES)
@@ -58,6 +60,8 @@ class Intake:
         if self.tokenizer.chat is None:
             raise RequestError("this model has no chat format; use /v1/completions", param="messages")
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        # A template may leave much of a conversation out, such as earlier thoughts.
+        self._refuse_endless("".join(one["content"] for one in messages), 4 * self.max_model_len, "messages")
         tokens = self.tokenizer.chat.encode(messages)
         limit = body.token_limit or self._left(tokens)
         return self._request(body, request_id, arrived, tokens, limit, "messages", self.tokenizer.chat.start)
@@ -101,6 +105,11 @@ class Intake:
             deadline=arrived + (body.deadline_seconds or math.inf),
             salt=body.cache_salt,
         )
+
+    def _refuse_endless(self, text: str, tokens: int, param: str) -> None:
+        if self.tokenizer.exceeds(text, tokens):
+            message = f"{param}: {len(text)} characters are far more than this model's {self.max_model_len} tokens"
+            raise RequestError(f"{message}; shorten it", code="context_length_exceeded", param=param)
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self.names:

@@ -76,7 +76,8 @@ def main(descriptor: int) -> int:
     if meeting is None:
         return 1
     try:
-        group.join(meeting.path)
+        group.meet(meeting.path)
+        group.join()
         while (step := channel.receive(Step)) is not None:
             model.logits(step)
     except ProcessError:

@@ -108,10 +108,11 @@ def _connect(group: ProcessGroup, followers: Followers, device: torch.device, st
 
     def join() -> None:
         followers.send(meeting)
-        group.join(meeting.path)
+        group.join()
 
+    group.meet(meeting.path)
     followers.alongside(join)
-    if device.type == "cpu":  # so that nothing is left behind, however this process ends; NCCL looks into it later
+    if device.type == "cpu":  # from now on nothing is left behind, however this process ends; NCCL looks into it later
         private.cleanup()
 
 

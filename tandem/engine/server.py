@@ -16,7 +16,7 @@ from tandem.engine.driver import Driver
 from tandem.engine.intake import Intake
 from tandem.engine.metrics import InstanceMetrics
 from tandem.engine.request import Request
-from tandem.engine.ticket_check import is_ticket
+from tandem.engine.ticket_check import is_ticket, ticket_in
 from tandem.engine.update import Update
 from tandem.errors import RequestError
 from tandem.protocol.answers import AnswerHead, Endpoint, error_body, model_list
@@ -69,17 +69,19 @@ class InstanceServer:
 
     async def _completions(self, http: web.Request) -> web.StreamResponse:
         arrived = time.monotonic()
-        body = parse(await read_body(http), CompletionRequest)
-        with self._declining(body):
+        raw = await read_body(http)
+        with self._declining(raw):
+            body = parse(raw, CompletionRequest)
             # In a thread: tokenising a long prompt takes seconds, and every stream would wait for it.
             request = await asyncio.to_thread(self._intake.completion, body, request_id(http.headers), arrived)
         return await self._answer(http, body, "completion", request)
 
     async def _chat(self, http: web.Request) -> web.StreamResponse:
         arrived = time.monotonic()
-        body = parse(await read_body(http), ChatRequest)
+        raw = await read_body(http)
         loop = asyncio.get_running_loop()
-        with self._declining(body):
+        with self._declining(raw):
+            body = parse(raw, ChatRequest)
             admit = partial(self._intake.chat, body, request_id(http.headers), arrived)
             request = await loop.run_in_executor(self._chats, admit)
         return await self._answer(http, body, "chat", request)
@@ -103,7 +105,7 @@ class InstanceServer:
                     self._driver.release(answering.ticket)
 
     @contextmanager
-    def _declining(self, body: GenerationRequest) -> Iterator[None]:
+    def _declining(self, body: bytes) -> Iterator[None]:
         """The ticket of a request that is refused, or whose client leaves before it is one, is given back.
 
         Its holder would keep the blocks until the lease ends.
@@ -111,8 +113,8 @@ class InstanceServer:
         try:
             yield
         except BaseException:
-            if body.kv_transfer_params is not None and is_ticket(body.kv_transfer_params, self._intake.role):
-                self._driver.decline(body.kv_transfer_params)
+            if (ticket := ticket_in(body)) is not None and is_ticket(ticket, self._intake.role):
+                self._driver.decline(ticket)
             raise
 
     async def _timed(self, updates: AsyncGenerator[Update, None]) -> AsyncGenerator[Update, None]:

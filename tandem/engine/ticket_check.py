@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
+
 from tandem.errors import RequestError
 from tandem.protocol.identity import Role
+from tandem.protocol.json_body import decode_body
 from tandem.protocol.kv import KVTransferParams
 
 WHERE: Final = "kv_transfer_params"
@@ -47,6 +50,18 @@ def is_ticket(hand_off: KVTransferParams, role: Role) -> bool:
     except RequestError:
         return False
     return hand_off.do_remote_prefill
+
+
+class _Ticketed(msgspec.Struct):
+    kv_transfer_params: KVTransferParams | None = None
+
+
+def ticket_in(body: bytes) -> KVTransferParams | None:
+    """The `kv_transfer_params` of a body, whatever else is wrong with it."""
+    try:
+        return decode_body(body, _Ticketed).kv_transfer_params
+    except (RequestError, msgspec.ValidationError):
+        return None
 
 
 def _check_ticket(ticket: KVTransferParams, role: Role) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from tandem.engine.handoff import HandOff
 from tandem.engine.sequence import Sequence
@@ -18,6 +19,9 @@ from tandem.kv.blocks import BlockPool
 from tandem.kv.lease import LeaseBook, Ticket
 from tandem.kv.messages import Pull
 from tandem.protocol.kv import KVTransferParams
+
+MOST_PULLS: Final = 4
+"""Of one ticket at a time: one that is given up may still be under way when another instance tries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,8 @@ class Tickets:
             raise TransferError("the KV ticket is used up, expired or unknown here; prefill the request again")
         if pull.content != ticket.content or pull.first > ticket.count:
             raise TransferError("the KV ticket belongs to another prompt; send both instances the same request")
+        if sum(one.ticket is ticket for one in self.pulls) >= MOST_PULLS:
+            raise TransferError(f"the KV ticket is being pulled {MOST_PULLS} times already; pull it once")
         state = PullState(ticket, pull.first)
         self.pulls.add(state)
         return state

@@ -80,8 +80,9 @@ class ClientBody:
         if "max_completion_tokens" in fields:
             fields["max_completion_tokens"] = ONE
         # Not dropped: with min_tokens >= 1 the first token may not end the answer, and prefill samples the first token.
+        # After `resume` that token has its place further back, and only our own instances know the field.
         least = self._value("min_tokens")
-        if type(least) is int and least > 1:
+        if type(least) is int and least > 1 and "resume" not in fields:
             fields["min_tokens"] = ONE
         return msgspec.json.encode(fields)
 

@@ -21,7 +21,7 @@ from tandem.gateway.pool import Pool
 from tandem.gateway.service import Service
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient, open_session
-from tandem.protocol.http import BODY_LIMIT
+from tandem.protocol.http import BODY_LIMIT, app_runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,7 @@ class Gateway:
         client = WorkerClient(self._session, self.metrics)
         self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
         service = Service(pool=self.pool, client=client, legs=self._legs, metrics=self.metrics)
-        # Without handler_cancellation aiohttp would let a handler finish an answer that nobody waits for.
-        self._runner = web.AppRunner(
-            service.application(self.config.body_limit),
-            handler_cancellation=True,
-            access_log=None,
-            shutdown_timeout=self.config.grace_s,
-        )
+        self._runner = app_runner(service.application(self.config.body_limit), self.config.grace_s)
         await self._runner.setup()
         try:
             await self._listen()

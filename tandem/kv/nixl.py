@@ -2,7 +2,7 @@
 
 The holder's offer is its agent's metadata and where its caches lie; the puller reads (`nixl_reader.py`).
 
-The package is optional (`pip install 'tandem[nixl]'`). Run here between processes on CPU memory; its CUDA path is
+The package is optional (`pip install -e '.[nixl]'`). Run here between processes on CPU memory; its CUDA path is
 complete and has not run yet.
 """
 
@@ -46,7 +46,7 @@ def installed() -> bool:
 def lack(device: torch.device) -> str | None:
     """Why NIXL cannot read and write caches on a device; None if it can."""
     if not installed():
-        return "its package is missing; run `pip install 'tandem[nixl]'`"
+        return "its package is missing; run `pip install -e '.[nixl]'` in tandem's folder"
     return None if device.type in KINDS else f"it cannot read memory of {device}; choose auto or tcp"
 
 

@@ -96,6 +96,11 @@ class Puller:
         local = any(TRANSPORTS[name].local for name in self._receivers)
         async with _failures(peer, self._timeout), self._connected(peer, self._timeout, local=local) as wire:
             names = [name for name in self._receivers if wire.local or not TRANSPORTS[name].local]
+            if not names:
+                raise TransferError(
+                    f"{', '.join(self._receivers)} works within one host, and that instance is not to be found on this "
+                    "one; start the decode instance with --kv-transport auto or tcp"
+                )
             await wire.send(msgspec.structs.replace(pull, transports=names))
             incoming = await self._granted(wire, names, pull.first + len(blocks))
             whole = False

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -86,12 +87,25 @@ class ProcessGroup:
         self._device = device
         self._joined: dist.ProcessGroup | None = None
 
-    def join(self, meeting: str) -> None:
-        """Connect with the other ranks; returns when all have.
+    def meet(self, meeting: str) -> None:
+        """Be where the others will come; returns at once.
 
         Args:
-            meeting: Path of a file that all ranks can reach, not there at first. Gloo does not need it any more
-                afterwards. What lies there when the group is let go of is written to, so it must not be another file.
+            meeting: Path of a file that all ranks can reach, not there at first. Gloo does not need it any more after
+                `join`. What lies there when the group is let go of is written to, so it must not be another file.
+
+        Raises:
+            ProcessError: There is no such place.
+        """
+        # Its folder must be there: the store tries for ever otherwise, and the whole process stands still meanwhile.
+        if not Path(meeting).parent.is_dir():
+            raise ProcessError(f"rank {self.rank} of {self.size}: {meeting} is gone; restart the instance")
+        with self._named("meeting the other ranks"):
+            self._store = FileStore(meeting, self.size)
+            self._store.set_timeout(TIMEOUT)
+
+    def join(self) -> None:
+        """Connect with the other ranks where they meet; returns when all have.
 
         Raises:
             ProcessError: One did not.
@@ -99,9 +113,7 @@ class ProcessGroup:
         with self._named("joining the other ranks"):
             for name, interface in INTERFACES.items():
                 os.environ.setdefault(name, interface)
-            store = FileStore(meeting, self.size)
-            store.set_timeout(TIMEOUT)
-            self._joined = self._gloo(store) if self._device.type == "cpu" else self._on_device(store)
+            self._joined = self._gloo(self._store) if self._device.type == "cpu" else self._on_device(self._store)
         self.all_reduce(torch.zeros(1, device=self._device))
 
     def all_reduce(self, x: Tensor) -> Tensor:

@@ -42,6 +42,31 @@ class VerbatimError(RequestError):
         self.headers = headers
 
 
+def app_runner(application: web.Application, grace: float) -> web.AppRunner:
+    """What serves an application.
+
+    Args:
+        application: Its routes.
+        grace: Seconds that answers under way have when it stops.
+    """
+    # Without handler_cancellation aiohttp would let a handler finish an answer that nobody waits for.
+    return web.AppRunner(
+        application, handler_cancellation=True, access_log=None, shutdown_timeout=grace, logger=_without_bytes()
+    )
+
+
+def _without_bytes() -> logging.Logger:
+    """A log of requests that are no HTTP: that there was one, and not the bytes, which may be somebody's prompt."""
+
+    def without_trace(record: logging.LogRecord) -> bool:
+        record.exc_info = None
+        return True
+
+    logger = logging.getLogger(f"{__name__}.server")
+    logger.addFilter(without_trace)
+    return logger
+
+
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's `X-Request-Id` if it is sane, else a new one: it ends up in log lines and engine ids."""
     wanted = headers.get("X-Request-Id", "")

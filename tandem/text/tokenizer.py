@@ -34,6 +34,10 @@ TOKENIZER_FILES = (
 
 MOST_IDS = 1 << 22
 """Several times the largest vocabulary there is."""
+LIKELY_CHARACTERS = 8
+"""More than a token stands for in most texts."""
+CUT = 1024
+"""More tokens than come of cutting a text in the middle of a word."""
 PROBE = " Hello, it's 12\n\n你好🙂\t\x00"
 """What every tokenizer must be able to encode."""
 
@@ -109,6 +113,19 @@ class Tokenizer:
         Special tokens that `text` spells are those tokens where the family's own tokenizer does so.
         """
         return self._backend.encode(text, special=special)
+
+    def exceeds(self, text: str, tokens: int) -> bool:
+        """Whether `text` certainly comes to more than so many tokens, found out at little more than their own cost.
+
+        Encoding takes several hundred times a text's size in memory, so what is far too long must not be encoded whole.
+        Beginnings of it are, each twice as long as the one before.
+        """
+        length = tokens * LIKELY_CHARACTERS
+        while length < len(text):
+            if len(self.encode(text[:length])) > tokens + CUT:
+                return True
+            length *= 2
+        return False
 
     def encode_many(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
         """Token ids of several texts; in parallel where the library can."""

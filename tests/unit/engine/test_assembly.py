@@ -89,7 +89,7 @@ def test_memory_that_a_device_has_not_is_refused_by_option(tiny_model: Path, mon
 @pytest.mark.parametrize(
     ("transport", "message"),
     [
-        ("nixl", "--kv-transport nixl: its package is missing; run `pip install 'tandem\\[nixl]'`"),
+        ("nixl", "--kv-transport nixl: its package is missing; run `pip install -e '.\\[nixl]'`"),
         ("shm", "--kv-transport shm: processes of this system cannot share memory on cpu; choose auto or tcp"),
     ],
 )

@@ -226,3 +226,16 @@ def test_what_is_no_ticket_at_all_is_refused(door: Intake, value: Any) -> None:
         return
     with pytest.raises(RequestError, match=r"^kv_transfer_params: "):
         completion(door, kv_transfer_params=value)
+
+
+@pytest.mark.parametrize("way", ["completion", "chat"])
+def test_a_text_that_is_far_too_long_is_refused_before_it_is_encoded(tiny_model: Path, way: str) -> None:
+    door, text = intake(tiny_model), "the quick brown fox " * 10**6
+    encoded: list[int] = []
+    encode = door.tokenizer.encode
+    door.tokenizer.encode = lambda some, **how: encoded.append(len(some)) or encode(some, **how)  # type: ignore
+    chat = parse(msgspec.json.encode({"messages": [{"role": "user", "content": text}]}), ChatRequest)
+    ask = {"completion": lambda: completion(door, prompt=text), "chat": lambda: door.chat(chat, "id", 100.0)}[way]
+    with pytest.raises(RequestError, match="20000000 characters are far more than this model's 64 tokens; shorten it"):
+        ask()
+    assert sum(encoded) < 100_000

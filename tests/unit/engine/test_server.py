@@ -326,6 +326,15 @@ def test_a_refused_request_gives_its_ticket_back(serve: Serve) -> None:
             status, _ = await service.ask(f"/v1/{path}", body | {"max_tokens": 99, "kv_transfer_params": wrong})
             assert status == 400
         assert service.driver.declined == [TICKET, TICKET]
+        for nonsense in ({"max_tokens": 0}, {"stream": 1}, {"no_such_field": 1}):
+            status, _ = await service.ask("/v1/completions", {"prompt": [5], "kv_transfer_params": ticket} | nonsense)
+            assert status == 400
+        assert service.driver.declined == [TICKET] * 5
+        status, _ = await service.ask(
+            "/v1/completions", {"prompt": [5], "kv_transfer_params": ticket | {"tp_size": "2"}}
+        )
+        assert status == 400
+        assert len(service.driver.declined) == 5, "what is no ticket is nobody's"
         assert service.driver.requests == []
 
     serve(test)

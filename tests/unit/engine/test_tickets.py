@@ -298,6 +298,16 @@ def test_of_two_pulls_of_one_ticket_one_is_confirmed(there: Prefill) -> None:
     assert (there.engine.stats.kv_transfers_sent, there.engine.stats.kv_transfers_failed) == (1, 1)
 
 
+def test_one_ticket_is_not_pulled_without_end(there: Prefill) -> None:
+    ticket, other = there.closed(there.ask()), there.closed(there.ask([*PROMPT, 1]))
+    pulls = [there.pull(ticket) for _ in range(4)]
+    with pytest.raises(TransferError, match="is being pulled 4 times already; pull it once"):
+        there.pull(ticket)
+    there.engine.close_pull(there.pull(other, [*PROMPT, 1]))
+    there.engine.close_pull(pulls.pop())
+    there.pull(ticket)
+
+
 def test_a_pull_that_broke_off_leaves_the_ticket_good(there: Prefill) -> None:
     ticket = there.closed(there.ask())
     broken = there.pull(ticket)

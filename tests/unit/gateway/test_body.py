@@ -67,6 +67,11 @@ def test_min_tokens_is_lowered_for_prefill_only(asked: Any, sent: Any) -> None:
     assert json.loads(body(min_tokens=asked).decode_leg(None, None))["min_tokens"] == asked
 
 
+def test_min_tokens_stays_for_an_answer_that_goes_on() -> None:
+    resumed = body(min_tokens=9, resume={"output_token_ids": [1, 2, 3]})
+    assert json.loads(resumed.prefill(early=False))["min_tokens"] == 9
+
+
 def test_the_decode_leg_carries_the_ticket_byte_for_byte() -> None:
     ticket = msgspec.Raw(b'{"b" : [[1]], "new": 1.50}')
     assert (

@@ -261,6 +261,8 @@ def test_no_transport_in_common_is_said() -> None:
                 await pull(peer, request(), empty(SMALL, 1), [], 5, ["tcp"])
             with pytest.raises(TransferError, match="no common transport"):  # over TCP no memory can be shared
                 await pull(Peer(peer.host, peer.port, "elsewhere"), request(), empty(SMALL, 1), [], 5)
+            with pytest.raises(TransferError, match=r"shm works within one host, .*--kv-transport auto or tcp"):
+                await pull(Peer(peer.host, peer.port, "elsewhere"), request(), empty(SMALL, 1), [], 5, ["shm"])
 
     asyncio.run(scenario())
 
@@ -269,7 +271,7 @@ def test_a_transport_that_cannot_be_had_is_refused_at_once(monkeypatch: pytest.M
     monkeypatch.setattr(nixl, "installed", lambda: False)
     monkeypatch.setattr(shared_memory, "CAN_SHARE", False)
     shards = holding(SMALL, 1)
-    with listening() as listener, pytest.raises(UsageError, match=r"--kv-transport nixl: .*pip install 'tandem"):
+    with listening() as listener, pytest.raises(UsageError, match=r"--kv-transport nixl: .*pip install -e"):
         TransferServer(FakeHolder(shards), listener, 5, ["nixl"])
     with pytest.raises(UsageError, match="--kv-transport shm: processes of this system cannot share memory on cpu"):
         Puller(shards, ["shm"], 5)

@@ -24,7 +24,8 @@ def test_sums_and_gathers(size: int, dtype: torch.dtype, tmp_path: Path) -> None
     @torch.inference_mode()
     def work(rank: int) -> tuple[list[list[float]], list[list[float]]]:
         group = ProcessGroup(CPU, rank, size)
-        group.join(str(tmp_path / "file"))
+        group.meet(str(tmp_path / "file"))
+        group.join()
         summed = torch.full((2, 3), rank + 1, dtype=dtype)
         assert group.all_reduce(summed) is summed
         return summed.tolist(), group.all_gather(torch.full((3, 2), rank, dtype=dtype).t()).tolist()
@@ -45,6 +46,12 @@ def test_alone_everything_is_there_already() -> None:
 def test_what_torch_raises_names_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collectives, "TIMEOUT", timedelta(seconds=0.5))
     group = ProcessGroup(CPU, 1, 2)
+    group.meet(str(tmp_path / "nobody_else"))
     with pytest.raises(ProcessError, match=r"rank 1 of 2: joining the other ranks failed \(.+\); restart the instance"):
-        group.join(str(tmp_path / "nobody_else"))
+        group.join()
     group.abort()
+
+
+def test_a_meeting_whose_folder_is_gone_is_no_place_to_wait_at(tmp_path: Path) -> None:
+    with pytest.raises(ProcessError, match=r"rank 0 of 2: .*/gone/meeting is gone; restart the instance"):
+        ProcessGroup(CPU, 0, 2).meet(str(tmp_path / "gone" / "meeting"))

@@ -247,3 +247,15 @@ def test_the_models_type_is_read_once(made, tmp_path: Path) -> None:
 def test_a_folder_without_tokenizer_is_told_what_to_copy(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"has no tokenizer.json, tokenizer.model or qwen.tiktoken; copy"):
         Tokenizer.from_folder(tmp_path)
+
+
+@given(text=st.text("ab \n😀", max_size=60).map(lambda some: some * 40), tokens=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_a_text_exceeds_a_number_of_tokens_only_if_it_does(
+    tokenizers: dict[str, Tokenizer], text: str, tokens: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tandem.text.tokenizer.CUT", 4)
+        for tokenizer in tokenizers.values():
+            assert not (tokenizer.exceeds(text, tokens) and len(tokenizer.encode(text)) <= tokens)
+            assert tokenizer.exceeds("你1b2 " * 9 * tokens + "x" * 99, tokens)
