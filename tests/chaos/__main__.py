@@ -24,6 +24,7 @@ parser.add_argument("--decode-ranks", type=int, default=None)
 parser.add_argument("--prefill", type=int, default=None, help="instances; default: 2, or 1 with several ranks")
 parser.add_argument("--decode", type=int, default=None)
 parser.add_argument("--transports", default="shm,tcp", help="of the decode instances, in turn")
+parser.add_argument("--prefill-transports", default="auto", help="of the prefill instances, in turn")
 parser.add_argument("--model", type=Path, default=None, help="default: a small random one")
 given = parser.parse_args()
 
@@ -35,6 +36,7 @@ shape = Shape(
     prefill_ranks=ranks[0],
     decode_ranks=ranks[1],
     transports=tuple(given.transports.split(",")),
+    prefill_transports=tuple(given.prefill_transports.split(",")),
 )
 strikes = given.requests // 40 if given.strikes is None else given.strikes
 with TemporaryDirectory() as folder:

@@ -58,6 +58,12 @@ class Choice:
     heard: list[int] = field(default_factory=list)
     """Characters that had come with each token."""
 
+    def agrees(self, answer: Answer) -> bool:
+        """Whether it is the answer, or as much of it as has come; text may lag behind tokens."""
+        if self.reason is not None:
+            return Answer(self.tokens, self.text, self.reason) == answer
+        return self.tokens == answer.tokens[: len(self.tokens)] and answer.text.startswith(self.text)
+
     def cut(self, count: int) -> Choice:
         """What it was when so many tokens had come."""
         return Choice(self.tokens[:count], self.text[: self.heard[count - 1]], None, self.heard[:count])
@@ -73,20 +79,28 @@ class Asking:
         self.since = self.begun
         """When the attempt began that is under way."""
         self.used: list[Instance] = []
-        self.choices = self._blank()
+        self.attempts: list[dict[int, Choice]] = []
+        """What has come, by choice; the last is under way, the others were given up or gone on from."""
+        self.begin()
         self.tickets: list[dict[str, Any]] = []
         self.retries = 0
         self.doubtful = False
         """Its ticket is shown twice, or late, so that it may be used up or expired."""
 
-    def _blank(self) -> dict[int, Choice]:
-        return {choice: Choice() for choice in range(self.job.body.get("n", 1))}
+    @property
+    def choices(self) -> dict[int, Choice]:
+        return self.attempts[-1]
+
+    def begin(self, so_far: Choice | None = None) -> None:
+        """Go on from there, or begin with nothing."""
+        count = self.job.body.get("n", 1)
+        self.attempts.append({0: so_far} if so_far else {choice: Choice() for choice in range(count)})
 
     def restart(self) -> None:
         """Go on from what has come if that is possible, else from the beginning."""
         self.since, self.used, self.doubtful = time.monotonic(), [], False
         if not self.resumable:
-            self.choices = self._blank()
+            self.begin()
 
     @property
     def resumable(self) -> bool:
@@ -174,19 +188,18 @@ class Client:
             how, reason, causes = "failed", str(error), asking.causes(error)
         if how == "finished" and job.way == "abandon":
             how, reason = "aborted", "the ticket was left to expire"
-        elif how == "finished":
-            self._compare(asking, expected.answers)
+        self._compare(asking, expected.answers, whole=how == "finished")
         self._ledger.endings.append(asking.ending(how, reason, causes))
 
-    def _compare(self, asking: Asking, answers: list[Answer]) -> None:
-        for index, answer in enumerate(answers):
-            choice = asking.choices[index]
-            if (choice.tokens, choice.text, choice.reason) != (answer.tokens, answer.text, answer.reason):
-                way = f"{asking.job.number} ({asking.job.way}, choice {index}, {asking.retries} retries)"
-                self._ledger.wrong.append(
-                    f"{way}: {choice.tokens} {choice.text!r} {choice.reason}\n"
-                    f"  expected {answer.tokens} {answer.text!r} {answer.reason}\n  {asking.body}"
-                )
+    def _compare(self, asking: Asking, answers: list[Answer], *, whole: bool) -> None:
+        """Everything that has come, of the attempts that were given up too."""
+        if whole and not asking.done:
+            self._ledger.wrong.append(f"{asking.job.number} ended without a reason: {asking.choices}")
+        for attempt in asking.attempts:
+            for index, choice in attempt.items():
+                if not choice.agrees(answers[index]):
+                    way = f"{asking.job.number} ({asking.job.way}, choice {index}, {asking.retries} retries)"
+                    self._ledger.wrong.append(f"{way}: {choice}\n  expected {answers[index]}\n  {asking.body}")
 
     async def attempt(self, asking: Asking) -> None:
         """Try until it is done, or until there is no use in it."""
@@ -239,7 +252,7 @@ class Client:
                 return
         if asking.done:
             return
-        asking.choices = asking._blank()
+        asking.begin()
         second = await self._choose(asking, "decode", avoid=[first])
         try:
             await self._decode(asking, second, ticket)
@@ -272,7 +285,7 @@ class Client:
         whole = asking.choices[0]
         if len(whole.tokens) < 2:
             return
-        asking.choices = {0: whole.cut(asking.rng.randrange(1, len(whole.tokens)))}
+        asking.begin(whole.cut(asking.rng.randrange(1, len(whole.tokens))))
         await asking.rng.choice([self._plain, self._together, self._early])(asking)
 
     async def _abandon(self, asking: Asking) -> None:

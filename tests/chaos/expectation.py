@@ -12,7 +12,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from tandem.engine.penalties import penalise
 from tandem.engine.philox import gumbel
 from tandem.engine.request import Request
 from tandem.engine.sampler import Draw, sample
+from tandem.engine.sampling import SamplingParams
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.protocol.openai import CompletionRequest, parse
+from tandem.text.detokenizer import HALF
 from tandem.text.tokenizer import Tokenizer
 
 BOUND = 1e-4
@@ -99,7 +101,7 @@ class Expectation:
             own = answers[request.id]
             if margins[request.id] > BOUND:
                 for answer in own:
-                    self._check_end(request, answer)
+                    check_end(answer, request.sampling, self._tokenizer.decode)
             yield Expected(job, own, margins[request.id])
 
     def _together(self, requests: list[Request]) -> dict[str, list[Answer]]:
@@ -138,25 +140,36 @@ class Expectation:
         tokens = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts])
         return self._decoder(tokens, CausalContext(len(texts), longest, torch.device("cpu")))
 
-    def _check_end(self, request: Request, answer: Answer) -> None:
-        """The answer ends where its stops, its end tokens or its limit say, and not before."""
-        sampling, shown = request.sampling, answer.tokens
-        early = [
-            place
-            for place, token in enumerate(shown[:-1], start=1)
-            if place >= sampling.min_tokens and token in sampling.end_token_ids
-        ]
-        assert not early, f"the answer went on after an end token at {early}"
-        by_token = shown[-1] in sampling.end_token_ids and len(shown) >= sampling.min_tokens
-        if answer.reason == "length":
-            assert len(shown) == sampling.max_tokens
-            assert not by_token
-        whole = self._tokenizer.decode(shown[:-1] if by_token else shown)
-        if not by_token and answer.reason == "stop":
-            assert whole.startswith(answer.text)
-            assert whole[len(answer.text) :].startswith(sampling.stops)
-        elif not sampling.stops:
-            assert answer.text == whole
+
+def check_end(answer: Answer, sampling: SamplingParams, decode: Callable[[list[int]], str]) -> None:
+    """Check that an answer ends where its stop strings, end tokens and limit say, and not before or after.
+
+    Args:
+        answer: It.
+        sampling: What was asked for.
+        decode: Tokens to text; half a character at the end is shown as U+FFFD.
+
+    Raises:
+        AssertionError: It does not.
+    """
+    tokens, least = answer.tokens, sampling.min_tokens
+    assert least <= len(tokens) <= sampling.max_tokens
+    ends = [place for place, one in enumerate(tokens, 1) if place >= least and one in sampling.end_token_ids]
+    assert ends in ([], [len(tokens)]), f"it went on after an end token at {ends}"
+    before = decode(tokens[:-1])
+    text = before if ends else decode(tokens)
+    exempt = len(decode(tokens[: max(least - 1, 0)]).rstrip(HALF))
+    assert _found(sampling.stops, before, exempt) is None, f"it went on after a stop string of {sampling.stops}"
+    stop = _found(sampling.stops, text, exempt)
+    if stop is None and not ends:
+        assert len(tokens) == sampling.max_tokens, "it ended for no reason"
+    assert answer.reason == ("length" if stop is None and not ends else "stop")
+    assert answer.text == text[:stop]
+
+
+def _found(stops: tuple[str, ...], text: str, start: int) -> int | None:
+    """Where the first of the stop strings begins."""
+    return min((at for stop in stops if (at := text.find(stop, start)) >= 0), default=None)
 
 
 def _answer(updates: list[Any]) -> Answer:

@@ -43,7 +43,9 @@ class Shape:
     prefill_ranks: int = 1
     decode_ranks: int = 1
     transports: tuple[str, ...] = ("shm", "tcp")
-    """Of the decode instances, in turn; the prefill instances can do both."""
+    """Of the decode instances, in turn."""
+    prefill_transports: tuple[str, ...] = ("auto",)
+    """Of the prefill instances, in turn; auto can do both shm and tcp."""
     policies: tuple[str, ...] = ("fail", "recompute")
     """What the decode instances do when a pull fails, in turn."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -54,9 +56,13 @@ class Shape:
         return float((TIGHT | self.options)["kv-lease-seconds"])
 
     def instances(self, folder: Path, logs: Path) -> list[Instance]:
-        common = TIGHT | self.options
-        prefill = {**common, "tensor-parallel-size": self.prefill_ranks, "kv-transport": "auto"}
-        made = [Instance(f"prefill-{one}", "prefill", folder, logs, prefill) for one in range(self.prefill)]
+        common, made = TIGHT | self.options, []
+        for one in range(self.prefill):
+            own = {
+                "tensor-parallel-size": self.prefill_ranks,
+                "kv-transport": self.prefill_transports[one % len(self.prefill_transports)],
+            }
+            made.append(Instance(f"prefill-{one}", "prefill", folder, logs, common | own))
         for one in range(self.decode):
             own = {
                 "tensor-parallel-size": self.decode_ranks,

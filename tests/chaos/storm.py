@@ -5,12 +5,33 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
 
-from chaos.fleet import Fleet
+from chaos.fleet import Fleet, Shape, Side
 from chaos.instance import GoneError, Instance
 
 LONGEST_FREEZE = 0.8
 """Seconds."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kind of kill."""
+
+    side: Side
+    rank: bool
+    """Only one of several ranks dies."""
+
+    def __str__(self) -> str:
+        return f"{self.side} rank killed" if self.rank else f"{self.side} killed"
+
+
+def kills(shape: Shape) -> list[Kill]:
+    """Every kind there is."""
+    ranks: dict[Side, int] = {"prefill": shape.prefill_ranks, "decode": shape.decode_ranks}
+    return [*(Kill(side, False) for side in ranks), *(Kill(side, True) for side, count in ranks.items() if count > 1)]
 
 
 class Storm:
@@ -18,7 +39,7 @@ class Storm:
 
     Args:
         fleet: Whom it hits.
-        rng: Decides whom and how.
+        rng: Decides whom and, after each kind of kill has come once, how.
         moments: Number of requests begun, at each of which it strikes.
     """
 
@@ -26,21 +47,29 @@ class Storm:
         self._fleet = fleet
         self._rng = rng
         self._moments = sorted(moments)
+        self._dealt = kills(fleet.shape)
         self._strikes: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
 
     def tick(self, begun: int) -> None:
         """So many requests have begun; a strike waits until there is somebody to be struck."""
-        while self._moments and self._moments[0] <= begun and (up := [i for i in self._fleet.instances if i.up]):
+        while self._moments and self._moments[0] <= begun and (strike := self._next()):
             self._moments.pop(0)
-            victims = [instance for instance in up if self._dispensable(instance)]
-            if not victims or self._rng.random() < 0.35:
-                strike = self._freeze(self._rng.choice(up))
-            else:
-                victim = self._rng.choice(victims)
-                victim.condemn()
-                strike = self._kill(victim)
             self._strikes.add(asyncio.create_task(strike))
+
+    def _next(self) -> Coroutine[Any, Any, None] | None:
+        """Of the kills every kind comes once, then what chance brings; None if there is nobody for it now."""
+        up = [instance for instance in self._fleet.instances if instance.up]
+        if up and not self._dealt and self._rng.random() < 0.35:
+            return self._freeze(self._rng.choice(up))
+        kill = self._dealt[0] if self._dealt else self._rng.choice(kills(self._fleet.shape))
+        victims = [instance for instance in up if instance.role == kill.side and self._dispensable(instance)]
+        if not victims:
+            return None
+        del self._dealt[:1]
+        victim = self._rng.choice(victims)
+        victim.condemn()
+        return self._kill(victim, kill)
 
     async def over(self) -> None:
         """Wait until everything runs again.
@@ -61,14 +90,13 @@ class Storm:
         await asyncio.sleep(self._rng.uniform(0.1, LONGEST_FREEZE))
         victim.thaw()
 
-    async def _kill(self, victim: Instance) -> None:
-        if self._rng.random() < 0.4 and victim.ranks:
-            self.counts[f"{victim.role} rank killed"] += 1
+    async def _kill(self, victim: Instance, kill: Kill) -> None:
+        self.counts[str(kill)] += 1
+        if kill.rank:
             try:
                 await asyncio.to_thread(victim.kill_rank, self._rng)
             except GoneError as error:
                 self._fleet.faults.append(str(error))
         else:
-            self.counts[f"{victim.role} killed"] += 1
             victim.kill()
         await self._fleet.revive(victim)

@@ -13,11 +13,14 @@ from chaos.client import Client
 from chaos.expectation import BOUND, Expectation, Expected
 from chaos.fleet import Fleet, Shape, idle
 from chaos.ledger import Ending, Ledger
-from chaos.storm import Storm
+from chaos.storm import Storm, kills
 from chaos.workload import Workload
 
 AT_ONCE = 24
 """Requests under way at a time."""
+
+LAST = 80
+"""Percent of the requests that have begun at the last strike: it needs somebody to be struck, and load."""
 
 GRACE = 1.0
 """Seconds after a lease's time until the last block must be free."""
@@ -32,6 +35,8 @@ class Report:
     margin: float
     expected_tokens: int
     ledger: Ledger
+    moments: int
+    """Strikes that were asked for."""
     strikes: Counter[str]
     audits: dict[str, dict[str, int]]
     incarnations: dict[str, int]
@@ -57,6 +62,9 @@ class Report:
         assert self.quiet is not None, f"blocks are still held: {self.audits}"
         assert all(idle(audit) for audit in self.audits.values()), self.audits
         assert set(self.exits.values()) == {0}, self.exits
+        kinds = kills(self.shape)
+        if self.moments >= len(kinds):
+            assert all(self.strikes[str(kind)] for kind in kinds), self.strikes
         totals = self.totals
         assert totals["prefix_cache_hits_total"] <= totals["prefix_cache_queries_total"]
         if not sum(count for name, count in self.strikes.items() if "killed" in name):
@@ -72,13 +80,16 @@ class Report:
         """For people."""
         shape, ledger, totals = self.shape, self.ledger, self.totals
         finished = [ending for ending in ledger.endings if ending.how == "finished"]
+        unfinished = sum(ending.tokens for ending in ledger.endings if ending.how != "finished")
         lines = [
             f"{self.requests} requests, {shape.prefill} prefill x {shape.prefill_ranks} rank(s), "
-            f"{shape.decode} decode x {shape.decode_ranks} rank(s), transports {', '.join(shape.transports)}",
+            f"{shape.decode} decode x {shape.decode_ranks} rank(s), transports {', '.join(shape.transports)}, "
+            f"on the prefill side {', '.join(shape.prefill_transports)}",
             f"  finished {ledger.count('finished')}, all as expected token for token ({self.expected_tokens} tokens "
             f"were expected in all, least margin {self.margin:.1e}); "
             f"{sum(ending.retries > 0 for ending in finished)} of them went on elsewhere",
-            f"  failed with a reason {ledger.count('failed')}, aborted {ledger.count('aborted')}",
+            f"  failed with a reason {ledger.count('failed')}, aborted {ledger.count('aborted')}; their {unfinished} "
+            "tokens begin the expected answers",
             *(f"    {count:4} {how}: {kind}" for (how, kind), count in sorted(ledger.kinds.items()) if kind),
             "  slowest: " + ", ".join(f"{e.seconds:.1f} s {e.way} {e.how} {e.kind}" for e in self._slowest),
             f"  struck: {dict(self.strikes)}",
@@ -123,7 +134,7 @@ async def trial(folder: Path, logs: Path, shape: Shape, seed: int, requests: int
         expected = await expecting
         clock.lap("expectation")
         ledger = Ledger()
-        storm = Storm(fleet, rng, [rng.randrange(1, requests) for _ in range(strikes)])
+        storm = Storm(fleet, rng, [rng.randrange(1, requests * LAST // 100) for _ in range(strikes)])
         await _perform(expected, Client(fleet, ledger), storm)
         clock.lap("load")
         await storm.over()
@@ -138,6 +149,7 @@ async def trial(folder: Path, logs: Path, shape: Shape, seed: int, requests: int
         margin=min(one.margin for one in expected),
         expected_tokens=sum(len(answer.tokens) for one in expected for answer in one.answers),
         ledger=ledger,
+        moments=strikes,
         strikes=storm.counts,
         audits=audits,
         incarnations={instance.name: instance.incarnation for instance in fleet.instances},

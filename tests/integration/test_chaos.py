@@ -11,22 +11,27 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from chaos.client import KEEP, Asking, BrokenError, Client, RefusalError
+from chaos.expectation import Answer, Expectation, Expected, check_end
 from chaos.fleet import Shape
 from chaos.instance import Instance
 from chaos.ledger import Ending, Ledger
 from chaos.standing import Standing, standing
 from chaos.trial import Report, trial
-from chaos.workload import Job, Way
+from chaos.workload import Job, Way, Workload
 
+from tandem.engine.sampling import SamplingParams
+from tandem.kv import nixl
 from tandem.kv.cache import CacheLayout, KVCache
 from tandem.kv.messages import Keep
 from tandem.kv.puller import Peer, Puller
 from tandem.kv.shards import Shards
+from tandem.text.stop import StopMatcher
 
 SHAPES = {
     "2+2": Shape(),
@@ -35,6 +40,8 @@ SHAPES = {
     "tp2-tp1": Shape(prefill=1, decode=1, prefill_ranks=2, decode_ranks=1),
     "tp1-tp2": Shape(prefill=1, decode=1, prefill_ranks=1, decode_ranks=2, transports=("tcp",)),
 }
+
+NIXL = Shape(prefill_transports=("nixl",), transports=("nixl",))
 
 LEASE = 2.0
 
@@ -63,7 +70,7 @@ def test_every_request_ends_as_it_should_and_no_block_is_lost(tiny_model: Path, 
 
 
 def test_with_two_ranks_on_one_side(tiny_model: Path, tmp_path: Path) -> None:
-    run(tiny_model, tmp_path, SHAPES["tp2-tp1"], requests=200, strikes=2)
+    run(tiny_model, tmp_path, SHAPES["tp2-tp1"], requests=200, strikes=3)
 
 
 @pytest.mark.full
@@ -71,6 +78,14 @@ def test_with_two_ranks_on_one_side(tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_for_long(shape: str, tiny_model: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path, SHAPES[shape], requests=1000, strikes=20)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not nixl.installed(), reason="the nixl package is not installed")
+def test_by_nixl(tiny_model: Path, tmp_path: Path) -> None:
+    report = run(tiny_model, tmp_path, NIXL, requests=200, strikes=5)
+    assert report.totals["kv_transfers_received_total"] > 100
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +211,88 @@ def test_tickets_of_a_dead_decode_instance_expire(roomy: Standing) -> None:
         assert await roomy.all_idle()
 
     roomy.do(scenario())
+
+
+def characters(tokens: list[int]) -> str:
+    return bytes(tokens).decode(errors="replace")
+
+
+ASKED = SamplingParams(max_tokens=6, stops=("cd", "y"), end_token_ids=frozenset(b"."))
+AFTER_TWO, AFTER_THREE = (replace(ASKED, min_tokens=count) for count in (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "reason", "asked"),
+    [
+        (b"abxxxx", "abxxxx", "length", ASKED),
+        (b"abcd", "ab", "stop", ASKED),
+        (b"ab.", "ab", "stop", ASKED),
+        (b"ycdy", "ycd", "stop", replace(ASKED, min_tokens=4)),
+        (b"xcd", "x", "stop", AFTER_TWO),
+        (b"xcdxxx", "xcdxxx", "length", AFTER_THREE),
+        ("äcd".encode(), "ä", "stop", AFTER_THREE),
+    ],
+)
+def test_an_answer_may_end_as_it_was_asked_to(tokens: bytes, text: str, reason: str, asked: SamplingParams) -> None:
+    check_end(Answer([*tokens], text, reason), asked, characters)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "reason", "asked"),
+    [
+        (b"abcdxx", "abcdxx", "length", ASKED),  # a stop string is missed
+        (b"abcd", "abcd", "stop", ASKED),
+        (b"abcd.", "abcd", "stop", ASKED),
+        (b"abcdx", "ab", "stop", ASKED),  # it is seen too late
+        (b"xxabcd", "xxabcd", "length", ASKED),
+        (b"ycd", "yc", "stop", ASKED),  # another one came before
+        (b"xcdxxx", "xcdxxx", "length", AFTER_TWO),
+        (b"cd", "", "stop", AFTER_THREE),  # one that may not end it yet
+        (b"xx.x", "xx.x", "length", ASKED),
+        (b"xx.", "xx.", "length", ASKED),
+        (b"abx", "abx", "stop", ASKED),  # there is no reason to end
+        (b"abx", "abx", "length", ASKED),
+        (b"abxxxxx", "abxxxxx", "length", ASKED),
+        (b"abxxxx", "abxxx", "length", ASKED),
+    ],
+)
+def test_an_answer_that_ends_otherwise_is_seen(tokens: bytes, text: str, reason: str, asked: SamplingParams) -> None:
+    with pytest.raises(AssertionError):
+        check_end(Answer([*tokens], text, reason), asked, characters)
+
+
+def test_an_engine_that_misses_stop_strings_is_seen(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopMatcher, "push", lambda _, text: text)
+    with pytest.raises(AssertionError, match="it went on after a stop string"):
+        Expectation(tiny_model).settle(Workload(7), 20)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "reason", "agrees"),
+    [
+        ([], "", None, True),
+        ([5, 6], "a", None, True),
+        ([5, 6, 7], "abc", None, True),
+        ([5, 6, 7], "abc", "length", True),
+        ([5, 7], "a", None, False),
+        ([5, 6], "b", None, False),
+        ([5, 6, 7, 8], "abc", None, False),
+        ([5, 6, 7], "abc", "stop", False),
+        ([5, 6], "abc", "length", False),
+    ],
+)
+def test_what_came_of_a_request_that_failed_is_compared(
+    tokens: list[int], text: str, reason: str | None, agrees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Client, asking: Asking) -> None:
+        asking.take({"choices": [{"index": 0, "token_ids": tokens, "text": text, "finish_reason": reason}]})
+        asking.begin()
+        raise RefusalError(502, "broke off")
+
+    monkeypatch.setattr(Client, "attempt", fail)
+    ledger, expected = Ledger(), Expected(job(1, "plain"), [Answer([5, 6, 7], "abc", "length")], 1.0)
+    asyncio.run(Client(None, ledger).perform(expected))
+    assert (ledger.count("failed"), not ledger.wrong) == (1, agrees)
 
 
 KILLED, FROZEN, LATE, DOUBTFUL = "killed", "frozen", "deadline", "doubtful ticket"
