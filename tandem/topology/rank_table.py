@@ -104,7 +104,7 @@ class LocalTable(Entry):
     server_list: tuple[Server, ...]
 
 
-AnyTable = TypeVar("AnyTable", GlobalTable, LocalTable)
+AnyTable = TypeVar("AnyTable", bound=Entry)
 
 
 def new_global_table(servers: Mapping[Role, Sequence[Server]]) -> GlobalTable:
@@ -153,7 +153,11 @@ def read_table(path: Path) -> GlobalTable | LocalTable:
 
 def parse_table(kind: type[AnyTable], text: str, source: str) -> AnyTable:
     """A table from JSON text; `source` names it in error messages."""
-    fields = json_object(text, source)
+    return parse_object(kind, json_object(text, source), source)
+
+
+def parse_object(kind: type[AnyTable], fields: Mapping[str, Any], source: str) -> AnyTable:
+    """A table from JSON data; `source` names it in error messages."""
     try:
         return kind(**fields)
     except TopologyError as error:
@@ -174,7 +178,7 @@ def json_object(text: str, source: str) -> dict[str, Any]:
     return data
 
 
-def render(table: GlobalTable | LocalTable) -> str:
+def render(table: Entry) -> str:
     """The table's JSON text, keys in the documented order, with exactly the keys the table was given."""
     return json.dumps(table.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False) + "\n"
 

@@ -39,12 +39,16 @@ class RankTableSet:
     local_tables: Mapping[str, LocalTable]
     """File name -> table: prefill instances, decode instances, service entry."""
 
+    @property
+    def tables(self) -> dict[str, GlobalTable | LocalTable]:
+        """File name -> table, the global one first."""
+        return {self.global_name: self.global_table, **self.local_tables}
+
     def save(self, directory: Path) -> list[Path]:
         """Write every table into a folder, which is created where missing; returns the paths written."""
-        tables: dict[str, GlobalTable | LocalTable] = {self.global_name: self.global_table, **self.local_tables}
-        for name, table in tables.items():
+        for name, table in self.tables.items():
             write_table(table, directory / name)
-        return [directory / name for name in tables]
+        return [directory / name for name in self.tables]
 
 
 def generate(
