@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from tandem.topology.finding import Finding
 from tandem.topology.rank_table import GlobalTable, LocalTable
-from tandem.topology.rank_table_match import Place, match
+from tandem.topology.rank_table_match import Place, Places
 from tandem.topology.rank_table_rules import devices_of, header_findings, repeated_devices, server_findings
 
 
@@ -27,9 +27,10 @@ def check_local_tables(
     """
     findings: list[Finding] = []
     owners: dict[str, str] = {}
+    places = Places(table)
     for source, local_table in local_tables.items():
         findings += format_findings(local_table, source)
-        place = match(table, local_table, source)
+        place = places.match(local_table, source)
         if isinstance(place, Place):
             findings += duplicate_findings(place, owners.setdefault(place.path, source), source)
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tandem.topology.rank_table import (
     TableDevice,
     new_global_table,
     new_local_table,
-    write_table,
+    write_tables,
 )
 from tandem.topology.topology import Role
 
@@ -46,9 +46,14 @@ class RankTableSet:
 
     def save(self, directory: Path) -> list[Path]:
         """Write every table into a folder, which is created where missing; returns the paths written."""
-        for name, table in self.tables.items():
-            write_table(table, directory / name)
-        return [directory / name for name in self.tables]
+        return save([self], directory)
+
+
+def save(sets: Iterable[RankTableSet], directory: Path) -> list[Path]:
+    """Write the tables of some hosts into one folder, which is created where missing; returns the paths written."""
+    tables = {directory / name: table for one in sets for name, table in one.tables.items()}
+    write_tables(tables)
+    return list(tables)
 
 
 def generate(

@@ -10,7 +10,7 @@ from tandem.topology.formats.global_table import GLOBAL
 from tandem.topology.formats.inventory import Inventory, Kind
 from tandem.topology.formats.server_entry import placement_of, server_of, unknown
 from tandem.topology.local_table_rules import format_findings
-from tandem.topology.rank_table import LocalTable, new_local_table, parse_table, render, write_table
+from tandem.topology.rank_table import LocalTable, new_local_table, parse_table, render, write_tables
 from tandem.topology.rank_table_set import named_local_tables
 from tandem.topology.topology import Role
 
@@ -38,8 +38,7 @@ def write_local_tables(inventory: Inventory, target: Format, folder: Path) -> li
     if target is not GLOBAL:
         raise TopologyError(f"--local-tables belong to a global table, not to {target.title}; use --to global")
     tables = named_local_tables([server_of(placement) for placement in inventory.placements])
-    for name, table in tables.items():
-        write_table(table, folder / name)
+    write_tables({folder / name: table for name, table in tables.items()})
     return [folder / name for name in tables]
 
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-import time
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from tandem.topology.rank_table_check import check, check_files
 from tandem.topology.rank_table_codec import to_topology
 from tandem.topology.rank_table_match import locate
 from tandem.topology.rank_table_merge import merge
-from tandem.topology.rank_table_set import RankTableSet, device_suffix, generate, parse_device_list
+from tandem.topology.rank_table_set import RankTableSet, device_suffix, generate, parse_device_list, save
 from tandem.topology.topology import Role
 
 DOCUMENT_GLOBAL = """
@@ -316,26 +317,54 @@ def test_merge_joins_in_order_and_keeps_unknown_keys() -> None:
     assert check(merged) == []
 
 
-def test_128_hosts_of_16_devices(tmp_path: Path) -> None:
-    began = time.monotonic()
-    paths, local_paths = [], []
-    for i in range(128):
-        tables = generate(
+def service(hosts: int) -> list[RankTableSet]:
+    """The tables of hosts with 16 devices each."""
+    return [
+        generate(
             prefill=[[0, 1, 2, 3], [4, 5, 6, 7]],
             decode=[list(range(8, 16))],
             api_server=i == 0,
             local_ip=f"10.0.{i // 64}.{i % 64 + 1}",
         )
-        first, *rest = tables.save(tmp_path)
-        paths.append(first)
-        local_paths += rest
-    write_table(merge([(str(path), read_global_table(path)) for path in paths]), tmp_path / "merged.json")
+        for i in range(hosts)
+    ]
+
+
+def test_128_hosts_of_16_devices(tmp_path: Path) -> None:
+    paths = save(service(128), tmp_path)
+    local_paths = [path for path in paths if path.name.startswith("local_")]
+    global_paths = [path for path in paths if path.name.startswith("global_")]
+    write_table(merge([(str(path), read_global_table(path)) for path in global_paths]), tmp_path / "merged.json")
     assert len(local_paths) == 128 * 3 + 1
     assert check_files(tmp_path / "merged.json", local_paths) == []
     assert len(check_files(tmp_path / "merged.json", local_paths[1:])) == 1
     table = read_global_table(tmp_path / "merged.json")
     assert sum(len(s.device_ids) for role in (Role.PREFILL, Role.DECODE) for s in table.servers(role)) == 128 * 16
-    assert time.monotonic() - began < 15
+
+
+def calls_for(hosts: int) -> int:
+    """Calls of Python functions that making, merging and checking the tables of some hosts takes."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        sets = service(hosts)
+        merged = merge([(one.global_name, one.global_table) for one in sets])
+        local_tables = {name: table for one in sets for name, table in one.local_tables.items()}
+        findings = check(merged, local_tables)
+    finally:
+        sys.setprofile(before)
+    assert findings == []
+    return calls
+
+
+def test_the_work_grows_with_the_hosts_and_not_with_their_square() -> None:
+    assert calls_for(128) < 2.1 * calls_for(64)
 
 
 def test_to_topology_takes_ports_in_table_order() -> None:
