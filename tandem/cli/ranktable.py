@@ -191,7 +191,6 @@ def convert(
     from tandem.topology.topology import Role
 
     target = format_named(to)
-    _, reading = read_any(file, from_)
     supplement = Supplement(
         instance_size=instance_size,
         roles=[Role(one) for one in role or ()],
@@ -201,7 +200,9 @@ def convert(
         ports=parse_ports(ports) if ports is not None else (),
         scheduler_port=scheduler_port,
     )
-    inventory, text = converted(reading, str(file), target, leave_out=leave_out or (), supplement=supplement)
+    inventory, text = converted(
+        read_any(file, from_), str(file), target, leave_out=leave_out or (), supplement=supplement
+    )
     written = [] if local_tables is None else write_local_tables(inventory, target, local_tables)
     write_text(out, text)
     print(*[out, *written], sep="\n")

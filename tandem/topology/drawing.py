@@ -40,8 +40,7 @@ def read_rows(path: Path, format_name: str | None = None) -> tuple[Row, ...]:
     Raises:
         TopologyError: Naming the file and what is wrong with it.
     """
-    _, reading = read_any(path, format_name)
-    return tuple(rows(reading.inventory))
+    return tuple(rows(read_any(path, format_name).inventory))
 
 
 def rows(inventory: Inventory) -> Iterator[Row]:

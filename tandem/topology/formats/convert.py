@@ -71,6 +71,9 @@ def lacks(inventory: Inventory) -> Iterator[tuple[str, str, str]]:
     working = inventory.working
     if not inventory.cut:
         yield "instances", "does not say which devices make an instance", "give --instance-size, in devices"
+    for placement in working:
+        if not placement.devices:
+            yield "devices", f"{placement.place} has no devices", "list them in the file"
     if any(placement.role is None for placement in working):
         yield "role", "does not say which instance is prefill or decode", "give --role, once or for each in order"
     if not inventory.of(Role.GATEWAY):

@@ -28,7 +28,7 @@ class Format:
     says: frozenset[Kind]
     """What it has words for, beside hosts and devices."""
     needs: frozenset[str]
-    """Of role, instances, scheduler, controller and model what it cannot do without."""
+    """What it cannot do without, by the names that `convert.lacks` gives."""
     own: frozenset[str]
     """Its own keys: an unknown key of another format that has such a name would be taken for one of them."""
     read: Callable[[str, str], Reading]

@@ -47,7 +47,7 @@ GLOBAL = Format(
     name="global",
     title="a global table",
     says=frozenset(Kind) - {Kind.BOTH, Kind.CONTROLLER, Kind.SUPER_POD, Kind.TOPOLOGY_FIELD},
-    needs=frozenset({"role", "instances"}),
+    needs=frozenset({"devices", "role", "instances"}),
     own=frozenset(
         {"version", "status", "server_group_list", "group_id", "server_count", "server_list", "server_id", "server_ip"}
         | {"device", "device_id", "device_ip", "rank_id"}

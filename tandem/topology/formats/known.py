@@ -10,9 +10,10 @@ from tandem.errors import TopologyError
 from tandem.topology.file import mapping
 from tandem.topology.formats.format import Format, Reading
 from tandem.topology.formats.global_table import GLOBAL
+from tandem.topology.formats.hccl import HCCL
 from tandem.topology.formats.local_table import LOCAL
 from tandem.topology.formats.mindie import MINDIE
-from tandem.topology.formats.server_list import HCCL, ONE_CLICK
+from tandem.topology.formats.one_click import ONE_CLICK
 from tandem.topology.formats.topology_file import TOPOLOGY
 from tandem.topology.formats.vllm_ascend import VLLM_ASCEND
 from tandem.topology.rank_table import json_object
@@ -21,15 +22,15 @@ from tandem.topology.text_file import read_text
 FORMATS = {one.name: one for one in (TOPOLOGY, GLOBAL, LOCAL, HCCL, MINDIE, VLLM_ASCEND, ONE_CLICK)}
 
 
-def read_any(path: Path, name: str | None = None) -> tuple[Format, Reading]:
-    """What a file says, and in which format: the named one, or the one its contents look like.
+def read_any(path: Path, name: str | None = None) -> Reading:
+    """What a file says in the format of a name, or in the one that its contents look like.
 
     Raises:
         TopologyError: When the file cannot be read, there is no such format, or the text does not have its shape.
     """
     text = read_text(path)
     found = recognised(text, str(path)) if name is None else format_named(name)
-    return found, found.read(text, str(path))
+    return found.read(text, str(path))
 
 
 def format_named(name: str) -> Format:

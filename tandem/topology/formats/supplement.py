@@ -96,10 +96,13 @@ class Supplement:
     def _with_ports(self, inventory: Inventory) -> Inventory:
         if not self.ports:
             return inventory
-        prefill, decode = inventory.of(Role.PREFILL), inventory.of(Role.DECODE)
-        require_ports(self.ports, len(prefill), len(decode))
-        ports = dict(zip(map(id, (*prefill, *decode)), self.ports, strict=True))
-        placements = (with_field(one, "port", ports.get(id(one))) for one in inventory.placements)
+        first = len(inventory.of(Role.PREFILL))
+        require_ports(self.ports, first, len(inventory.of(Role.DECODE)))
+        ports = {Role.PREFILL: iter(self.ports[:first]), Role.DECODE: iter(self.ports[first:])}
+        placements = (
+            with_field(one, "port", next(ports[one.role]) if one.role in ports else None)
+            for one in inventory.placements
+        )
         return replace(inventory, placements=tuple(placements))
 
     def _with_scheduler_port(self, inventory: Inventory) -> Inventory:

@@ -121,7 +121,7 @@ VLLM_ASCEND = Format(
     name="vllm-ascend",
     title="a vllm-ascend table",
     says=frozenset({Kind.ROLE, Kind.SUPER_POD, Kind.DEVICE_KEY, Kind.TABLE_KEY}),
-    needs=frozenset({"role"}),
+    needs=frozenset({"devices", "role"}),
     own=frozenset({"version", "server_count", "prefill_device_list", "decode_device_list", "status"})
     | {"server_id", "device_id", "device_ip", "cluster_id", "super_pod_id"},
     read=read,
