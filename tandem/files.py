@@ -6,7 +6,6 @@ Everything is written beside its final name and renamed, so a kill at any moment
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import os
 import platform
@@ -116,7 +115,12 @@ def _part(path: Path) -> Path:
 
 def _remove_orphans(path: Path) -> None:
     """Remove what processes of this host left that were killed before they could."""
-    for part in path.parent.glob(f"{glob.escape(f'.{path.name}.{platform.node()}.')}*.part"):
+    if not path.parent.is_dir():
+        return
+    start = f".{path.name}.{platform.node()}."
+    with os.scandir(path.parent) as entries:
+        parts = [Path(entry) for entry in entries if entry.name.startswith(start) and entry.name.endswith(".part")]
+    for part in parts:
         number = part.name.split(".")[-2]
         if number.isdecimal() and (int(number) == os.getpid() or not _runs(int(number))):
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)

@@ -23,7 +23,8 @@ COMMANDS = {
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
     "model": ("tandem.cli.model:app", "List, show and fetch models, check a folder, make random ones."),
-    "ranktable": ("tandem.cli.ranktable:app", "Generate, merge, check and show rank tables."),
+    "ranktable": ("tandem.cli.ranktable:app", "Generate, merge, check, show and convert rank tables."),
+    "compat": ("tandem.cli.compat:app", "Write the documents' scripts, which call the same code."),
 }
 """Command name -> (where it lives, its one-line help). The help stands here so that listing imports nothing."""
 

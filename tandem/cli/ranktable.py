@@ -1,14 +1,15 @@
-"""`tandem ranktable`: generate, merge, check and show rank tables."""
+"""`tandem ranktable`: generate, merge, check, show and convert rank tables."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-app = cyclopts.App(name="ranktable", help="Generate, merge, check and show rank tables.")
+app = cyclopts.App(name="ranktable", help="Generate, merge, check, show and convert rank tables.")
 
 
 @app.command
@@ -20,8 +21,13 @@ def gen(
     save_dir: Path = Path(),
     local_ip: str | None = None,
     device_ip: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    hosts: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    remote_tandem: str = "tandem",
+    json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write the rank tables of this host: its global table, and a local one for each instance.
+
+    With --hosts, those of several hosts, which are asked over ssh, and the merged table.
 
     Args:
         prefill_server_list: Prefill instances between spaces, each the device numbers it uses between commas.
@@ -30,9 +36,19 @@ def gen(
         save_dir: Folder for the tables, created where missing.
         local_ip: Address of this host; found out by default.
         device_ip: Addresses of devices as NUMBER=ADDRESS; by default asked from hccn_tool, else the host's.
+        hosts: Hosts as ssh takes them, the one with the service entry first. A device list may have HOST= before it;
+            it is then for that host only, else for each.
+        remote_tandem: The tandem command on those hosts.
+        json: Print the tables as JSON instead of writing them.
     """
+    from json import dumps
+
     from tandem.topology.rank_table_set import generate, parse_device_address, parse_device_list
 
+    if hosts:
+        require_without(hosts="--hosts", local_ip=local_ip, device_ip=device_ip, json=json)
+        gather(hosts, prefill_server_list or [], decode_server_list or [], api_server, remote_tandem, save_dir)
+        return
     tables = generate(
         prefill=[parse_device_list(text) for text in prefill_server_list or ()],
         decode=[parse_device_list(text) for text in decode_server_list or ()],
@@ -40,6 +56,9 @@ def gen(
         local_ip=local_ip,
         device_addresses=dict(parse_device_address(text) for text in device_ip or ()),
     )
+    if json:
+        print(dumps({name: table.model_dump(exclude_unset=True) for name, table in tables.tables.items()}, indent=2))
+        return
     for path in tables.save(save_dir):
         print(path)
 
@@ -57,11 +76,13 @@ def merge(
         save_dir: Folder for the merged table, created where missing.
     """
     from tandem.topology.rank_table import read_global_table, write_table
-    from tandem.topology.rank_table_merge import MERGED_NAME
+    from tandem.topology.rank_table_merge import MERGED_NAME, loopback_warning
     from tandem.topology.rank_table_merge import merge as merge_tables
 
     merged = merge_tables([(str(path), read_global_table(path)) for path in global_ranktable_list])
     write_table(merged, save_dir / MERGED_NAME)
+    if warning := loopback_warning(merged):
+        print(f"tandem: warning: {save_dir / MERGED_NAME}: {warning}", file=sys.stderr)
     print(save_dir / MERGED_NAME)
 
 
@@ -95,11 +116,18 @@ def check(
 
 
 @app.command
-def show(file: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def show(
+    file: Path,
+    /,
+    *,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """Draw the hosts, instances, roles and devices of a rank table or a topology file.
 
     Args:
-        file: A global or local rank table (JSON), or a topology (YAML).
+        file: A file in any of the formats that `convert` knows.
+        from_: Its format; recognised from its contents by default.
         json: Print the instances as JSON.
     """
     from dataclasses import asdict
@@ -109,8 +137,100 @@ def show(file: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False
 
     from tandem.topology.drawing import draw, read_rows
 
-    rows = read_rows(file)
+    rows = read_rows(file, from_)
     if json:
         print(dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
     else:
         Console().print(draw(str(file), rows))
+
+
+@app.command
+def convert(
+    file: Path,
+    out: Path,
+    /,
+    *,
+    to: str,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    leave_out: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    role: Annotated[
+        list[Literal["prefill", "decode", "both"]] | None, Parameter(consume_multiple=True, negative="")
+    ] = None,
+    instance_size: int | None = None,
+    scheduler: str | None = None,
+    controller: str | None = None,
+    model: str | None = None,
+    ports: str | None = None,
+    scheduler_port: int | None = None,
+    local_tables: Path | None = None,
+) -> None:
+    """Write a rank table or a topology file in another format; what would be lost is refused by name.
+
+    The formats: topology (YAML), global, local, hccl, mindie, vllm-ascend, one-click.
+
+    Args:
+        file: What to read.
+        out: What to write.
+        to: The format to write.
+        from_: The format to read; recognised from the file's contents by default.
+        leave_out: Names of what may be lost, as the refusal tells them.
+        role: Role of all instances, or of each in order.
+        instance_size: Devices of an instance, where the file has none.
+        scheduler: Host of the service entry.
+        controller: Host of MindIE's controller.
+        model: Model folder.
+        ports: Ports of prefill instances, then of decode instances, in order, between commas.
+        scheduler_port: Public port of the service entry.
+        local_tables: With --to global, a folder for the local tables that belong to it.
+    """
+    from tandem.topology.formats.convert import convert as converted
+    from tandem.topology.formats.known import format_named, read_any
+    from tandem.topology.formats.local_table import write_local_tables
+    from tandem.topology.formats.supplement import Supplement, parse_ports
+    from tandem.topology.text_file import write_text
+    from tandem.topology.topology import Role
+
+    target = format_named(to)
+    supplement = Supplement(
+        instance_size=instance_size,
+        roles=[Role(one) for one in role or ()],
+        scheduler=scheduler,
+        controller=controller,
+        model=model,
+        ports=parse_ports(ports) if ports is not None else (),
+        scheduler_port=scheduler_port,
+    )
+    inventory, text = converted(
+        read_any(file, from_), str(file), target, leave_out=leave_out or (), supplement=supplement
+    )
+    written = [] if local_tables is None else write_local_tables(inventory, target, local_tables)
+    write_text(out, text)
+    print(*[out, *written], sep="\n")
+
+
+def gather(
+    hosts: list[str], prefill: list[str], decode: list[str], api_server: bool, remote_tandem: str, save_dir: Path
+) -> None:
+    """Make the tables of several hosts over ssh, and write them with the merged one."""
+    from tandem.topology.rank_table import write_table
+    from tandem.topology.rank_table_gathering import gather, shares
+    from tandem.topology.rank_table_merge import MERGED_NAME, merge
+    from tandem.topology.rank_table_set import save
+
+    asked = shares(hosts, prefill, decode, api_server=api_server)
+    gathered = gather(asked, remote_tandem)
+    merged = merge([(share.host, tables.global_table) for share, tables in zip(asked, gathered, strict=True)])
+    for path in save(gathered, save_dir):
+        print(path)
+    write_table(merged, save_dir / MERGED_NAME)
+    print(save_dir / MERGED_NAME)
+
+
+def require_without(*, hosts: str, **others: object) -> None:
+    """Refuse options that speak of this host beside one that speaks of others."""
+    from tandem.errors import UsageError
+
+    for name, value in others.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} does not go with {hosts}; leave it out, or run gen on that host itself")

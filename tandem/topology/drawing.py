@@ -13,62 +13,53 @@ from pathlib import Path
 from rich.text import Text
 from rich.tree import Tree
 
-from tandem.topology.file import read_topology
-from tandem.topology.rank_table import GlobalTable, LocalTable, Server, read_table
+from tandem.topology.formats.inventory import Inventory, Placement
+from tandem.topology.formats.known import read_any
 from tandem.topology.rank_table_codec import instance_name
-from tandem.topology.topology import Instance, Role
+from tandem.topology.topology import Role
 
 COLOURS = {Role.GATEWAY: "magenta", Role.PREFILL: "green", Role.DECODE: "cyan", Role.BOTH: "yellow"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One instance, as far as the file tells."""
+    """One instance, as far as the file tells; or a host's devices, where it does not tell instances apart."""
 
     host: str
     name: str
     role: Role | None
-    """None where the file does not say: a local table of a prefill or decode instance."""
+    """None where the file does not say."""
     port: int | None
     devices: dict[int, str | None]
     """Device number -> its address."""
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """The instances of a topology (.yaml, .yml), or of a global or local rank table (any other file).
+def read_rows(path: Path, format_name: str | None = None) -> tuple[Row, ...]:
+    """The instances of a file in any known format, recognised from its contents where no format is named.
 
     Raises:
         TopologyError: Naming the file and what is wrong with it.
     """
-    if path.suffix in (".yaml", ".yml"):
-        return tuple(map(instance_row, read_topology(path).instances))
-    table = read_table(path)
-    return tuple(global_rows(table) if isinstance(table, GlobalTable) else local_rows(table))
+    return tuple(rows(read_any(path, format_name).inventory))
 
 
-def instance_row(instance: Instance) -> Row:
-    """An instance of a Topology."""
-    devices = {device.id: device.address for device in instance.devices}
-    return Row(instance.host, instance.name, instance.role, instance.port, devices)
+def rows(inventory: Inventory) -> Iterator[Row]:
+    """A row for each placement; without a name of its own it has the one a topology would give it."""
+    positions: dict[Role | None, int] = {}
+    if inventory.controller is not None:
+        yield Row(inventory.controller.host, "controller", None, None, {})
+    for placement in inventory.placements:
+        position = positions.setdefault(placement.role, 0)
+        positions[placement.role] += 1
+        usual = instance_name(placement.role, position) if placement.role else f"instance-{position}"
+        name = usual if inventory.cut or placement.role is Role.GATEWAY else "devices"
+        yield row(placement, placement.fields.get("name", name))
 
 
-def global_rows(table: GlobalTable) -> Iterator[Row]:
-    """The instances of a global table."""
-    for role in (Role.GATEWAY, Role.PREFILL, Role.DECODE):
-        for position, server in enumerate(table.servers(role)):
-            yield server_row(server, instance_name(role, position), role)
-
-
-def local_rows(table: LocalTable) -> Iterator[Row]:
-    """A local table's own entry."""
-    for server in table.server_list:
-        yield server_row(server, "instance" if server.device else "gateway", None if server.device else Role.GATEWAY)
-
-
-def server_row(server: Server, name: str, role: Role | None) -> Row:
-    """An entry of a rank table, which knows no port."""
-    devices: dict[int, str | None] = {int(device.device_id): device.device_ip for device in server.device or ()}
-    return Row(server.server_ip, name, role, None, devices)
+def row(placement: Placement, name: str) -> Row:
+    """A placement in one row."""
+    devices = {device.id: device.address for device in placement.devices}
+    return Row(placement.host, name, placement.role, placement.fields.get("port"), devices)
 
 
 def draw(title: str, rows: Sequence[Row]) -> Tree:

@@ -18,21 +18,30 @@ def read_topology(path: Path) -> Topology:
     Raises:
         TopologyError: Naming the file, and the line of a syntax error or the field that breaks a rule.
     """
-    fields = mapping(path, read_text(path))
+    return parse_topology(read_text(path), str(path))
+
+
+def parse_topology(text: str, source: str) -> Topology:
+    """The Topology of a YAML text; `source` names it in error messages.
+
+    Raises:
+        TopologyError: As `read_topology`.
+    """
+    fields = mapping(source, text)
     try:
         return Topology(**fields)
     except TopologyError as error:
-        raise TopologyError(f"{path}: {error}") from error
+        raise TopologyError(f"{source}: {error}") from error
 
 
-def mapping(path: Path, text: str) -> dict[str, Any]:
-    """The mapping at the top of a YAML text; `path` is for the error messages only."""
+def mapping(source: str, text: str) -> dict[str, Any]:
+    """The mapping at the top of a YAML text; `source` names it in error messages."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise TopologyError(f"{path}: {place_of(error)}; mend the YAML syntax") from None
+        raise TopologyError(f"{source}: {place_of(error)}; mend the YAML syntax") from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise TopologyError(f"{path}: is not a mapping; write `model:` and `instances:` at its top")
+        raise TopologyError(f"{source}: is not a mapping; write `model:` and `instances:` at its top")
     return data
 
 
@@ -50,6 +59,10 @@ def write_topology(topology: Topology, path: Path) -> None:
     Raises:
         TopologyError: When the file cannot be written.
     """
-    fields = topology.model_dump(mode="json")
+    write_text(path, render_topology(topology))
+
+
+def render_topology(topology: Topology) -> str:
+    """The topology's YAML text."""
     # Not `allow_unicode`: PyYAML then writes U+0085 as it is and reads it back as a line end.
-    write_text(path, yaml.safe_dump(fields, sort_keys=False))
+    return yaml.safe_dump(topology.model_dump(mode="json"), sort_keys=False)

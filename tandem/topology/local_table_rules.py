@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from tandem.topology.finding import Finding
 from tandem.topology.rank_table import GlobalTable, LocalTable
-from tandem.topology.rank_table_match import Place, match
-from tandem.topology.rank_table_rules import devices_of, header_findings, server_findings
+from tandem.topology.rank_table_match import Place, Places
+from tandem.topology.rank_table_rules import devices_of, header_findings, repeated_devices, server_findings
 
 
 def check_local_tables(
@@ -27,9 +27,10 @@ def check_local_tables(
     """
     findings: list[Finding] = []
     owners: dict[str, str] = {}
+    places = Places(table)
     for source, local_table in local_tables.items():
         findings += format_findings(local_table, source)
-        place = match(table, local_table, source)
+        place = places.match(local_table, source)
         if isinstance(place, Place):
             findings += duplicate_findings(place, owners.setdefault(place.path, source), source)
         else:
@@ -48,7 +49,11 @@ def format_findings(table: LocalTable, source: str) -> Iterator[Finding]:
         problem = f"server_list holds {len(table.server_list)} entries"
         yield Finding(source, "$.server_list", "local-format", problem, "keep the one entry of this instance")
     if table.server_list and table.server_list[0].device is not None:
-        yield from server_findings("$.server_list[0]", table.server_list[0], source)
+        server = table.server_list[0]
+        yield from server_findings("$.server_list[0]", server, source)
+        paths = (f"$.server_list[0].device[{j}].device_id" for j in range(len(server.device_ids)))
+        places = ((path, server.server_ip, number) for path, number in zip(paths, server.device_ids, strict=True))
+        yield from repeated_devices(places, source)
 
 
 def duplicate_findings(place: Place, owner: str, source: str) -> Iterator[Finding]:

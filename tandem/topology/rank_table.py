@@ -13,7 +13,9 @@ checked here; the rules that need the whole table are in rank_table_rules.py.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +28,9 @@ from tandem.topology.topology import Role
 
 VERSION = "1.0"
 STATUS = "completed"
+
+WRITERS = 16
+"""Files that are written at a time."""
 
 GROUP_IDS = {Role.GATEWAY: "0", Role.PREFILL: "1", Role.DECODE: "2"}
 """Role -> its group in a global table, in the order of the table."""
@@ -104,7 +109,7 @@ class LocalTable(Entry):
     server_list: tuple[Server, ...]
 
 
-AnyTable = TypeVar("AnyTable", GlobalTable, LocalTable)
+AnyTable = TypeVar("AnyTable", bound=Entry)
 
 
 def new_global_table(servers: Mapping[Role, Sequence[Server]]) -> GlobalTable:
@@ -153,7 +158,11 @@ def read_table(path: Path) -> GlobalTable | LocalTable:
 
 def parse_table(kind: type[AnyTable], text: str, source: str) -> AnyTable:
     """A table from JSON text; `source` names it in error messages."""
-    fields = json_object(text, source)
+    return parse_object(kind, json_object(text, source), source)
+
+
+def parse_object(kind: type[AnyTable], fields: Mapping[str, Any], source: str) -> AnyTable:
+    """A table from JSON data; `source` names it in error messages."""
     try:
         return kind(**fields)
     except TopologyError as error:
@@ -174,7 +183,7 @@ def json_object(text: str, source: str) -> dict[str, Any]:
     return data
 
 
-def render(table: GlobalTable | LocalTable) -> str:
+def render(table: Entry) -> str:
     """The table's JSON text, keys in the documented order, with exactly the keys the table was given."""
     return json.dumps(table.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False) + "\n"
 
@@ -186,3 +195,15 @@ def write_table(table: GlobalTable | LocalTable, path: Path) -> None:
         TopologyError: When the file cannot be written.
     """
     write_text(path, render(table))
+
+
+def write_tables(tables: Mapping[Path, GlobalTable | LocalTable]) -> None:
+    """Write many tables, each whole or not at all.
+
+    Several at a time: each waits for the disk, and a disk takes many that wait at once.
+
+    Raises:
+        TopologyError: When a file cannot be written.
+    """
+    with ThreadPoolExecutor(WRITERS) as threads:
+        deque(threads.map(write_table, tables.values(), tables), maxlen=0)

@@ -40,8 +40,9 @@ def check_files(global_path: Path, local_paths: Sequence[Path] = (), *, complete
     Raises:
         TopologyError: When a file is missing, may not be read, or is given twice.
     """
-    if twice := sorted({str(path) for path in local_paths if local_paths.count(path) > 1}):
-        raise TopologyError(f"{twice[0]} is given twice as a local table; name each file once")
+    if len(set(local_paths)) < len(local_paths):
+        twice = next(path for path in sorted(local_paths) if local_paths.count(path) > 1)
+        raise TopologyError(f"{twice} is given twice as a local table; name each file once")
     findings: list[Finding] = []
     global_table = parsed(GlobalTable, global_path, findings)
     tables = {str(path): parsed(LocalTable, path, findings) for path in local_paths}

@@ -1,7 +1,7 @@
-"""Between a Topology and a global rank table.
+"""The Topology that a global rank table describes.
 
 A rank table says host, devices and role. Ports, model and arguments are said elsewhere (NODE_PORTS and the launch
-command), so reading takes them as parameters; what neither can say is refused by name when writing.
+command), so they are parameters here. The way back, and to and from other formats, is in `formats`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tandem.errors import TopologyError
-from tandem.topology.rank_table import GlobalTable, Server, TableDevice, new_global_table
+from tandem.topology.rank_table import GlobalTable, Server
 from tandem.topology.rank_table_rules import check_global_table
 from tandem.topology.topology import Device, Instance, Role, Topology
 
@@ -32,7 +32,16 @@ def to_topology(
     """
     if findings := check_global_table(global_table):
         raise TopologyError(str(findings[0]))
-    prefill, decode = (len(global_table.servers(role)) for role in (Role.PREFILL, Role.DECODE))
+    require_ports(ports, *(len(global_table.servers(role)) for role in (Role.PREFILL, Role.DECODE)))
+    return Topology(model=model, instances=instances_of(global_table, [gateway_port, *ports]))
+
+
+def require_ports(ports: Sequence[int], prefill: int, decode: int) -> None:
+    """Refuse ports (the documents' NODE_PORTS) that are not one for each instance, or that both roles would use.
+
+    Raises:
+        TopologyError: Naming the numbers, or the port.
+    """
     if len(ports) != prefill + decode:
         raise TopologyError(
             f"{len(ports)} ports for {prefill} prefill and {decode} decode instances; "
@@ -40,7 +49,6 @@ def to_topology(
         )
     if shared := sorted(set(ports[:prefill]) & set(ports[prefill:])):
         raise TopologyError(f"port {shared[0]} is used by prefill and by decode; give them different ports")
-    return Topology(model=model, instances=instances_of(global_table, [gateway_port, *ports]))
 
 
 def instances_of(global_table: GlobalTable, ports: Sequence[int | None] = ()) -> tuple[Instance, ...]:
@@ -68,39 +76,3 @@ def instance_of(server: Server, role: Role, name: str, port: int | None = None) 
 def instance_name(role: Role, position: int) -> str:
     """How an instance without a name of its own is called."""
     return "gateway" if role is Role.GATEWAY and position == 0 else f"{role}-{position}"
-
-
-def from_topology(topology: Topology) -> GlobalTable:
-    """The global table of a Topology.
-
-    Raises:
-        TopologyError: Naming the instance that a rank table cannot describe.
-    """
-    if not topology.of(Role.GATEWAY):
-        raise TopologyError("the topology has no gateway, which a rank table needs; add an instance with role gateway")
-    for instance in topology.instances:
-        require_sayable(instance)
-    return new_global_table(
-        {role: [server_of(one) for one in topology.of(role)] for role in (Role.GATEWAY, Role.PREFILL, Role.DECODE)}
-    )
-
-
-def require_sayable(instance: Instance) -> None:
-    """Refuse an instance that a rank table has no words for."""
-    if instance.role is Role.BOTH:
-        raise TopologyError(
-            f"instance {instance.name} has role both, which a rank table cannot say; use prefill and decode instances"
-        )
-    if instance.role is not Role.GATEWAY and not instance.devices:
-        raise TopologyError(f"instance {instance.name} has no devices, which a rank table must name; list its devices")
-
-
-def server_of(instance: Instance) -> Server:
-    """One Instance as an entry of a table; a device without an address of its own has its host's."""
-    if instance.role is Role.GATEWAY:
-        return Server(server_id=instance.host, server_ip=instance.host)
-    devices = tuple(
-        TableDevice(device_id=str(device.id), device_ip=device.address or instance.host, rank_id=str(rank))
-        for rank, device in enumerate(instance.devices)
-    )
-    return Server(server_id=instance.host, server_ip=instance.host, device=devices)

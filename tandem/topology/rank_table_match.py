@@ -22,6 +22,35 @@ class Place:
     """JSON path of its entry."""
 
 
+Key = tuple[str, tuple[int, ...], bool]
+"""Host, device numbers, and whether it is the scheduler: by these an instance is found."""
+
+
+class Places:
+    """The instances of a global table, found by host and devices without a search through all of them."""
+
+    def __init__(self, global_table: GlobalTable) -> None:
+        self._places: dict[Key, tuple[Place, Server]] = {}
+        positions = dict.fromkeys(Role, -1)
+        for path, role, server in global_table.entries():
+            positions[role] += 1
+            self._places.setdefault(key_of(server, role), (Place(role, positions[role], path), server))
+
+    def match(self, local_table: LocalTable, source: str) -> Place | Finding:
+        """The instance that a local table belongs to, or why there is none."""
+        path = "$.server_list[0]"
+        if not local_table.server_list:
+            return Finding(source, "$.server_list", "local-format", "is empty", "generate the table again")
+        own = local_table.server_list[0]
+        if (found := self._places.get(key_of(own, None if own.device_ids else Role.GATEWAY))) is None:
+            devices = f"devices {', '.join(map(str, own.device_ids))}" if own.device_ids else "the service entry"
+            problem = f"{own.server_ip} with {devices} is not in the global table"
+            return Finding(source, path, "local-match", problem, "generate both tables in one run, then merge again")
+        place, server = found
+        difference = first_difference(plain(own), plain(server), path)
+        return mismatch(source, place.path, *difference) if difference else place
+
+
 def locate(global_table: GlobalTable, local_table: LocalTable, source: str = "local table") -> Place:
     """The instance that a local table belongs to; its role follows from the group it stands in.
 
@@ -33,36 +62,15 @@ def locate(global_table: GlobalTable, local_table: LocalTable, source: str = "lo
     Raises:
         TopologyError: When no entry of the global table, or one with other contents, matches.
     """
-    place = match(global_table, local_table, source)
+    place = Places(global_table).match(local_table, source)
     if isinstance(place, Finding):
         raise TopologyError(str(place))
     return place
 
 
-def match(global_table: GlobalTable, local_table: LocalTable, source: str) -> Place | Finding:
-    """The matching instance, or why there is none."""
-    path = "$.server_list[0]"
-    if not local_table.server_list:
-        return Finding(source, "$.server_list", "local-format", "is empty", "generate the table again")
-    own = local_table.server_list[0]
-    positions = dict.fromkeys(Role, -1)
-    for there, role, server in global_table.entries():
-        positions[role] += 1
-        if same_instance(own, server, role):
-            if difference := first_difference(plain(own), plain(server), path):
-                return mismatch(source, there, *difference)
-            return Place(role, positions[role], there)
-    devices = f"devices {', '.join(map(str, own.device_ids))}" if own.device_ids else "the service entry"
-    problem = f"{own.server_ip} with {devices} is not in the global table"
-    return Finding(source, path, "local-match", problem, "generate both tables in one run, then merge again")
-
-
-def same_instance(own: Server, server: Server, role: Role) -> bool:
-    """Whether host and device numbers agree; a table without devices is the scheduler's."""
-    is_entry = not own.device_ids
-    return (
-        own.server_ip == server.server_ip and own.device_ids == server.device_ids and is_entry == (role is Role.GATEWAY)
-    )
+def key_of(server: Server, role: Role | None) -> Key:
+    """What an entry is found by; one without devices is the scheduler's."""
+    return server.server_ip, server.device_ids, role is Role.GATEWAY
 
 
 def mismatch(source: str, there: str, path: str, own: Any, other: Any) -> Finding:

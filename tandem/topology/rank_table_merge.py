@@ -123,6 +123,17 @@ def require_reachable_hosts(tables: Sources) -> None:
             )
 
 
+def loopback_warning(table: GlobalTable) -> str | None:
+    """What to say of a service whose only host is called localhost: it is one, wherever the table is read."""
+    names = sorted({server.server_ip for _, _, server in table.entries() if is_loopback(server.server_ip)})
+    if not names:
+        return None
+    return (
+        f"every instance is on {names[0]}, so the table holds on one host only; for several hosts, generate it again "
+        "with --local-ip and an address the others can reach"
+    )
+
+
 def all_entries(tables: Sources) -> Iterator[tuple[str, str, Role, Server]]:
     """Every instance of every table: file, JSON path, role, entry."""
     return ((source, *entry) for source, table in tables for entry in table.entries())

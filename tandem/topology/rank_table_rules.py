@@ -6,10 +6,11 @@ the rules that ask for them. Rules about local tables are in local_table_rules.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 
 from tandem.topology.finding import Finding
-from tandem.topology.rank_table import GROUP_IDS, STATUS, VERSION, GlobalTable, Server
+from tandem.topology.rank_table import GROUP_IDS, STATUS, VERSION, GlobalTable, Server, ServerGroup
 from tandem.topology.topology import Role
 
 
@@ -24,19 +25,20 @@ def check_global_table(table: GlobalTable, *, complete: bool = True, source: str
     return [
         *header_findings(table.version, table.status, source),
         *group_findings(table, complete, source),
-        *count_findings(table, source),
+        *count_findings(table.server_group_list, source),
         *scheduler_findings(table, source),
         *(missing_role_findings(table, source) if complete else ()),
         *(finding for path, role, server in devices_of(table) for finding in server_findings(path, server, source)),
-        *shared_device_findings(table, source),
+        *repeated_devices(device_places(table), source),
         *localhost_findings(table, source),
     ]
 
 
-def header_findings(version: str, status: str, source: str) -> Iterator[Finding]:
+def header_findings(version: str, status: str, source: str, versions: Sequence[str] = (VERSION,)) -> Iterator[Finding]:
     """Version and status, the same in global and local tables."""
-    if version != VERSION:
-        yield Finding(source, "$.version", "version", f'version is "{version}"', f'write "{VERSION}"')
+    if version not in versions:
+        fix = f"write {' or '.join(json.dumps(one) for one in versions)}"
+        yield Finding(source, "$.version", "version", f'version is "{version}"', fix)
     if status != STATUS:
         yield Finding(
             source, "$.status", "status", f'status is "{status}"', f'wait for the table to be "{STATUS}", or write that'
@@ -58,9 +60,9 @@ def group_findings(table: GlobalTable, complete: bool, source: str) -> Iterator[
         )
 
 
-def count_findings(table: GlobalTable, source: str) -> Iterator[Finding]:
+def count_findings(groups: Sequence[ServerGroup], source: str) -> Iterator[Finding]:
     """server_count is the length of server_list."""
-    for i, group in enumerate(table.server_group_list):
+    for i, group in enumerate(groups):
         if int(group.server_count) != len(group.server_list):
             yield Finding(
                 source,
@@ -123,21 +125,21 @@ def server_findings(path: str, server: Server, source: str) -> Iterator[Finding]
             )
 
 
-def shared_device_findings(table: GlobalTable, source: str) -> Iterator[Finding]:
-    """A device of a host belongs to one instance."""
-    owners: dict[tuple[str, int], str] = {}
+def device_places(table: GlobalTable) -> Iterator[tuple[str, str, int]]:
+    """Every device: JSON path, host, number."""
     for path, _, server in devices_of(table):
         for j, number in enumerate(server.device_ids):
-            place = f"{path}.device[{j}].device_id"
-            owner = owners.setdefault((server.server_ip, number), place)
-            if owner != place:
-                yield Finding(
-                    source,
-                    place,
-                    "device-once",
-                    f"device {number} of {server.server_ip} is also at {owner}",
-                    "give each device to one instance",
-                )
+            yield f"{path}.device[{j}].device_id", server.server_ip, number
+
+
+def repeated_devices(devices: Iterable[tuple[str, str, int]], source: str) -> Iterator[Finding]:
+    """A device of a host stands in one place; `devices` gives path, host and number of each."""
+    owners: dict[tuple[str, int], str] = {}
+    for path, host, number in devices:
+        owner = owners.setdefault((host, number), path)
+        if owner != path:
+            problem = f"device {number} of {host} is also at {owner}"
+            yield Finding(source, path, "device-once", problem, "give each device to one instance")
 
 
 def localhost_findings(table: GlobalTable, source: str) -> Iterator[Finding]:

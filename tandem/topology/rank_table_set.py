@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tandem.topology.rank_table import (
     TableDevice,
     new_global_table,
     new_local_table,
-    write_table,
+    write_tables,
 )
 from tandem.topology.topology import Role
 
@@ -39,12 +39,21 @@ class RankTableSet:
     local_tables: Mapping[str, LocalTable]
     """File name -> table: prefill instances, decode instances, service entry."""
 
+    @property
+    def tables(self) -> dict[str, GlobalTable | LocalTable]:
+        """File name -> table, the global one first."""
+        return {self.global_name: self.global_table, **self.local_tables}
+
     def save(self, directory: Path) -> list[Path]:
         """Write every table into a folder, which is created where missing; returns the paths written."""
-        tables: dict[str, GlobalTable | LocalTable] = {self.global_name: self.global_table, **self.local_tables}
-        for name, table in tables.items():
-            write_table(table, directory / name)
-        return [directory / name for name in tables]
+        return save([self], directory)
+
+
+def save(sets: Iterable[RankTableSet], directory: Path) -> list[Path]:
+    """Write the tables of some hosts into one folder, which is created where missing; returns the paths written."""
+    tables = {directory / name: table for one in sets for name, table in one.tables.items()}
+    write_tables(tables)
+    return list(tables)
 
 
 def generate(

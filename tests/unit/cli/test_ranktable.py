@@ -73,3 +73,44 @@ def test_errors_are_one_line(saved: Path, capsys: pytest.CaptureFixture[str]) ->
     table = str(saved / "global_ranktable_10.0.0.18.json")
     assert run(["ranktable", "merge", "--global-ranktable-list", table, table]) == 2
     assert "2 schedulers" in capsys.readouterr().err
+
+
+def test_convert_there_and_back(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, topology = str(saved / "global_ranktable_10.0.0.18.json"), str(saved / "topology.yaml")
+    command = ["ranktable", "convert", table, topology, "--to", "topology", "--model", "m", "--ports", "8088,8089"]
+    assert run([*command, "--scheduler-port", "9000"]) == 0
+    back, local = saved / "back" / "global.json", saved / "back" / "local"
+    command = ["ranktable", "convert", topology, str(back), "--to", "global", "--local-tables", str(local)]
+    assert run(command) == 2
+    assert "--leave-out port model" in capsys.readouterr().err
+    assert not back.parent.exists()
+    assert run([*command, "--leave-out", "port", "model"]) == 0
+    assert capsys.readouterr().out.split() == [str(back), *(str(local / name) for name in (
+        "local_ranktable_10.0.0.18_host.json", "local_ranktable_10.0.0.18_45.json", "local_ranktable_10.0.0.18_67.json",
+    ))]  # fmt: skip
+    assert back.read_text() == Path(table).read_text()
+    for path in local.iterdir():
+        assert path.read_text() == (saved / path.name).read_text()
+
+
+def test_convert_names_what_it_does_not_take(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, out = str(saved / "local_ranktable_10.0.0.18_45.json"), str(saved / "out")
+    assert run(["ranktable", "convert", table, out, "--to", "json"]) == 2
+    assert "there is no format json; choose from topology, global" in capsys.readouterr().err
+    assert run(["ranktable", "convert", table, out, "--to", "hccl", "--from", "global"]) == 2
+    assert "server_group_list is missing; add it" in capsys.readouterr().err
+    assert run(["ranktable", "convert", table, out, "--to", "hccl", "--local-tables", out]) == 2
+    assert "--local-tables belong to a global table, not to an HCCL table; use --to global" in capsys.readouterr().err
+    assert not Path(out).exists()
+    assert run(["ranktable", "convert", table, out, "--to", "global", "--role", "decode"]) == 0
+    assert run(["ranktable", "show", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["role"] == "decode"
+
+
+def test_gen_prints_json_instead_of_writing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run([*GEN, "--local-ip", "10.0.0.18", "--json"]) == 0
+    assert next(iter(json.loads(capsys.readouterr().out))) == "global_ranktable_10.0.0.18.json"
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""The files that describe a service, ours and other people's, and the way from one to another."""
