@@ -67,13 +67,12 @@ def scheduler_config(options: Options, surroundings: Surroundings, part: Part) -
     from tandem.launch.node_ports import instances_of, service_topology
     from tandem.launch.part import seat_of
     from tandem.launch.surroundings import NODE_PORTS
-    from tandem.model.families import read_config
     from tandem.text.tokenizer import Tokenizer
     from tandem.topology.topology import Role
 
     api, folder = surroundings.api, model_folder(options.model)
     topology = service_topology(part, surroundings.node_ports, str(folder), options.port)
-    length = options.max_model_len or read_config(folder).max_position
+    length = longest(options, folder)
     servers = part.table.servers(Role.PREFILL) + part.table.servers(Role.DECODE)
     expected = tuple(
         Expected(
@@ -108,7 +107,6 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
     from tandem.launch.instance_rules import require_quantization, require_ranks, tokens_per_step, warning
     from tandem.launch.surroundings import NODE_PORTS
     from tandem.launch.visible_devices import visible_devices
-    from tandem.model.families import read_config
 
     log = logging.getLogger(__name__)
     if surroundings.node_ports:
@@ -118,7 +116,7 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
     folder = model_folder(options.model)
     require_ranks(options, part)
     require_quantization(options.quantization, read_json_object(folder / "config.json", ModelFolderError))
-    tokens = tokens_per_step(options, options.max_model_len or read_config(folder).max_position)
+    tokens = tokens_per_step(options, longest(options, folder))
     os.environ |= thread_share(part.neighbours)
     if options.device != "cpu":
         os.environ |= visible_devices(part.server.device_ids, os.environ)
@@ -154,3 +152,10 @@ def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> 
         kv_port=options.kv_port,
         seat=part.seat,
     )
+
+
+def longest(options: Options, folder: Path) -> int:
+    """Most tokens of prompt plus answer: as given, or what the model was made for."""
+    from tandem.model.families import read_config
+
+    return read_config(folder).max_position if options.max_model_len is None else options.max_model_len

@@ -11,7 +11,7 @@ Kind = Literal["text", "whole", "number", "switch", "texts"]
 Status = Literal["implemented", "needless", "refused"]
 """Does what it says; accepted because what it asks for holds without it; ends the start with a message."""
 
-Part = Literal["engine", "async engine", "OpenAI server", "tandem"]
+Section = Literal["engine", "async engine", "OpenAI server", "tandem"]
 """Where vLLM 0.5.0 has it; `tandem` for our own."""
 
 
@@ -19,7 +19,7 @@ Part = Literal["engine", "async engine", "OpenAI server", "tandem"]
 class Flag:
     """A flag."""
 
-    part: Part
+    section: Section
     names: tuple[str, ...]
     """Its spellings, the long one first."""
     status: Status

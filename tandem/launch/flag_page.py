@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tandem.launch.flag import Flag, Part
+from tandem.launch.flag import Flag, Section
 from tandem.launch.flags import FLAGS
 from tandem.launch.options import COMMAND
 
-PARTS: dict[Part, str] = {
+SECTIONS: dict[Section, str] = {
     "engine": "Engine",
     "async engine": "Asynchronous engine",
     "OpenAI server": "OpenAI server",
@@ -30,14 +30,14 @@ This page is generated: `python scripts/flag_page.py` writes it.
 
 def page(flags: Sequence[Flag] = FLAGS) -> str:
     """The whole page."""
-    return HEAD + "".join(line + "\n" for part in PARTS for line in section(part, flags))
+    return HEAD + "".join(line + "\n" for section in SECTIONS for line in rows(section, flags))
 
 
-def section(part: Part, flags: Sequence[Flag]) -> Iterator[str]:
-    """The heading and the table of one part."""
-    yield from ("", f"## {PARTS[part]}", "", "| flag | | |", "|---|---|---|")
+def rows(section: Section, flags: Sequence[Flag]) -> Iterator[str]:
+    """The heading and the table of one section."""
+    yield from ("", f"## {SECTIONS[section]}", "", "| flag | | |", "|---|---|---|")
     for flag in flags:
-        if flag.part == part:
+        if flag.section == section:
             names = ", ".join(f"`{name}`" for name in flag.names)
             accepted = f" ({', '.join(f'`{value}`' for value in flag.accepted)})" if flag.accepted else ""
             yield f"| {names} | {flag.status}{accepted} | {flag.says} |"

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from tandem.launch.flag import Flag, Kind, Part
+from tandem.launch.flag import Flag, Kind, Section
 
 
-def implemented(part: Part, names: str, says: str, kind: Kind = "text") -> Flag:
+def implemented(section: Section, names: str, says: str, kind: Kind = "text") -> Flag:
     """A flag that does what it says; names between spaces."""
-    return Flag(part=part, names=tuple(names.split()), status="implemented", says=says, kind=kind)
+    return Flag(section=section, names=tuple(names.split()), status="implemented", says=says, kind=kind)
 
 
-def needless(part: Part, names: str, says: str) -> Flag:
+def needless(section: Section, names: str, says: str) -> Flag:
     """A flag that asks for what is so anyway."""
-    return Flag(part=part, names=tuple(names.split()), status="needless", says=says)
+    return Flag(section=section, names=tuple(names.split()), status="needless", says=says)
 
 
-def refused(part: Part, names: str, says: str, accepted: str = "") -> Flag:
+def refused(section: Section, names: str, says: str, accepted: str = "") -> Flag:
     """A flag that is refused, but for some values."""
-    return Flag(part=part, names=tuple(names.split()), status="refused", says=says, accepted=tuple(accepted.split()))
+    return Flag(
+        section=section, names=tuple(names.split()), status="refused", says=says, accepted=tuple(accepted.split())
+    )
 
 
 NO_RAY = "ranks are processes of one host; leave it out"

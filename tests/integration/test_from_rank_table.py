@@ -53,7 +53,9 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documented_ports() -> list[int]:
     """8088, 8089 and 9000, each unless something on this machine has it."""
     free = free_ports(HOST, 3)
-    return [port if port_is_free(HOST, port) else other for port, other in zip((8088, 8089, 9000), free, strict=True)]
+    return [
+        port if port_is_free("0.0.0.0", port) else other for port, other in zip((8088, 8089, 9000), free, strict=True)
+    ]
 
 
 @dataclass
