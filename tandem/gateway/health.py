@@ -50,8 +50,8 @@ class HealthWatch:
 
     @property
     def strangers(self) -> tuple[str, ...]:
-        """What is wrong with those who answer in place of an expected worker."""
-        return tuple(self._strangers.values())
+        """What is wrong with those who answer in place of an expected worker, in the order of the workers."""
+        return tuple(self._strangers[worker] for worker in self._pool.workers if worker in self._strangers)
 
     async def run(self) -> None:
         """Check for ever, once per period; cancel the task to end it."""

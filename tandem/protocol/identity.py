@@ -28,7 +28,7 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
         return f"devices {','.join(map(str, self.devices))} of {self.host}"
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One running instance."""
 
     role: Role
@@ -46,4 +46,4 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int
     """Processes that hold a part of the model each."""
     seat: Seat | None = None
-    """Where it stands in a rank table; None for an instance that was started without one."""
+    """Where it stands in a rank table; None, and not told, for an instance that was started without one."""
