@@ -22,11 +22,11 @@ FLOORS = {
     "protocol": 1, "topology": 1, "text": 1, "catalogue": 1,
     "parallel": 2, "kernels": 2,
     "model": 3, "kv": 3,
-    "gateway": 4, "engine": 4, "training": 4, "deploy": 4, "compat": 4,
+    "gateway": 4, "engine": 4, "training": 4, "deploy": 4, "compat": 4, "launch": 4,
     "cli": 5,
 }  # fmt: skip
 
-TORCH_FREE = ["errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "cli"]
+TORCH_FREE = ["errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "launch", "cli"]
 
 HEAVY = {"torch", "transformers", "matplotlib"}
 

@@ -18,6 +18,10 @@ from tandem.errors import TandemError, UsageError
 COMMANDS = {
     "quickstart": ("tandem.cli.quickstart:quickstart", "Train a small model on this machine and serve it apart."),
     "serve": ("tandem.cli.serve:serve", "Serve a model folder on this host: prefill, decode and gateway processes."),
+    "role": (
+        "tandem.cli.role:app",
+        "The role that a rank table gives this process: what `serve --from-rank-table` means.",
+    ),
     "instance": ("tandem.cli.instance:instance", "Run one inference instance in the foreground."),
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
@@ -27,6 +31,10 @@ COMMANDS = {
     "compat": ("tandem.cli.compat:app", "Write the documents' scripts, which call the same code."),
 }
 """Command name -> (where it lives, its one-line help). The help stands here so that listing imports nothing."""
+
+
+FROM_RANK_TABLE = "--from-rank-table"
+"""`tandem serve` with it is `tandem role`: the flags are vLLM's then, and the model one of them."""
 
 
 def build_app() -> cyclopts.App:
@@ -46,7 +54,9 @@ def build_app() -> cyclopts.App:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error becomes one line on stderr."""
     try:
-        result = build_app()(arguments, result_action="return_value", exit_on_error=False, print_error=False)
+        result = build_app()(
+            spelled_out(arguments), result_action="return_value", exit_on_error=False, print_error=False
+        )
     except cyclopts.CycloptsError as error:
         return _said(
             f"{' '.join(str(error).split())} See `{' '.join(('tandem', *(error.command_chain or ())))} --help`.", 2
@@ -61,6 +71,13 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _said("stopped", 130)
     return result if isinstance(result, int) else 0
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """The command line with `serve --from-rank-table` as the command that it means."""
+    if arguments[:1] == ["serve"] and FROM_RANK_TABLE in arguments:
+        return ["role", *(word for word in arguments[1:] if word != FROM_RANK_TABLE)]
+    return arguments
 
 
 def _what_failed(error: OSError) -> str:

@@ -54,18 +54,18 @@ def instance_environment(topology: Topology, instance: Instance) -> dict[str, st
     """The devices it may see, in rank order, its share of the processors, and a log that is written line by line."""
     devices = ",".join(str(device.id) for device in instance.devices)
     visible = dict.fromkeys(DEVICE_VARIABLES, devices) if devices else {}
-    return {"PYTHONUNBUFFERED": "1", **thread_share(topology), **visible}
+    computing = sum(ranks(one) for one in topology.instances if one.role is not Role.GATEWAY)
+    return {"PYTHONUNBUFFERED": "1", **thread_share(computing), **visible}
 
 
-def thread_share(topology: Topology) -> dict[str, str]:
-    """Processors for each process, of which an instance has one per rank, unless the user has decided.
+def thread_share(processes: int) -> dict[str, str]:
+    """Processors for each of the computing processes of a host, unless the user has decided.
 
     Processes that all take every processor spend their time waiting for each other's threads: tens of times slower.
     """
     if THREADS in os.environ:
         return {}
-    computing = sum(ranks(instance) for instance in topology.instances if instance.role is not Role.GATEWAY)
-    return {THREADS: str(max(1, len(os.sched_getaffinity(0)) // max(1, computing)))}
+    return {THREADS: str(max(1, len(os.sched_getaffinity(0)) // max(1, processes)))}
 
 
 def ranks(instance: Instance) -> int:

@@ -91,6 +91,7 @@ def _around(config: InstanceConfig, placed: Placed, kv_port: int) -> tuple[Drive
         version=tandem.__version__,
         capabilities=list(CAPABILITIES),
         tensor_parallel_size=config.tensor_parallel_size,
+        seat=config.seat,
     )
     return driver, InstanceServer(driver, intake, who), placed.sizes
 

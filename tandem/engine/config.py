@@ -11,7 +11,7 @@ from tandem.errors import UsageError
 from tandem.kv.transport import DEFAULT_TRANSPORTS
 from tandem.model.folder import DTYPES
 from tandem.parallel.device import DeviceName
-from tandem.protocol.identity import Role
+from tandem.protocol.identity import Role, Seat
 
 Transport = Literal["auto", "shm", "tcp", "nixl"]
 FailurePolicy = Literal["fail", "recompute"]
@@ -81,6 +81,8 @@ class InstanceConfig:
     """How blocks travel: shm (one host), tcp or nixl; auto takes shm where it can and tcp elsewhere."""
     kv_load_failure_policy: FailurePolicy = "fail"
     """What becomes of a request whose KV transfer failed: fail, or recompute its prompt here."""
+    seat: Seat | None = None
+    """Its place in a rank table, which `/identity` tells."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, by option name."""

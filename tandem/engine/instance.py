@@ -39,11 +39,11 @@ def run_instance(config: InstanceConfig, say: Callable[[str], None]) -> None:
         ModelFolderError: The model cannot be loaded.
         ProcessError: A step failed, so nothing can be served any more.
     """
-    http, kv = _bind(config.host, config.port, "--port"), _bind(config.host, config.kv_port, "--kv-port")
-    say(f"loading {config.model}")
-    driver, server, sizes = assemble(config, kv.getsockname()[1])
-    say(sizes)
-    uvloop.run(_serve(config, http, kv, driver, server, say))
+    with _bind(config.host, config.port, "--port") as http, _bind(config.host, config.kv_port, "--kv-port") as kv:
+        say(f"loading {config.model}")
+        driver, server, sizes = assemble(config, kv.getsockname()[1])
+        say(sizes)
+        uvloop.run(_serve(config, http, kv, driver, server, say))
 
 
 async def _serve(

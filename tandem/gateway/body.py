@@ -46,6 +46,18 @@ class ClientBody:
         value = self._value(DEADLINE)
         return value if type(value) in (int, float) else None
 
+    @property
+    def prompt(self) -> tuple[str, bytes]:
+        """The field with the prompt or the conversation, and its JSON; empty where there is none."""
+        name = "messages" if "messages" in self.fields else "prompt"
+        return name, bytes(self.fields.get(name, b""))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens the answer may have; 1, the fewest, where that is not said."""
+        values = (self._value(name) for name in ("max_completion_tokens", "max_tokens"))
+        return next((value for value in values if type(value) is int), 1)
+
     def refuse_many(self, *, choices: bool) -> None:
         """Refuse what one ticket cannot carry: it holds the keys and values of exactly one prompt.
 

@@ -1,19 +1,22 @@
 """Who is up and what it can do: a background task that asks every worker's `/health` once a second.
 
 A worker that comes up, or was not heard for a moment, is asked for its `/identity` first: another program may have
-taken its place. vLLM has no such route, and none of the capabilities.
+taken its place. vLLM has no such route, and none of the capabilities. Where it is known who must answer at an address,
+anybody else stays down.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
 import aiohttp
 import msgspec
 
+from tandem.gateway.expected import Expected
 from tandem.gateway.introduction import Introduction, complaints
 from tandem.gateway.pool import Pool, Worker
 
@@ -25,14 +28,30 @@ log = logging.getLogger(__name__)
 
 
 class HealthWatch:
-    """Keeps a pool's idea of who is up true."""
+    """Keeps a pool's idea of who is up true.
 
-    def __init__(self, pool: Pool, session: aiohttp.ClientSession, period_s: float) -> None:
+    Args:
+        pool: What to keep true.
+        session: To ask with.
+        period_s: Seconds between two checks of a worker.
+        expected: Who must answer at each of the pool's workers, in their order; nothing where anybody may.
+    """
+
+    def __init__(
+        self, pool: Pool, session: aiohttp.ClientSession, period_s: float, expected: Sequence[Expected] = ()
+    ) -> None:
         self._pool = pool
+        self._expected = dict(zip(pool.workers, expected, strict=bool(expected)))
         self._session = session
         self._period_s = period_s
         self._misses: dict[str, int] = {}
         self._known: dict[Worker, Introduction] = {}
+        self._strangers: dict[Worker, str] = {}
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """What is wrong with those who answer in place of an expected worker, in the order of the workers."""
+        return tuple(self._strangers[worker] for worker in self._pool.workers if worker in self._strangers)
 
     async def run(self) -> None:
         """Check for ever, once per period; cancel the task to end it."""
@@ -56,23 +75,28 @@ class HealthWatch:
         self._pool.mark(worker, up=up)
 
     async def _introduced(self, worker: Worker) -> bool:
-        """Learn what a worker can do; False if it does not say."""
+        """Learn who a worker is and what it can do; False if it does not say, or is somebody else."""
         status, body = await self._get(worker, "/identity")
-        if status == HTTPStatus.OK:
-            try:
-                self._meet(worker, msgspec.json.decode(body, type=Introduction))
-            except msgspec.DecodeError:
-                return False
-        elif status == HTTPStatus.NOT_FOUND:
-            self._pool.learn(worker, ())
-        return status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
+        if status == HTTPStatus.NOT_FOUND:
+            return self._met(worker, Introduction())
+        try:
+            return status == HTTPStatus.OK and self._met(worker, msgspec.json.decode(body, type=Introduction))
+        except msgspec.DecodeError:
+            return False
 
-    def _meet(self, worker: Worker, said: Introduction) -> None:
+    def _met(self, worker: Worker, said: Introduction) -> bool:
+        """Whether it is who it should be; what is wrong with it is logged when it is new."""
         self._pool.learn(worker, said.capabilities)
+        expected = self._expected.get(worker)
+        stranger = expected and expected.stranger(said)
         if said != self._known.pop(worker, None):
-            for complaint in complaints(worker, said, self._known):
+            for complaint in [stranger] if stranger else complaints(worker, said, self._known):
                 log.warning("%s", complaint)
         self._known[worker] = said
+        self._strangers.pop(worker, None)
+        if stranger:
+            self._strangers[worker] = stranger
+        return not stranger
 
     async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
         """Status and body; status 0 if there is no answer."""

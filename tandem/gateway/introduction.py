@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from tandem.gateway.pool import Worker
+from tandem.protocol.identity import Seat
 
 
 class Introduction(msgspec.Struct, frozen=True):
@@ -16,6 +17,9 @@ class Introduction(msgspec.Struct, frozen=True):
     role: str | None = None
     digest: str | None = None
     """Of everything that must agree before keys and values may move."""
+    model: str | None = None
+    max_model_len: int | None = None
+    seat: Seat | None = None
 
 
 def complaints(worker: Worker, said: Introduction, known: Mapping[Worker, Introduction]) -> Iterator[str]:

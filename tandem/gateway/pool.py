@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from tandem.errors import RequestError
@@ -27,10 +28,16 @@ class Worker:
 
 
 class Pool:
-    """Round robin over the workers of each role that are up; a worker counts as down until `mark` says otherwise."""
+    """Round robin over the workers of each role that are up; a worker counts as down until `mark` says otherwise.
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    Args:
+        workers: All there will be.
+        is_open: Whether requests are taken as soon as every role has somebody up; else only once this is set.
+    """
+
+    def __init__(self, workers: Sequence[Worker], *, is_open: bool = True) -> None:
         self.workers = tuple(workers)
+        self.is_open = is_open
         self._rings: dict[Role, deque[Worker]] = {}
         for worker in self.workers:
             self._rings.setdefault(worker.role, deque()).append(worker)
@@ -38,12 +45,12 @@ class Pool:
         self._capabilities: dict[str, frozenset[str]] = {}
 
     @classmethod
-    def of(cls, prefill: Sequence[str], decode: Sequence[str]) -> Pool:
+    def of(cls, prefill: Sequence[str], decode: Sequence[str], *, is_open: bool = True) -> Pool:
         """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
         role: Role = "decode" if prefill else "both"
         prefills = [Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)]
         decodes = [Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)]
-        return cls(prefills + decodes)
+        return cls(prefills + decodes, is_open=is_open)
 
     @property
     def apart(self) -> bool:
@@ -54,6 +61,16 @@ class Pool:
     def missing(self) -> tuple[Role, ...]:
         """The roles of which no worker is up."""
         return tuple(role for role, ring in self._rings.items() if not any(self.is_up(worker) for worker in ring))
+
+    @property
+    def down(self) -> tuple[str, ...]:
+        """The names of the workers that are not up."""
+        return tuple(worker.name for worker in self.workers if not self.is_up(worker))
+
+    @property
+    def pairs(self) -> tuple[tuple[Worker, Worker], ...]:
+        """Every way a request may go: prefill and decode worker."""
+        return tuple(product(self._rings.get("prefill", ()), self._rings.get("decode", ())))
 
     def is_up(self, worker: Worker) -> bool:
         """Whether `worker` answered its last health checks."""
@@ -89,11 +106,18 @@ class Pool:
                 return worker
 
     def require_ready(self) -> None:
-        """Refuse with 503 while any needed role has nobody up.
+        """Refuse with 503 while the pool is closed or any needed role has nobody up.
 
         Raises:
             RequestError: The message names every missing role and its workers.
         """
+        if not self.is_open:
+            raise RequestError(
+                f"the service is starting and waits for {', '.join(self.down) or 'the first hand-offs'}; "
+                "try again shortly",
+                status=503,
+                code="not_ready",
+            )
         if missing := self.missing:
             gaps = "; ".join(f"{role} ({', '.join(w.name for w in self._rings[role])})" for role in missing)
             raise RequestError(

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -14,10 +13,14 @@ import uvloop
 from aiohttp import web
 
 from tandem.errors import UsageError
+from tandem.gateway.expected import Expected
+from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.legs import Legs
+from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
+from tandem.gateway.readiness import Readiness
 from tandem.gateway.service import Service
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient, open_session
@@ -46,6 +49,14 @@ class GatewayConfig:
     """How long open requests may still take after a stop was asked for."""
     health_period_s: float = 1.0
     """Seconds between two health checks of one worker."""
+    expected: tuple[Expected, ...] = ()
+    """Who must answer at each URL, prefill then decode; then no request is taken before all have handed over."""
+    ready_timeout_s: float | None = None
+    """Longest wait for those expected; None waits for ever."""
+    api: Api = "openai"
+    """What clients speak: OpenAI's API, or that of vLLM 0.5.0's own server."""
+    limit: LengthLimit | None = None
+    """The longest request that is let through; None leaves that to the instances."""
 
     def __post_init__(self) -> None:
         if not self.decode:
@@ -65,7 +76,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        self.pool = Pool.of(config.prefill, config.decode)
+        self.pool = Pool.of(config.prefill, config.decode, is_open=not config.expected)
         self.metrics = GatewayMetrics()
 
     async def start(self) -> None:
@@ -77,7 +88,14 @@ class Gateway:
         self._session = open_session()
         client = WorkerClient(self._session, self.metrics)
         self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
-        service = Service(pool=self.pool, client=client, legs=self._legs, metrics=self.metrics)
+        service = Service(
+            front=Front.of(self.config.api, client, self.metrics),
+            pool=self.pool,
+            client=client,
+            legs=self._legs,
+            metrics=self.metrics,
+            limit=self.config.limit,
+        )
         self._runner = app_runner(service.application(self.config.body_limit), self.config.grace_s)
         await self._runner.setup()
         try:
@@ -85,9 +103,13 @@ class Gateway:
         except UsageError:
             await self._close()
             raise
-        watch = HealthWatch(self.pool, self._session, self.config.health_period_s)
+        watch = HealthWatch(self.pool, self._session, self.config.health_period_s, self.config.expected)
         await watch.check()
         self._watching = asyncio.create_task(watch.run())
+        readiness = Readiness(
+            pool=self.pool, watch=watch, legs=self._legs, client=client, period_s=self.config.health_period_s
+        )
+        self._starting = asyncio.create_task(self._become_ready(readiness))
 
     @property
     def url(self) -> str:
@@ -96,19 +118,32 @@ class Gateway:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            UsageError: Somebody else than expected answers at an instance's address.
+            ProcessError: Those expected have not come in time.
+        """
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
-        await asked.wait()
+        stop = asyncio.create_task(asked.wait())
+        await asyncio.wait({stop, self._starting}, return_when=asyncio.FIRST_COMPLETED)
+        if self._starting.done():
+            self._starting.result()
+        await stop
 
     async def stop(self) -> None:
         """Take no more requests, give the open ones `grace_s`, abort the rest and close everything."""
-        self._watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._watching
+        for task in (self._starting, self._watching):
+            task.cancel()
+            await asyncio.wait([task])
         await self._close()
+
+    async def _become_ready(self, readiness: Readiness) -> None:
+        if self.config.expected:
+            await readiness.reach(self.config.ready_timeout_s)
 
     async def _listen(self) -> None:
         host, port = self.config.host, self.config.port

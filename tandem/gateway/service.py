@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import logging
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
 from tandem.gateway.attempt import Attempt
-from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.front import Front
 from tandem.gateway.legs import Legs
+from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
-from tandem.gateway.relay import Relay
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 
-GENERATING: Final = ("/v1/completions", "/v1/chat/completions")
+log = logging.getLogger(__name__)
 
 
 class Service:
     """The endpoints, over the parts they are made of."""
 
-    def __init__(self, *, pool: Pool, client: WorkerClient, legs: Legs, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        front: Front,
+        pool: Pool,
+        client: WorkerClient,
+        legs: Legs,
+        metrics: GatewayMetrics,
+        limit: LengthLimit | None,
+    ) -> None:
+        self._front = front
+        self._limit = limit
         self._pool = pool
         self._client = client
         self._legs = legs
         self._metrics = metrics
-        self._relay = Relay(client, metrics)
 
     def application(self, body_limit: int) -> web.Application:
         """The aiohttp application; bodies over `body_limit` bytes are refused with 413."""
         app = web.Application(middlewares=[openai_errors], client_max_size=body_limit)
-        for path in GENERATING:
+        for path in self._front.generating:
             app.router.add_post(path, self.generate)
-        app.router.add_get("/v1/models", self.models)
+        if self._front.lists_models:
+            app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
         return app
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """Answer a completion or a chat completion."""
+        """Answer a request for generated text."""
         headers = {"X-Request-Id": request_id(request.headers)}
         try:
             with self._metrics.request(request.path) as count:
@@ -50,14 +62,19 @@ class Service:
             response = refusal_response(error)
             response.headers.update(headers)
             return response
+        except (asyncio.CancelledError, ConnectionError):
+            log.info("%s %s 499: its client has left", request.path, headers["X-Request-Id"])
+            raise
 
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        asked = ClientRequest.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
+        asked = self._front.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
+        if self._limit is not None:
+            await self._limit.check(asked.body)
         attempt = Attempt.plan(self._pool)
         headers |= attempt.headers
         async with attempt.answer(self._legs, asked) as answer:
-            return await self._relay.hand_on(request, asked, attempt.decode, answer, headers, count)
+            return await self._front.hand_on(request, asked, attempt.decode, answer, headers, count)
 
     async def models(self, request: web.Request) -> web.Response:
         """What a decode worker says it serves."""
@@ -67,11 +84,12 @@ class Service:
             return web.Response(body=await self._client.read(worker, answer), content_type="application/json")
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 when every needed role has somebody up, else 503 and what is missing."""
+        """200 when requests are taken and every needed role has somebody up, else 503 and what is missing."""
         missing = self._pool.missing
         workers = {worker.name: "up" if self._pool.is_up(worker) else "down" for worker in self._pool.workers}
-        report = {"status": "unavailable" if missing else "ok", "missing": missing, "workers": workers}
-        return json_response(report, 503 if missing else 200)
+        ready = self._pool.is_open and not missing
+        status = "ok" if ready else "unavailable" if self._pool.is_open else "starting"
+        return json_response({"status": status, "missing": missing, "workers": workers}, 200 if ready else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The page for Prometheus."""

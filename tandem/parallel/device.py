@@ -39,6 +39,23 @@ def choose_device(name: DeviceName) -> torch.device:
     return torch.device(name)
 
 
+def choose_accelerator(role: str) -> Literal["cuda", "npu"]:
+    """The best device that is not the CPU.
+
+    Args:
+        role: Who needs it, for the message.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if (kind := choose_device("auto").type) == "cpu":
+        raise UsageError(
+            f"{role} needs an NPU or a GPU, and this machine has none that torch can use; "
+            "to compute on the CPU all the same, give --device cpu"
+        )
+    return "npu" if kind == "npu" else "cuda"
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until everything that was asked of a device has been computed; a CPU never lags behind."""
     if device.type != "cpu":

@@ -14,7 +14,21 @@ with another instance's answer, let a ticket be pulled more than once, tell it b
 over a request with several choices."""
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance's place in a global rank table."""
+
+    host: str
+    """`server_ip` of its entry."""
+    devices: tuple[int, ...]
+    """Physical numbers of its devices, in rank order."""
+    table: str
+    """Digest of the whole table, which is the same for every instance of a service."""
+
+    def __str__(self) -> str:
+        return f"devices {','.join(map(str, self.devices))} of {self.host}"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One running instance."""
 
     role: Role
@@ -31,3 +45,5 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Of `CAPABILITIES`."""
     tensor_parallel_size: int
     """Processes that hold a part of the model each."""
+    seat: Seat | None = None
+    """Where it stands in a rank table; None, and not told, for an instance that was started without one."""

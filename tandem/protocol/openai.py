@@ -10,6 +10,7 @@ Source: OpenAI API reference, `/v1/completions` and `/v1/chat/completions`; the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -169,7 +170,9 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+Neutral = Mapping[str, tuple[object, ...]]
+
+NEUTRAL: Final[Neutral] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -192,11 +195,16 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
 """Fields of OpenAI, vLLM and SGLang that are not supported yet, with the values that ask for nothing; vllm-router adds
 the latter two's, with those values, to everything it passes on."""
 
-R = TypeVar("R", bound=GenerationRequest)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
-def parse(body: bytes, kind: type[R]) -> R:
+def parse(body: bytes, kind: type[R], neutral: Neutral = NEUTRAL) -> R:
     """Decode and validate one request body.
+
+    Args:
+        body: As it came.
+        kind: What it should be.
+        neutral: Fields that `kind` does not have, with the values that ask for nothing.
 
     Raises:
         RequestError: The body is not JSON, misses a field, has one of the wrong type or range, or has one that is not
@@ -205,24 +213,24 @@ def parse(body: bytes, kind: type[R]) -> R:
     try:
         return decode_body(body, kind)
     except msgspec.ValidationError:
-        fields = _without_neutral(decode_object(body))
+        fields = _without_neutral(decode_object(body), neutral)
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise refusal(str(error).replace(f"matching regex {SALT!r}", SALT_IN_WORDS)) from None
 
 
-def _without_neutral(fields: dict[str, Any]) -> dict[str, Any]:
+def _without_neutral(fields: dict[str, Any], neutral: Neutral) -> dict[str, Any]:
     # As many candidates as answers: there is nothing to choose from.
-    as_many = {"best_of": (*NEUTRAL["best_of"], fields.get("n"))}
-    for name, neutral in (NEUTRAL | as_many).items():
-        if name in fields and not _asks_nothing(fields[name], neutral):
+    as_many = {"best_of": (*neutral["best_of"], fields.get("n"))}
+    for name, values in {**neutral, **as_many}.items():
+        if name in fields and not _asks_nothing(fields[name], values):
             raise RequestError(
                 f"{name}: {str(fields[name])[:80]} is not supported by this instance; leave the field out",
                 param=name,
                 code="unsupported_parameter",
             )
-    return {name: value for name, value in fields.items() if name not in NEUTRAL}
+    return {name: value for name, value in fields.items() if name not in neutral}
 
 
 def _asks_nothing(value: object, neutral: tuple[object, ...]) -> bool:

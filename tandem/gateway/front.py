@@ -1,0 +1,58 @@
+"""The API that clients are spoken to in: OpenAI's, or that of vLLM 0.5.0's own server. Instances only know OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from aiohttp import web
+
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.native_relay import NativeRelay
+from tandem.gateway.pool import Worker
+from tandem.gateway.relay import Relay
+from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.protocol.vllm_native import as_completion
+
+Api = Literal["openai", "vllm"]
+
+Begin = Callable[[str, str, bytes, Mapping[str, str]], ClientRequest]
+HandOn = Callable[
+    [web.Request, ClientRequest, Worker, Response, Mapping[str, str], Count], Awaitable[web.StreamResponse]
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """How a request comes in and its answer goes out."""
+
+    generating: tuple[str, ...]
+    """The endpoints that answer with generated text."""
+    lists_models: bool
+    begin: Begin
+    """From request id, path, body and headers."""
+    hand_on: HandOn
+
+    @classmethod
+    def of(cls, api: Api, client: WorkerClient, metrics: GatewayMetrics) -> Front:
+        """The front for one API."""
+        if api == "vllm":
+            hand_on = NativeRelay(client, metrics).hand_on
+            return cls(generating=("/generate",), lists_models=False, begin=begin_native, hand_on=hand_on)
+        return cls(
+            generating=("/v1/completions", "/v1/chat/completions"),
+            lists_models=True,
+            begin=ClientRequest.begin,
+            hand_on=Relay(client, metrics).hand_on,
+        )
+
+
+def begin_native(request_id: str, _: str, raw: bytes, headers: Mapping[str, str]) -> ClientRequest:
+    """Set out with the body of a `POST /generate`: the instances are asked for a completion.
+
+    Raises:
+        RequestError: 400, naming the field at fault.
+    """
+    return ClientRequest.begin(request_id, "/v1/completions", as_completion(raw), headers)

@@ -1,0 +1,94 @@
+"""The start of a gateway that knows who must be there: it waits for everybody, and tries every way a request may go.
+
+Before that it listens and answers `/health`, and refuses requests with 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from tandem.errors import ProcessError, RequestError, UsageError
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.health import HealthWatch
+from tandem.gateway.legs import Legs
+from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.worker_client import WorkerClient
+
+REMINDER_S: Final = 10.0
+"""Seconds between two lines about the same wait."""
+TRIAL: Final = msgspec.json.encode(
+    {"prompt": "tandem", "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": 0, "deadline_seconds": 60}
+)
+"""Of its two tokens the first comes from prefill, the second needs the keys and values that were handed over."""
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Opens a pool when all of it works."""
+
+    def __init__(self, *, pool: Pool, watch: HealthWatch, legs: Legs, client: WorkerClient, period_s: float) -> None:
+        self._pool = pool
+        self._watch = watch
+        self._legs = legs
+        self._client = client
+        self._period_s = period_s
+        self._told = ""
+        self._told_at = 0.0
+
+    async def reach(self, timeout_s: float | None) -> None:
+        """Wait until every worker is up and one hand-off of each pair has succeeded, then open the pool.
+
+        Args:
+            timeout_s: Longest wait, in seconds; None waits for ever.
+
+        Raises:
+            UsageError: Somebody else than expected answers at a worker's address.
+            ProcessError: The time is over; the message says what was waited for.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._everybody()
+                for prefill, decode in self._pool.pairs:
+                    await self._first_hand_off(prefill, decode)
+        except TimeoutError:
+            raise ProcessError(
+                f"gateway: not ready after {timeout_s:g} s: {self._told}; see the logs, or allow more time"
+            ) from None
+        self._pool.is_open = True
+        log.info("ready: every prefill instance has handed over to every decode instance")
+
+    async def _everybody(self) -> None:
+        while self._pool.down:
+            if strangers := self._watch.strangers:
+                raise UsageError("; ".join(strangers))
+            waiting = (f"{one.name} at {one.url}" for one in self._pool.workers if not self._pool.is_up(one))
+            self._tell(f"waiting for {', '.join(waiting)}")
+            await asyncio.sleep(self._period_s)
+
+    async def _first_hand_off(self, prefill: Worker, decode: Worker) -> None:
+        while True:
+            if await self._hands_over(prefill, decode):
+                return
+            await asyncio.sleep(self._period_s)
+
+    async def _hands_over(self, prefill: Worker, decode: Worker) -> bool:
+        asked = ClientRequest.begin(f"trial-{prefill.name}-{decode.name}", "/v1/completions", TRIAL, {})
+        try:
+            async with self._legs.apart(prefill, decode, asked) as answer:
+                await self._client.read(decode, answer)
+        except RequestError as error:
+            self._tell(f"{prefill.name} does not hand over to {decode.name} yet: {error}")
+            return False
+        log.info("%s hands over to %s", prefill.name, decode.name)
+        return True
+
+    def _tell(self, line: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if line != self._told or now - self._told_at >= REMINDER_S:
+            self._told, self._told_at = line, now
+            log.info("%s", line)

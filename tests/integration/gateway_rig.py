@@ -1,0 +1,84 @@
+"""A gateway in front of fake workers, with a client."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import uvloop
+from fake_worker import FakeWorker, Script, running, whole_with_ticket, words
+
+from tandem.gateway.server import Gateway, GatewayConfig
+
+BODY: dict[str, Any] = {"model": "m", "prompt": "hi", "max_tokens": 8}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+EARLY = ("release", "early_ticket", "choices")
+SOON_S = 1.0
+"""How long anybody may take to notice that somebody else is gone."""
+
+
+@dataclass
+class Rig:
+    """A gateway, its workers, and a client."""
+
+    gateway: Gateway
+    prefill: FakeWorker
+    decode: FakeWorker
+    http: aiohttp.ClientSession = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    def post(self, body: Any, path: str = "/v1/completions", **options: Any) -> Any:
+        return self.http.post(self.url + path, json=body, **options)
+
+    async def metric(self, line: str) -> float:
+        """The value of one line of /metrics; 0 when it is not there."""
+        async with self.http.get(self.url + "/metrics") as response:
+            page = await response.text()
+        found = re.search(rf"^{re.escape(line)} (\S+)$", page, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+@asynccontextmanager
+async def rigged(
+    prefill: Script = whole_with_ticket,
+    decode: Script = words,
+    capabilities: tuple[str, ...] = ("release",),
+    **options: Any,
+) -> AsyncIterator[Rig]:
+    async with (
+        running(prefill, capabilities) as p,
+        running(decode, capabilities) as d,
+        aiohttp.ClientSession() as http,
+    ):
+        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, **options))
+        await gateway.start()
+        try:
+            yield Rig(gateway, p, d, http)
+        finally:
+            await gateway.stop()
+
+
+def trial(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """A coroutine function as a test, on the event loop that the gateway runs on."""
+
+    def test() -> None:
+        uvloop.run(asyncio.wait_for(scenario(), 15))
+
+    test.__name__ = scenario.__name__
+    return test
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again; the trial's own time ends a wait that is in vain."""
+    while True:
+        if await holds():
+            return
+        await asyncio.sleep(0.01)

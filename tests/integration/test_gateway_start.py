@@ -1,0 +1,190 @@
+"""A gateway that knows who must be there: whom it waits for, whom it refuses, and when it takes requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import pytest
+import uvloop
+from fake_worker import TICKET, FakeWorker, answers, never, running, whole_with_ticket, words
+from gateway_rig import BODY, trial, until
+
+from tandem.errors import ProcessError, UsageError
+from tandem.gateway.expected import Expected
+from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.protocol.identity import Role, Seat
+
+TABLE = "0123456789abcdef"
+
+
+def expected(position: int, role: Role) -> Expected:
+    seat = Seat(host="10.0.0.1", devices=(position,), table=TABLE)
+    return Expected(place=f"position {position}", role=role, seat=seat, max_model_len=64, model="m")
+
+
+def introduction(one: Expected) -> dict[str, Any]:
+    seat = {"host": one.seat.host, "devices": list(one.seat.devices), "table": one.seat.table}
+    return {"role": one.role, "model": one.model, "max_model_len": one.max_model_len, "seat": seat}
+
+
+@dataclass
+class Start:
+    """A gateway that has been started, in front of workers that are who they should be."""
+
+    gateway: Gateway
+    prefill: list[FakeWorker]
+    decode: list[FakeWorker]
+    http: aiohttp.ClientSession = field(repr=False)
+
+    async def health(self) -> tuple[int, str]:
+        async with self.http.get(self.gateway.url + "/health") as response:
+            return response.status, (await response.json())["status"]
+
+    async def ask(self) -> tuple[int, str]:
+        async with self.http.post(self.gateway.url + "/v1/completions", json=BODY) as response:
+            return response.status, await response.text()
+
+    async def ready(self) -> None:
+        await until(lambda: self.is_at(200, "ok"))
+
+    async def is_at(self, *health: int | str) -> bool:
+        return await self.health() == health
+
+
+@asynccontextmanager
+async def starting(count: int = 1, *, stranger: dict[str, Any] | None = None, **options: Any) -> AsyncIterator[Start]:
+    """The first prefill worker is down until a test says otherwise, unless it is a stranger."""
+    async with AsyncExitStack() as stack:
+        prefill = [await stack.enter_async_context(running(whole_with_ticket)) for _ in range(count)]
+        decode = [await stack.enter_async_context(running(words)) for _ in range(count)]
+        who = [expected(i, "prefill") for i in range(count)] + [expected(i + count, "decode") for i in range(count)]
+        for worker, one in zip(prefill + decode, who, strict=True):
+            worker.said = introduction(one)
+        prefill[0].healthy = stranger is not None
+        prefill[0].said |= stranger or {}
+        urls = {"prefill": tuple(p.url for p in prefill), "decode": tuple(d.url for d in decode)}
+        config = GatewayConfig(**urls, port=0, expected=tuple(who), health_period_s=0.02, grace_s=0.1, **options)
+        gateway = Gateway(config)
+        await gateway.start()
+        stack.push_async_callback(gateway.stop)
+        yield Start(gateway, prefill, decode, await stack.enter_async_context(aiohttp.ClientSession()))
+
+
+@trial
+async def test_it_waits_and_says_for_whom() -> None:
+    async with starting() as start:
+        assert await start.health() == (503, "starting")
+        status, text = await start.ask()
+        assert (status, "the service is starting and waits for prefill-0; try" in text) == (503, True)
+        assert start.prefill[0].bodies == start.decode[0].bodies == []
+        start.prefill[0].healthy = True
+        await start.ready()
+        trials = [one.bodies[0] for one in (start.prefill[0], start.decode[0])]
+        assert [body["max_tokens"] for body in trials] == [1, 2]
+        assert trials[1]["kv_transfer_params"] == TICKET
+        assert (await start.ask())[0] == 200
+
+
+@trial
+async def test_every_pair_hands_over_once() -> None:
+    async with starting(2) as start:
+        start.prefill[0].healthy = True
+        await start.ready()
+        assert [len(one.bodies) for one in start.prefill + start.decode] == [2, 2, 2, 2]
+
+
+@trial
+async def test_it_stays_closed_until_the_hand_off_works() -> None:
+    async with starting() as start:
+        start.decode[0].script = answers(500, {"error": {"message": "pull failed"}})
+        start.prefill[0].healthy = True
+
+        async def tried_thrice() -> bool:
+            return len(start.decode[0].bodies) >= 3
+
+        await until(tried_thrice)
+        assert await start.health() == (503, "starting")
+        assert "waits for the first hand-offs" in (await start.ask())[1]
+        start.decode[0].script = words
+        await start.ready()
+
+
+@trial
+async def test_the_wait_may_have_an_end() -> None:
+    async with starting(ready_timeout_s=0.1) as start:
+        with pytest.raises(
+            ProcessError, match=r"^gateway: not ready after 0.1 s: waiting for prefill-0 at http.*; see"
+        ):
+            await start.gateway.run()
+    async with starting(ready_timeout_s=0.3) as start:
+        start.decode[0].script, start.prefill[0].healthy = never, True
+        with pytest.raises(ProcessError, match=r"^gateway: not ready after 0.3 s"):
+            await start.gateway.run()
+
+
+@pytest.mark.parametrize(
+    ("stranger", "said"),
+    [
+        (
+            {"role": "decode"},
+            "position 0: decode on devices 0 of 10.0.0.1 answers there instead of prefill on devices 0 of 10.0.0.1; "
+            "put the ports in the order of the global rank table: prefill, then decode",
+        ),
+        (
+            {"seat": {"host": "10.0.0.1", "devices": [3], "table": TABLE}},
+            "position 0: prefill on devices 3 of 10.0.0.1 answers there instead of prefill on devices 0 of 10.0.0.1; "
+            "put the ports in the order of the global rank table: prefill, then decode",
+        ),
+        (
+            {"seat": {"host": "10.0.0.2", "devices": [0], "table": TABLE}},
+            "position 0: prefill on devices 0 of 10.0.0.2 answers there instead of prefill on devices 0 of 10.0.0.1; "
+            "put the ports in the order of the global rank table: prefill, then decode",
+        ),
+        (
+            {"seat": {"host": "10.0.0.1", "devices": [0], "table": "f" * 16}},
+            "position 0: prefill on devices 0 of 10.0.0.1 was started with the global rank table ffffffffffffffff, "
+            "here it is 0123456789abcdef; copy one table to all instances and start them again",
+        ),
+        (
+            {"seat": None},
+            "position 0: an instance answers there that was not started from a rank table, instead of prefill on "
+            "devices 0 of 10.0.0.1; start it with `tandem serve --from-rank-table`, or mend the port",
+        ),
+        (
+            {"max_model_len": 32},
+            "position 0: prefill on devices 0 of 10.0.0.1 has --max-model-len 32, here it is 64; "
+            "start all with the same",
+        ),
+        (
+            {"model": "other"},
+            "position 0: prefill on devices 0 of 10.0.0.1 has --served-model-name other, here it is m; "
+            "start all with the same",
+        ),
+    ],
+)
+def test_a_stranger_ends_the_start_and_its_place_is_named(stranger: dict[str, Any], said: str) -> None:
+    async def scenario() -> None:
+        async with starting(stranger=stranger) as start:
+            with pytest.raises(UsageError) as refusal:
+                await start.gateway.run()
+            assert str(refusal.value) == said
+
+    uvloop.run(scenario())
+
+
+@trial
+async def test_a_stranger_that_comes_later_stays_down() -> None:
+    async with starting() as start:
+        start.prefill[0].healthy = True
+        await start.ready()
+        start.prefill[0].said = introduction(replace(expected(0, "prefill"), max_model_len=65))
+        start.prefill[0].healthy = False
+        await until(lambda: start.is_at(503, "unavailable"))
+        start.prefill[0].healthy = True
+        await asyncio.sleep(0.1)
+        assert await start.health() == (503, "unavailable")
