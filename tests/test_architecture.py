@@ -26,7 +26,9 @@ FLOORS = {
     "cli": 5,
 }  # fmt: skip
 
-TORCH_FREE = ["errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "launch", "cli"]
+TORCH_FREE = [
+    "errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "launch", "cli",
+]  # fmt: skip
 
 HEAVY = {"torch", "transformers", "matplotlib"}
 
