@@ -45,12 +45,14 @@ install_torch() {
         fail "cannot install torch's CPU build from $cpu_index; set TANDEM_TORCH_CPU_INDEX to an index that has it, or install torch into $venv yourself"
 }
 
-# ensure_environment WHAT: WHAT is the requirement to install from this folder, such as `.` or `.[test]`.
+# ensure_environment WHAT: WHAT is the requirement to install from this folder: `.`, `.[test]` or `.[test,nixl]`.
 ensure_environment() {
-    local what=$1 mark
+    local what=$1 mark=$venv/.installed state
+    state=$(cat "$root/pyproject.toml" - <<<"$root" | cksum)
+    # Whatever begins with WHAT has all that WHAT has.
+    [[ $(cat "$mark" 2>/dev/null) == "$state ${what%]}"* ]] && return
     # The mark is written last, so an installation that was interrupted is done again.
-    mark=$venv/.installed-$(cat "$root/pyproject.toml" - <<<"$what$root" | cksum | cut -d ' ' -f 1)
-    [ -e "$mark" ] && return
+    rm -f "$mark"
     if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
         local python
         python=$(find_python) || exit 1
@@ -60,5 +62,5 @@ ensure_environment() {
     install_torch
     echo "installing tandem and what it needs ..."
     (cd "$root" && pip install -q -e "$what") || fail "the installation failed; see the message above"
-    touch "$mark"
+    echo "$state $what" >"$mark"
 }

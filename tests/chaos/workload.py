@@ -57,7 +57,7 @@ class Workload:
             body=_body(rng, prompt, several=way != "resume" and rng.random() < 0.1),
             way=way,
             seed=rng.randrange(2**32),
-            leave=rng.expovariate(2.0) if rng.random() < 0.15 else None,
+            leave=rng.expovariate(rng.choice([0.4, 2.0])) if rng.random() < 0.15 else None,
             deadline=rng.uniform(0.02, 1.0) if rng.random() < 0.06 else None,
             persistent=rng.random() < 0.5,
         )

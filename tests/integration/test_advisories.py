@@ -27,8 +27,11 @@ from tandem.kv.messages import Granted, Waiting, frame
 from tandem.protocol import sse
 
 NEEDED = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
-LEASE = 2.0
+LEASE = 8.0
+"""Seconds; on a loaded machine an attacked instance may need several until it renews the lease of another's ticket."""
 SILENCE = 1.0
+PATIENCE = 60.0
+"""Seconds that nothing takes, however loaded the machine: after them it hangs."""
 
 SHAPE = Shape(
     prefill=1,
@@ -58,7 +61,7 @@ def nothing_stays(there: Standing) -> Iterator[None]:
     yield
     if there.prefill.incarnation > 1:
         pids = there.prefill.pid, pids[1]
-    assert there.do(there.fleet.quiet(LEASE + 1)) is not None, there.do(there.fleet.audits())
+    assert there.do(there.fleet.quiet(LEASE + PATIENCE)) is not None, there.do(there.fleet.audits())
     assert (there.prefill.pid, there.decode.pid) == pids
     assert there.do(whole(there, prompt(999)))[0] == 200
 
@@ -145,6 +148,7 @@ def test_both_directions_at_once_and_the_wrong_side_are_refused(there: Standing)
         ):
             status, answer = await there.ask(instance, question(prompt(2)) | {"kv_transfer_params": wrong})
             assert (status, "kv_transfer_params" in answer["error"]["message"]) == (400, True)
+        await there.ask(there.prefill, {"ticket": params["remote_request_id"]}, "/tandem/release")
 
     there.do(scenario())
 
@@ -265,15 +269,14 @@ def test_addresses_of_the_clients_choice_do_not_use_up_sockets(there: Standing, 
             params |= {"remote_host": "127.0.0.1", "remote_port": port}
             attack = [asyncio.create_task(show(there, params, prompt(5))) for _ in range(count)]
             await asyncio.sleep(0.05)
-            other = await asyncio.wait_for(whole(there, prompt(6)), 20)
+            other = await asyncio.wait_for(whole(there, prompt(6)), PATIENCE)
             answers = await asyncio.gather(*attack)
         seconds = time.monotonic() - begun
-        assert other[0] == 200
+        assert other[0] == 200, other[1]
         assert {status for status, _ in answers} == {502}
         assert all("127.0.0.1" in answer["error"]["message"] for _, answer in answers)
-        # Three waves, each as long as the silence that is allowed, for the pull and for giving the ticket back.
-        assert seconds < 3 * 2 * SILENCE + 10
-        limit = time.monotonic() + 4
+        assert seconds < count * SILENCE / 4, "they are waited for one after the other"
+        limit = time.monotonic() + PATIENCE
         while there.decode.descriptors > before + 3:
             assert time.monotonic() < limit, f"{there.decode.descriptors} descriptors are open, {before} were"
             await asyncio.sleep(0.05)
@@ -292,7 +295,7 @@ def test_a_holder_that_is_never_ready_is_waited_for_as_long_as_the_client_says(t
             }
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(there.ask(there.decode, body), 2 * SILENCE)
-            assert await there.fleet.quiet(1) is not None
+            assert await there.fleet.quiet(PATIENCE) is not None
             status, answer = await there.ask(there.decode, body | {"deadline_seconds": 1})
             assert (status, "deadline_seconds" in answer["error"]["message"]) == (504, True)
 
@@ -357,7 +360,9 @@ def test_a_ticket_shown_by_many_is_used_once(there: Standing, early: bool) -> No
         for status, answer in answers:
             if status == 502:
                 told = answer["error"]["message"]
-                assert any(reason in told for reason in ("used up", "used or expired", "lease ended")), told
+                assert any(
+                    reason in told for reason in ("used up", "used or expired", "lease ended", "times already")
+                ), told
 
     there.do(scenario())
 
@@ -432,7 +437,7 @@ def test_a_prefill_whose_ticket_is_released_ends_for_whoever_asked_for_it(there:
             early = (await anext(events))["kv_transfer_params"]
             fields = {"ticket": early["remote_request_id"]}
             assert (await there.ask(there.prefill, fields, "/tandem/release"))[1]["released"]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 rest = [event async for event in events]
         assert "released" in json.dumps(rest[-1])
 
@@ -454,7 +459,7 @@ def test_strangers_at_the_kv_port_do_no_harm(there: Standing) -> None:
                 sock.send(rng.randbytes(rng.randint(1, 400)))
             socks.append(sock)
         assert (await whole(there, prompt(15)))[0] == 200
-        limit = time.monotonic() + SILENCE + 5
+        limit = time.monotonic() + PATIENCE
         while there.prefill.descriptors > before + 3:
             assert time.monotonic() < limit, "the connections of strangers stay"
             await asyncio.sleep(0.05)
