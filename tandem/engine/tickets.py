@@ -20,8 +20,8 @@ from tandem.kv.lease import LeaseBook, Ticket
 from tandem.kv.messages import Pull
 from tandem.protocol.kv import KVTransferParams
 
-MOST_PULLS: Final = 4
-"""Of one ticket at a time: one that is given up may still be under way when another instance tries."""
+MOST_PULLS: Final = 64
+"""Of one ticket at a time: far more than anybody needs, and few of those that an instance can serve."""
 
 
 @dataclass(frozen=True, kw_only=True)
