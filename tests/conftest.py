@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 from pathlib import Path
 
 # Tests share two cores between several processes; threads that spin for tiny matrices only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-
-from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
-from tandem.catalogue.generation import GenerationDefaults
-from tandem.catalogue.position import Rope
-from tandem.model.folder import save
-from tandem.model.random_weights import random_decoder
-from tandem.text.tokenizer import tokenizer_files
-from tandem.text.trainer import BOS, EOS, SPECIAL_TOKENS, train_tokenizer
-
-TINY = ModelConfig(
-    family="llama",
-    vocab_size=512,
-    hidden_size=64,
-    layers=3,
-    attention=GQA(heads=4, kv_heads=2, head_dim=16),
-    position=Rope(theta=1e4, dims=16),
-    feed_forward=SwiGLU(size=128),
-    norm_eps=1e-5,
-    tied_embeddings=False,
-    max_position=512,
-)
+from tiny import TINY, write_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder whose greedy answers are varied: large random weights, norms included."""
-    base = tmp_path_factory.mktemp("tiny")
-    standard_library = Path(sysconfig.get_paths()["stdlib"])
-    texts = [(standard_library / name).read_text() for name in ("argparse.py", "textwrap.py", "typing.py")]
-    train_tokenizer(texts, TINY.vocab_size, base / "tokenizer", TINY.max_position)
-    ids = {token: SPECIAL_TOKENS.index(token) for token in (BOS, EOS)}
-    defaults = GenerationDefaults(eos_token_ids=(ids[EOS],), bos_token_id=ids[BOS])
-    save(random_decoder(TINY, torch.float32, 0), base / "tiny", defaults, tokenizer_files(base / "tokenizer"))
-    return base / "tiny"
+    return write_model(TINY, tmp_path_factory.mktemp("tiny"))

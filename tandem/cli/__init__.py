@@ -23,6 +23,7 @@ COMMANDS = {
         "The role that a rank table gives this process: what `serve --from-rank-table` means.",
     ),
     "instance": ("tandem.cli.instance:instance", "Run one inference instance in the foreground."),
+    "vllm": ("tandem.cli.vllm:vllm", "Run one vLLM server in the foreground, set up to hand over keys and values."),
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),

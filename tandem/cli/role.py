@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import cyclopts
 from cyclopts import Parameter
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tandem.launch.surroundings import Surroundings
 
 
-app = cyclopts.App(name="role", help_flags=(), version_flags=())
-"""Without flags of its own: every word belongs to the table of vLLM's flags, `--help` too."""
+app = cyclopts.App(name="role", help_flags=(), version_flags=(), end_of_options_delimiter="")
+"""Without flags of its own: every word belongs to the table of vLLM's flags, `--help` and `--` too."""
 
 
 @app.default
@@ -32,13 +32,11 @@ def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> No
     from tandem.launch.options import Options
     from tandem.launch.part import find_part
     from tandem.launch.surroundings import Surroundings
-    from tandem.protocol.lifeline import hold_lifeline
     from tandem.topology.topology import Role
 
     options = Options.parse(arguments)
     surroundings = Surroundings.of(os.environ, options)
     part = find_part(surroundings.global_table, surroundings.local_table)
-    hold_lifeline()
     level = options.uvicorn_log_level.upper().replace("TRACE", "DEBUG")
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     say(f"{part.name}: {part.seat if part.role is not Role.GATEWAY else part.host}, global rank table {part.digest}")
@@ -51,10 +49,12 @@ def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> No
 def run_scheduler(options: Options, surroundings: Surroundings, part: Part) -> None:
     """Run the gateway in front of the table's instances; no device is needed, and torch is not imported."""
     from tandem.gateway.server import run_gateway
+    from tandem.protocol.lifeline import hold_lifeline
 
     def announce(started: Gateway) -> None:
         say(f"gateway: {started.url} in front of {', '.join(worker.name for worker in started.pool.workers)}")
 
+    hold_lifeline()
     run_gateway(scheduler_config(options, surroundings, part), announce)
 
 
@@ -106,7 +106,8 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
     from tandem.files import read_json_object
     from tandem.launch.instance_rules import require_quantization, require_ranks, tokens_per_step, warning
     from tandem.launch.surroundings import NODE_PORTS
-    from tandem.launch.visible_devices import visible_devices
+    from tandem.protocol.lifeline import hold_lifeline
+    from tandem.topology.visible_devices import visible_devices
 
     log = logging.getLogger(__name__)
     if surroundings.node_ports:
@@ -115,20 +116,42 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
         log.warning("%s", exposed)
     folder = model_folder(options.model)
     require_ranks(options, part)
-    require_quantization(options.quantization, read_json_object(folder / "config.json", ModelFolderError))
+    config = read_json_object(folder / "config.json", ModelFolderError)
+    require_quantization(options.quantization, config, options.engine)
     tokens = tokens_per_step(options, longest(options, folder))
     os.environ |= thread_share(part.neighbours)
     if options.device != "cpu":
         os.environ |= visible_devices(part.server.device_ids, os.environ)
+
+    if options.engine == "vllm":
+        become_vllm(options, part, folder, tokens)
+    hold_lifeline()
 
     from tandem.engine.instance import run_instance  # imports torch, which reads the variables above
 
     run_instance(instance_config(options, part, folder, tokens), say)
 
 
+def become_vllm(options: Options, part: Part, folder: Path, tokens: int) -> NoReturn:
+    """Let `vllm serve` take the place of this process."""
+    import shlex
+
+    from tandem.errors import UsageError
+    from tandem.launch.vllm_part import vllm_part
+    from tandem.topology.visible_devices import accelerator_here
+
+    device = accelerator_here() if options.device == "auto" else options.device
+    if device is None:
+        raise UsageError(f"{part.role} needs an accelerator and none is here; give --device cpu to compute on the CPU")
+    server = vllm_part(options, part, folder, tokens, device)
+    say(shlex.join(server.command()))
+    server.become()
+
+
 def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> InstanceConfig:
     """The configuration of an instance that computes so many tokens in a step."""
     from tandem.engine.config import InstanceConfig
+    from tandem.launch.options import BLOCK_SIZE
     from tandem.parallel.device import choose_accelerator
     from tandem.topology.topology import Role
 
@@ -143,7 +166,7 @@ def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> 
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=tokens,
-        block_size=options.block_size,
+        block_size=options.block_size or BLOCK_SIZE,
         tensor_parallel_size=options.tensor_parallel_size,
         kv_cache_gib=options.kv_cache_gib,
         gpu_memory_utilization=options.gpu_memory_utilization,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from tandem.deploy.local import Progress
@@ -14,32 +14,41 @@ def serve(
     model: str,
     /,
     *,
-    prefill: int = 1,
-    decode: int = 1,
-    port: int = 9000,
-    host: str = "127.0.0.1",
+    prefill: int | None = None,
+    decode: int | None = None,
+    port: int | None = None,
+    host: str | None = None,
     served_model_name: str | None = None,
+    engine: Literal["native", "vllm"] | None = None,
     run_dir: Path | None = None,
 ) -> int:
     """Serve a model folder on this host until Ctrl-C.
 
     Args:
-        model: Model folder in Hugging Face format; or a name or organisation/model that is in the Hugging Face cache.
-        prefill: Number of prefill instances; 0 makes each of the others do both.
-        decode: Number of decode instances.
-        port: Public port; 0 chooses a free one.
-        host: Address to listen on; only the gateway is reachable there.
+        model: Model folder in Hugging Face format; or a name or organisation/model that is in the Hugging Face cache;
+            or a topology (FILE.yaml), which says all that the other options say.
+        prefill: Number of prefill instances; 0 makes each of the others do both. Default: 1.
+        decode: Number of decode instances. Default: 1.
+        port: Public port; 0 chooses a free one. Default: 9000.
+        host: Address to listen on; only the gateway is reachable there. Default: 127.0.0.1.
         served_model_name: Name clients use; the folder's name, or the one given, by default.
+        engine: What runs the model: native, the default, or vllm, which must be in PATH.
         run_dir: Folder for topology.yaml and logs/; a new one under ./runs by default.
     """
-    from tandem.catalogue.source import model_folder, served_name
-    from tandem.deploy.service import local_topology, new_run_directory, running
-    from tandem.model.examination import require_whole
+    from tandem.deploy.service import new_run_directory, running
     from tandem.topology.file import write_topology
 
-    name, source = served_model_name or served_name(model), model_folder(model)
-    topology = local_topology(source, prefill=prefill, decode=decode, port=port, host=host, served_model_name=name)
-    require_whole(source)
+    options: dict[str, Any] = {
+        "prefill": prefill,
+        "decode": decode,
+        "port": port,
+        "host": host,
+        "served_model_name": served_model_name,
+        "engine": engine,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    is_file = model.endswith((".yaml", ".yml"))
+    topology = topology_of_file(Path(model), given) if is_file else new_topology(model, given)
     folder = run_dir or new_run_directory(Path("runs"), "serve")
     write_topology(topology, folder / "topology.yaml")
     say(f"starting {', '.join(instance.name for instance in topology.instances)}; logs in {folder / 'logs'}")
@@ -50,6 +59,33 @@ def serve(
     except KeyboardInterrupt:
         say("stopped")
     return 0
+
+
+def new_topology(model: str, given: dict[str, Any]) -> Topology:
+    """A service of a model on this host."""
+    from tandem.catalogue.source import model_folder, served_name
+    from tandem.deploy.service import local_topology
+    from tandem.model.examination import require_whole
+
+    source = model_folder(model)
+    topology = local_topology(source, **({"served_model_name": served_name(model)} | given))
+    if topology.instances[0].engine == "native":
+        require_whole(source)
+    return topology
+
+
+def topology_of_file(path: Path, given: dict[str, Any]) -> Topology:
+    """The service that a topology file describes."""
+    from tandem.errors import UsageError
+    from tandem.topology.file import read_topology
+    from tandem.topology.topology import Role
+
+    topology = read_topology(path)
+    for name in given:
+        raise UsageError(f"--{name.replace('_', '-')}: {path} says that; change it there, or leave the option out")
+    if not topology.of(Role.GATEWAY):
+        raise UsageError(f"{path}: has no instance with role gateway, so nobody could reach the service; add one")
+    return topology
 
 
 def tell(progress: Progress) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 from tandem.errors import UsageError
 from tandem.topology.topology import Instance, Role, Topology
-
-DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
-"""What CUDA and CANN read to see only some devices; each ignores the other's."""
+from tandem.topology.visible_devices import visible_devices
 
 THREADS = "OMP_NUM_THREADS"
+
+RANKS = "tensor-parallel-size"
+
+TO_TANDEM = (RANKS, "device", "kv-host", "kv-port")
+"""Arguments of a vLLM instance that `tandem vllm` takes; all others are flags of vLLM's own."""
 
 
 def instance_command(topology: Topology, instance: Instance) -> list[str]:
@@ -24,19 +27,41 @@ def instance_command(topology: Topology, instance: Instance) -> list[str]:
     """
     if instance.port is None:
         raise UsageError(f"instance {instance.name} has no port; give it one in the topology")
+    part = gateway_part(topology) if instance.role is Role.GATEWAY else model_part(topology, instance)
+    further = vllm_arguments(topology, instance) if instance.engine == "vllm" else options(instance.arguments)
     return [
         *(sys.executable, "-m", "tandem"),
-        *(gateway_part(topology) if instance.role is Role.GATEWAY else model_part(topology, instance)),
+        *part,
         *("--host", instance.host, "--port", str(instance.port)),
-        *chain.from_iterable((f"--{name}", value) for name, value in instance.arguments.items()),
+        *further,
     ]
 
 
 def model_part(topology: Topology, instance: Instance) -> list[str]:
     """The subcommand of an instance that runs the model."""
     name = topology.served_model_name
-    part = ["instance", topology.model, "--role", str(instance.role)]
+    command = {"native": "instance", "vllm": "vllm"}[instance.engine]
+    part = [command, topology.model, "--role", str(instance.role)]
     return [*part, "--served-model-name", name] if name else part
+
+
+def vllm_arguments(topology: Topology, instance: Instance) -> list[str]:
+    """What tells a vLLM instance its place in the service, its own arguments, and those that vLLM reads itself."""
+    sides = {role: topology.of(role) for role in (Role.PREFILL, Role.DECODE, Role.BOTH)}
+    position = list(chain.from_iterable(sides.values())).index(instance)
+    sizes = {f"{role}-ranks": str(max(map(ranks, side))) for role, side in sides.items() if side and role != "both"}
+    own = {name: value for name, value in instance.arguments.items() if name in TO_TANDEM}
+    others = {name: value for name, value in instance.arguments.items() if name not in TO_TANDEM}
+    place = {"position": str(position), **sizes}
+    return [*options(place | own), "--", *options(others)]
+
+
+def options(arguments: Mapping[str, str]) -> Iterator[str]:
+    """A command line's options; one without a value is a switch."""
+    for name, value in arguments.items():
+        yield f"--{name}"
+        if value:
+            yield value
 
 
 def gateway_part(topology: Topology) -> list[str]:
@@ -51,9 +76,13 @@ def urls(option: str, instances: Iterable[Instance]) -> list[str]:
 
 
 def instance_environment(topology: Topology, instance: Instance) -> dict[str, str]:
-    """The devices it may see, in rank order, its share of the processors, and a log that is written line by line."""
-    devices = ",".join(str(device.id) for device in instance.devices)
-    visible = dict.fromkeys(DEVICE_VARIABLES, devices) if devices else {}
+    """The devices it may see, in rank order, its share of the processors, and a log that is written line by line.
+
+    Raises:
+        UsageError: This machine has devices, but not all of the instance's.
+    """
+    on_cpu = instance.arguments.get("device") == "cpu"
+    visible = {} if on_cpu else visible_devices([device.id for device in instance.devices], os.environ)
     computing = sum(ranks(one) for one in topology.instances if one.role is not Role.GATEWAY)
     return {"PYTHONUNBUFFERED": "1", **thread_share(computing), **visible}
 
@@ -70,5 +99,5 @@ def thread_share(processes: int) -> dict[str, str]:
 
 def ranks(instance: Instance) -> int:
     """How many processes share an instance's model; a value that is no number is the instance's to refuse."""
-    given = instance.arguments.get("tensor-parallel-size", "1")
+    given = instance.arguments.get(RANKS, "1")
     return int(given) if given.isdecimal() else 1

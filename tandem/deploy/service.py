@@ -15,7 +15,7 @@ from tandem.deploy.command import instance_command
 from tandem.deploy.local import CommandBuilder, LocalDeployment, Progress
 from tandem.deploy.port import free_ports, port_is_free, require_port_number
 from tandem.errors import UsageError
-from tandem.topology.topology import Instance, Role, Topology
+from tandem.topology.topology import Engine, Instance, Role, Topology
 
 READY_TIMEOUT = 1800.0
 """Seconds; a large model takes its time to load."""
@@ -34,6 +34,7 @@ def local_topology(
     port: int = 9000,
     host: str = "127.0.0.1",
     served_model_name: str | None = None,
+    engine: Engine = "native",
 ) -> Topology:
     """A service on this host, its instances on free ports.
 
@@ -44,6 +45,7 @@ def local_topology(
         port: Public port of the gateway; 0 chooses a free one.
         host: Address the gateway listens on.
         served_model_name: Name clients use; the folder's name where None.
+        engine: What runs the model.
 
     Raises:
         UsageError: When the numbers make no service, or the port is in use.
@@ -61,16 +63,23 @@ def local_topology(
     return Topology(
         model=str(model.resolve()),
         served_model_name=served_model_name or served_name(model),
-        instances=(*instances_on_free_ports(roles, gateway), gateway),
+        instances=(*instances_on_free_ports(roles, gateway, engine), gateway),
     )
 
 
-def instances_on_free_ports(roles: list[Role], gateway: Instance) -> Iterator[Instance]:
-    """One instance for each role, on ports that are free and not the gateway's."""
-    ports = (port for port in free_ports(INSTANCE_HOST, len(roles) + 1) if port != gateway.port)
+def instances_on_free_ports(roles: list[Role], gateway: Instance, engine: Engine) -> Iterator[Instance]:
+    """One instance for each role, on ports that are free and not the gateway's; vLLM needs two."""
+    ports = (port for port in free_ports(INSTANCE_HOST, 2 * len(roles) + 1) if port != gateway.port)
     numbers = {role: count() for role in roles}
-    for role, port in zip(roles, ports, strict=False):
-        yield Instance(name=f"{role}-{next(numbers[role])}", role=role, host=INSTANCE_HOST, port=port)
+    for role in roles:
+        yield Instance(
+            name=f"{role}-{next(numbers[role])}",
+            role=role,
+            host=INSTANCE_HOST,
+            port=next(ports),
+            engine=engine,
+            arguments={"kv-port": str(next(ports))} if engine == "vllm" else {},
+        )
 
 
 def new_run_directory(parent: Path, kind: str) -> Path:

@@ -1,8 +1,8 @@
 """Who is up and what it can do: a background task that asks every worker's `/health` once a second.
 
 A worker that comes up, or was not heard for a moment, is asked for its `/identity` first: another program may have
-taken its place. vLLM has no such route, and none of the capabilities. Where it is known who must answer at an address,
-anybody else stays down.
+taken its place. vLLM has no such route and none of the capabilities; it is asked for its models. Where it is known who
+must answer at an address, anybody else stays down.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from tandem.gateway.expected import Expected
-from tandem.gateway.introduction import Introduction, complaints
+from tandem.gateway.introduction import Introduction, ModelList, complaints
 from tandem.gateway.pool import Pool, Worker
 
 TIMEOUT_S: Final = 2.0
@@ -78,11 +78,21 @@ class HealthWatch:
         """Learn who a worker is and what it can do; False if it does not say, or is somebody else."""
         status, body = await self._get(worker, "/identity")
         if status == HTTPStatus.NOT_FOUND:
-            return self._met(worker, Introduction())
+            return self._met(worker, await self._told_by_its_models(worker))
         try:
             return status == HTTPStatus.OK and self._met(worker, msgspec.json.decode(body, type=Introduction))
         except msgspec.DecodeError:
             return False
+
+    async def _told_by_its_models(self, worker: Worker) -> Introduction:
+        """Nothing, where they are not told, as by a vLLM that wants a key."""
+        status, body = await self._get(worker, "/v1/models")
+        try:
+            return (
+                msgspec.json.decode(body, type=ModelList).introduction() if status == HTTPStatus.OK else Introduction()
+            )
+        except msgspec.DecodeError:
+            return Introduction()
 
     def _met(self, worker: Worker, said: Introduction) -> bool:
         """Whether it is who it should be; what is wrong with it is logged when it is new."""

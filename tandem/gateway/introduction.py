@@ -1,4 +1,8 @@
-"""What an instance says of itself at `/identity`, and what of it does not go with the place it was given."""
+"""What an instance says of itself, and what of it does not go with the place it was given.
+
+Ours says it at `/identity`. vLLM has no such route; what it serves, and the seat it was given as a name, it says at
+`/v1/models`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import msgspec
 
 from tandem.gateway.pool import Worker
 from tandem.protocol.identity import Seat
+from tandem.protocol.seat_name import read_seat_name
 
 
 class Introduction(msgspec.Struct, frozen=True):
@@ -20,6 +25,26 @@ class Introduction(msgspec.Struct, frozen=True):
     model: str | None = None
     max_model_len: int | None = None
     seat: Seat | None = None
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """One served name."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """What `/v1/models` answers."""
+
+    data: list[ModelCard]
+
+    def introduction(self) -> Introduction:
+        """What it tells of the instance."""
+        role, seat = next(filter(None, (read_seat_name(card.id) for card in self.data)), (None, None))
+        cards = [card for card in self.data if read_seat_name(card.id) is None]
+        model, longest = (cards[0].id, cards[0].max_model_len) if cards else (None, None)
+        return Introduction(role=role, seat=seat, model=model, max_model_len=longest)
 
 
 def complaints(worker: Worker, said: Introduction, known: Mapping[Worker, Introduction]) -> Iterator[str]:

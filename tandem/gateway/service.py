@@ -17,6 +17,7 @@ from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
+from tandem.protocol.seat_name import without_seat_names
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ class Service:
         worker = self._pool.pick("decode" if self._pool.apart else "both")
         passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
         async with self._client.get(worker, "/v1/models", passed_on) as answer:
-            return web.Response(body=await self._client.read(worker, answer), content_type="application/json")
+            listed = without_seat_names(await self._client.read(worker, answer))
+            return web.Response(body=listed, content_type="application/json")
 
     async def health(self, _: web.Request) -> web.Response:
         """200 when requests are taken and every needed role has somebody up, else 503 and what is missing."""

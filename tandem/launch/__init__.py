@@ -1,1 +1,1 @@
-"""What the documents' one start command means: a role from rank tables, and vLLM 0.5.0's flags. No torch."""
+"""What the documents' start command means: a role from rank tables, vLLM 0.5.0's flags, `vllm serve`. No torch."""

@@ -149,7 +149,13 @@ FLAGS: Final = (
     implemented("tandem", "--global-rank-table", "the global rank table; GLOBAL_RANK_TABLE_FILE_PATH by default"),
     implemented("tandem", "--rank-table", "the local rank table; RANK_TABLE_FILE_PATH by default"),
     implemented("tandem", "--kv-cache-gib", "memory for keys and values, in GiB; 1 by default on a CPU", "number"),
-    implemented("tandem", "--kv-port", "port at which blocks are fetched; a free one by default", "whole"),
+    implemented(
+        "tandem",
+        "--kv-port",
+        "port at which blocks are fetched; by default a free one, of vLLM's side channel 5600 and up",
+        "whole",
+    ),
+    implemented("tandem", "--engine", "native, the default, or vllm: run `vllm serve`; its own flags may follow a --"),
     implemented(
         "tandem", "--ready-timeout", "seconds the scheduler waits for the instances; for ever by default", "number"
     ),

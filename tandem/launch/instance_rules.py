@@ -8,6 +8,7 @@ from typing import Any
 from tandem.errors import UsageError
 from tandem.launch.options import Options
 from tandem.launch.part import Part
+from tandem.topology.topology import Engine
 
 CHUNKED_TOKENS = 512
 """vLLM 0.5.0's step where prompts are cut into chunks."""
@@ -51,12 +52,13 @@ def tokens_per_step(options: Options, max_model_len: int) -> int:
     return tokens
 
 
-def require_quantization(asked: str, config: Mapping[str, Any]) -> None:
+def require_quantization(asked: str, config: Mapping[str, Any], engine: Engine = "native") -> None:
     """Refuse a quantisation that the folder does not have, or that cannot be served.
 
     Args:
         asked: The flag's value.
         config: The folder's config.json.
+        engine: Who serves it; what vLLM can serve is vLLM's to say.
 
     Raises:
         UsageError: With both.
@@ -69,9 +71,10 @@ def require_quantization(asked: str, config: Mapping[str, Any]) -> None:
             f"--quantization {asked}: the folder's config.json says {found}; "
             "give the folder that was quantised so, or leave the flag out"
         )
-    if asked not in SERVED_QUANTIZATIONS:
+    if engine == "native" and asked not in SERVED_QUANTIZATIONS:
         raise UsageError(
-            f"--quantization {asked}: such weights cannot be served yet; serve the folder they were made from"
+            f"--quantization {asked}: such weights cannot be served yet; serve the folder they were made from, "
+            "or give --engine vllm"
         )
 
 

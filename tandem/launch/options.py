@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from tandem.errors import UsageError
 from tandem.launch.flag import Flag
 from tandem.launch.flags import FLAGS
+from tandem.topology.topology import Engine
 
 COMMAND = "tandem serve --from-rank-table"
+END = "--"
+"""Ends our flags; what follows is for vLLM."""
 
 DESCRIPTION = """\
 Start the prefill, decode or scheduler role that a rank table gives this process. Which one follows from the local
@@ -21,6 +24,9 @@ scheduler alone, the instances' ports (NODE_PORTS) and the API it speaks (USE_OP
 EPILOG = (
     "Every flag of vLLM 0.5.0 that is not listed here is accepted as needless or refused by name: docs/vllm-flags.md"
 )
+
+BLOCK_SIZE = 16
+"""vLLM 0.5.0's."""
 
 TYPES = {"text": str, "whole": int, "number": float, "texts": str}
 METAVARS = {"text": "TEXT", "whole": "N", "number": "X", "texts": "TEXT"}
@@ -37,7 +43,8 @@ class Options:
     dtype: str = "auto"
     max_model_len: int | None = None
     tensor_parallel_size: int = 1
-    block_size: int = 16
+    block_size: int | None = None
+    """None leaves it to the engine: `BLOCK_SIZE` in ours, in vLLM what suits the device."""
     enable_prefix_caching: bool = False
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int | None = None
@@ -54,12 +61,18 @@ class Options:
     kv_cache_gib: float | None = None
     kv_port: int = 0
     ready_timeout: float | None = None
+    engine: Engine = "native"
+    vllm_flags: Sequence[str] = ()
+    """What follows `--`: flags for `vllm serve`, handed on as they are."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UsageError("--model: is missing; give the model folder")
         require_one_of("--uvicorn-log-level", self.uvicorn_log_level, LEVELS)
         require_one_of("--device", self.device, ("auto", "cpu", "cuda", "npu"))
+        require_one_of("--engine", self.engine, get_args(Engine))
+        if self.vllm_flags and self.engine != "vllm":
+            raise UsageError("--: what follows is for vllm serve; give --engine vllm, or leave it out")
         object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
 
     @property
@@ -74,11 +87,13 @@ class Options:
         Raises:
             UsageError: A flag is refused, unknown or has a wrong value; the message names it.
         """
-        given, unknown = build_parser().parse_known_args(arguments)
+        words = list(arguments)
+        end = words.index(END) if END in words else len(words)
+        given, unknown = build_parser().parse_known_args(words[:end])
         if unknown:
             name = unknown[0].partition("=")[0]
             raise UsageError(f"{name}: is no flag of vLLM 0.5.0 nor of tandem; see `{COMMAND} --help`")
-        return cls(**vars(given))
+        return cls(**vars(given), vllm_flags=tuple(words[end + 1 :]))
 
 
 def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -123,7 +138,7 @@ def build_parser() -> Parser:
     """A parser of every flag; what is not given is left out of the result."""
     parser = Parser(
         prog=COMMAND,
-        usage=f"{COMMAND} --model=MODEL [FLAG ...]",
+        usage=f"{COMMAND} --model=MODEL [FLAG ...] [-- FLAG-OF-VLLM-SERVE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
         allow_abbrev=False,

@@ -10,9 +10,12 @@ returns. The write end is closed on exec, so no other child keeps it open; a par
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import signal
 import stat
+import sys
 import threading
 import time
 
@@ -20,6 +23,9 @@ from tandem.errors import ProcessError
 
 LIFELINE_VARIABLE = "TANDEM_LIFELINE_FD"
 """Environment variable with the number of the read end in the child."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: the signal a process gets when its parent ends; it survives exec."""
 
 GRACE = 5.0
 """Seconds a child has to end in order after its parent is gone."""
@@ -73,15 +79,45 @@ def hold_lifeline(grace: float = GRACE) -> bool:
     Raises:
         ProcessError: When the variable does not name an open pipe.
     """
-    value = os.environ.pop(LIFELINE_VARIABLE, None)
-    if value is None:
+    descriptor = _take_descriptor()
+    if descriptor is None:
         return False
-    if not _is_pipe(value):
-        raise ProcessError(f"{LIFELINE_VARIABLE}={value} is not an open pipe; unset it, only a parent process sets it")
-    descriptor = int(value)
-    os.set_inheritable(descriptor, False)
     threading.Thread(target=end_with_parent, args=(descriptor, grace), name="lifeline", daemon=True).start()
     return True
+
+
+def hand_lifeline_to_kernel() -> bool:
+    """For a process that is about to become another program, which knows nothing of lifelines (exec).
+
+    On Linux the kernel then sends it SIGTERM when the parent ends, in whatever way; elsewhere it may outlive a parent
+    that was killed.
+
+    Returns:
+        Whether there is a lifeline; without the variable nothing is done.
+
+    Raises:
+        ProcessError: When the variable does not name an open pipe, or the parent is gone already.
+    """
+    descriptor = _take_descriptor()
+    if descriptor is None:
+        return False
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Only now: a parent that went before the line above is not told of by the kernel.
+    if select.select([descriptor], [], [], 0)[0]:
+        raise ProcessError("the process that started this one is gone; start it again")
+    return True
+
+
+def _take_descriptor() -> int | None:
+    """The read end that the environment names; it is not handed on to children, nor is the variable."""
+    value = os.environ.pop(LIFELINE_VARIABLE, None)
+    if value is None:
+        return None
+    if not _is_pipe(value):
+        raise ProcessError(f"{LIFELINE_VARIABLE}={value} is not an open pipe; unset it, only a parent process sets it")
+    os.set_inheritable(int(value), False)
+    return int(value)
 
 
 def _is_pipe(value: str) -> bool:

@@ -25,6 +25,10 @@ ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]
 """A command-line option without its leading dashes."""
 
 
+Engine = Literal["native", "vllm"]
+"""What runs the model: this program, or `vllm serve`."""
+
+
 class Role(StrEnum):
     """What an instance does for a request."""
 
@@ -53,7 +57,7 @@ class Instance(Record):
     host: Host
     port: Port | None = None
     devices: tuple[Device, ...] = ()
-    engine: Literal["native"] = "native"
+    engine: Engine = "native"
     arguments: dict[ArgumentName, str] = Field(default_factory=dict)
     """Further options of its command, names without the leading dashes."""
 
@@ -88,6 +92,7 @@ class Topology(Record):
         self._require_unique_names_addresses_and_devices()
         self._require_a_gateway_at_most()
         self._require_a_full_set_of_roles()
+        self._require_one_engine()
         return self
 
     def _require_unique_names_addresses_and_devices(self) -> None:
@@ -121,6 +126,15 @@ class Topology(Record):
             raise ValueError(f"{found}; use either prefill and decode instances, or only both instances")
         if not both and not (prefill and decode):
             raise ValueError(f"{found}; add at least one prefill and one decode instance, or one both instance")
+
+    def _require_one_engine(self) -> None:
+        computing = [one for one in self.instances if one.role is not Role.GATEWAY]
+        for one in computing:
+            if one.engine != computing[0].engine:
+                raise ValueError(
+                    f"{computing[0].name} has engine {computing[0].engine} and {one.name} has {one.engine}, and "
+                    "neither can take over the other's keys and values; give all instances one engine"
+                )
 
 
 def require_unique(places: Iterator[tuple[str, Hashable]], fix: str) -> None:

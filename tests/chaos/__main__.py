@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tiny import TINY, write_model
+
 from chaos.fleet import Shape
-from chaos.model import write_model
 from chaos.trial import trial
 
 parser = argparse.ArgumentParser(prog="chaos")
@@ -40,7 +41,7 @@ shape = Shape(
 )
 strikes = given.requests // 40 if given.strikes is None else given.strikes
 with TemporaryDirectory() as folder:
-    model, logs = given.model or write_model(Path(folder)), Path(folder) / "logs"
+    model, logs = given.model or write_model(TINY, Path(folder)), Path(folder) / "logs"
     logs.mkdir()
     report = asyncio.run(trial(model, logs, shape, given.seed, given.requests, strikes))
 print(report)

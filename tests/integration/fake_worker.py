@@ -39,6 +39,7 @@ class FakeWorker:
     healthy: bool = True
     said: dict[str, Any] = field(default_factory=lambda: {"role": "both"})
     """What it tells of itself besides."""
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "object": "model"}])
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -64,6 +65,9 @@ class FakeWorker:
         if not self.capabilities:
             raise web.HTTPNotFound
         return web.json_response({"capabilities": self.capabilities} | self.said)
+
+    async def listed(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": self.models})
 
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])
@@ -198,7 +202,7 @@ async def running(script: Script, capabilities: tuple[str, ...] = ("release",)) 
     app.router.add_post("/tandem/release", worker.release)
     app.router.add_get("/identity", worker.identity)
     app.router.add_get("/health", worker.health)
-    app.router.add_get("/v1/models", answers_get({"object": "list", "data": [{"id": "m", "object": "model"}]}))
+    app.router.add_get("/v1/models", worker.listed)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -207,10 +211,3 @@ async def running(script: Script, capabilities: tuple[str, ...] = ("release",)) 
         yield worker
     finally:
         await runner.cleanup()
-
-
-def answers_get(payload: Any) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def handler(_: web.Request) -> web.Response:
-        return web.json_response(payload)
-
-    return handler

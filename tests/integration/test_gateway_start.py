@@ -18,6 +18,7 @@ from tandem.errors import ProcessError, UsageError
 from tandem.gateway.expected import Expected
 from tandem.gateway.server import Gateway, GatewayConfig
 from tandem.protocol.identity import Role, Seat
+from tandem.protocol.seat_name import seat_name
 
 TABLE = "0123456789abcdef"
 
@@ -54,6 +55,12 @@ class Start:
 
     async def is_at(self, *health: int | str) -> bool:
         return await self.health() == health
+
+
+def models_of(one: Expected) -> list[dict[str, Any]]:
+    """What a vLLM that was started for that place lists."""
+    names = ("m", seat_name(one.role, one.seat))
+    return [{"id": name, "object": "model", "max_model_len": one.max_model_len} for name in names]
 
 
 @asynccontextmanager
@@ -188,3 +195,36 @@ async def test_a_stranger_that_comes_later_stays_down() -> None:
         start.prefill[0].healthy = True
         await asyncio.sleep(0.1)
         assert await start.health() == (503, "unavailable")
+
+
+@trial
+async def test_an_engine_without_identity_is_known_by_its_names() -> None:
+    async with starting() as start:
+        for worker, one in zip(
+            start.prefill + start.decode, (expected(0, "prefill"), expected(1, "decode")), strict=True
+        ):
+            worker.capabilities, worker.models = (), models_of(one)
+        start.prefill[0].healthy = True
+        await start.ready()
+        async with start.http.get(start.gateway.url + "/v1/models") as response:
+            assert [card["id"] for card in (await response.json())["data"]] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (models_of(expected(1, "decode")), "position 0: decode on devices 1 of 10.0.0.1 answers there instead of"),
+        ([{"id": "m", "max_model_len": 64}], "position 0: an instance answers there that was not started from a rank"),
+        ([], "position 0: an instance answers there that was not started from a rank table"),
+        (models_of(replace(expected(0, "prefill"), max_model_len=9)), "has --max-model-len 9, here it is 64"),
+    ],
+)
+def test_a_stranger_without_identity_is_known_too(models: list[dict[str, Any]], said: str) -> None:
+    async def scenario() -> None:
+        async with starting() as start:
+            start.prefill[0].capabilities, start.prefill[0].models = (), models
+            start.prefill[0].healthy = True
+            with pytest.raises(UsageError, match=said):
+                await start.gateway.run()
+
+    uvloop.run(scenario())

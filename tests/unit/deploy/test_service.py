@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tandem.cli import run
+from tandem.deploy import command
 from tandem.deploy.command import instance_command, instance_environment
 from tandem.deploy.port import free_port
 from tandem.deploy.service import local_topology, new_run_directory
@@ -96,11 +97,20 @@ def test_commands(one: Topology, instance: Instance, line: str) -> None:
     assert instance_command(one, instance) == [sys.executable, "-m", "tandem", *line.split()]
 
 
-def test_devices_are_made_visible() -> None:
+def test_devices_are_made_visible_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     one = topology(P, D, G)
-    assert instance_environment(one, P)["ASCEND_RT_VISIBLE_DEVICES"] == "4"
-    assert instance_environment(one, P)["CUDA_VISIBLE_DEVICES"] == "4"
-    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(one, D)
+    seen: list[list[int]] = []
+
+    def visible(devices: list[int], _: object) -> dict[str, str]:
+        seen.append(devices)
+        return {"CUDA_VISIBLE_DEVICES": "0"}
+
+    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(one, P)
+    monkeypatch.setattr(command, "visible_devices", visible)
+    assert instance_environment(one, P)["CUDA_VISIBLE_DEVICES"] == "0"
+    on_cpu = P.model_copy(update={"arguments": {"device": "cpu"}})
+    assert "CUDA_VISIBLE_DEVICES" not in instance_environment(topology(on_cpu, D, G), on_cpu)
+    assert seen == [[4]]
 
 
 def with_ranks(instance: Instance, ranks: int | str) -> Instance:

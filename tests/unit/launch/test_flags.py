@@ -33,7 +33,7 @@ NAMES = """
     chat-template response-role ssl-keyfile ssl-certfile ssl-ca-certs ssl-cert-reqs root-path middleware
 """
 VLLM_050 = NAMES.split()
-OWN = ["global-rank-table", "rank-table", "kv-cache-gib", "kv-port", "ready-timeout"]
+OWN = ["global-rank-table", "rank-table", "kv-cache-gib", "kv-port", "ready-timeout", "engine"]
 REFUSED = [flag for flag in FLAGS if flag.status == "refused"]
 
 
@@ -61,7 +61,7 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
 
 def test_implemented_flags_are_the_options() -> None:
     values = {"whole": "7", "number": "0.5", "texts": "a", "text": "cpu"}
-    chosen = {"--dtype": "half", "--uvicorn-log-level": "debug"}
+    chosen = {"--dtype": "half", "--uvicorn-log-level": "debug", "--engine": "vllm"}
     for flag in FLAGS:
         if flag.status == "implemented":
             field = flag.names[0].strip("-").replace("-", "_")

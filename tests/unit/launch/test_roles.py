@@ -16,7 +16,6 @@ from tandem.launch.instance_rules import require_quantization, tokens_per_step, 
 from tandem.launch.options import Options
 from tandem.launch.part import Part, find_part
 from tandem.launch.surroundings import Surroundings
-from tandem.launch.visible_devices import visible_devices
 from tandem.protocol.identity import Seat
 from tandem.topology.topology import Role
 
@@ -141,27 +140,3 @@ def test_fp8_is_served_where_the_folder_is_fp8() -> None:
         require_quantization("gptq", {"quantization_config": {"quant_method": "gptq"}})
     with pytest.raises(UsageError, match=r"--quantization fp8: the folder's .* says gptq; give"):
         require_quantization("fp8", {"quantization_config": {"quant_method": "gptq"}})
-
-
-@pytest.mark.parametrize(
-    ("files", "environment", "devices", "expected"),
-    [
-        (["davinci4", "davinci5", "davinci_manager"], {}, (4, 5), {"ASCEND_RT_VISIBLE_DEVICES": "0,1"}),
-        ([f"davinci{n}" for n in range(12)], {}, (10, 5), {"ASCEND_RT_VISIBLE_DEVICES": "10,5"}),
-        (["nvidia4", "nvidia5", "nvidiactl"], {}, (5, 4), {"CUDA_VISIBLE_DEVICES": "1,0"}),
-        (["nvidia4"], {"CUDA_VISIBLE_DEVICES": "GPU-1"}, (0,), {}),
-        (["null"], {}, (4, 5), {}),
-    ],
-)
-def test_devices_are_counted_as_the_container_counts_them(
-    tmp_path: Path, files: list[str], environment: dict[str, str], devices: tuple[int, ...], expected: dict[str, str]
-) -> None:
-    for name in files:
-        (tmp_path / name).touch()
-    assert visible_devices(devices, environment, tmp_path) == expected
-
-
-def test_a_device_that_the_container_was_not_given_is_named(tmp_path: Path) -> None:
-    (tmp_path / "davinci4").touch()
-    with pytest.raises(UsageError, match=r"^device 5 of the local rank table is not here: .* has davinci4; give it to"):
-        visible_devices((4, 5), {}, tmp_path)

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tandem.errors import ProcessError
-from tandem.protocol.lifeline import LIFELINE_VARIABLE, Lifeline, hold_lifeline
+from tandem.protocol.lifeline import LIFELINE_VARIABLE, Lifeline, hand_lifeline_to_kernel, hold_lifeline
 
 CHILD = """
 import os, signal, sys, time
@@ -63,3 +64,48 @@ def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str
     monkeypatch.setenv(LIFELINE_VARIABLE, value)
     with pytest.raises(ProcessError, match=f"{LIFELINE_VARIABLE}={value} is not an open pipe; unset it"):
         hold_lifeline()
+
+
+BECOMES_ANOTHER = """
+import os
+from tandem.protocol.lifeline import LIFELINE_VARIABLE, hand_lifeline_to_kernel
+hand_lifeline_to_kernel()
+os.execvp("sh", ["sh", "-c", "echo $PPID ${%s-none}; exec sleep 60"])
+""".replace("%s", LIFELINE_VARIABLE)
+
+PARENT = """
+import os, subprocess, sys, time
+from tandem.protocol.lifeline import Lifeline
+line = Lifeline()
+child = subprocess.Popen(
+    [sys.executable, "-c", sys.argv[1]], pass_fds=(line.descriptor,), env={**os.environ, **line.environment}
+)
+line.handed_over()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
+def test_a_child_that_became_another_program_ends_with_a_killed_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, BECOMES_ANOTHER], stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == f"{parent.pid} none\n"
+        os.kill(pid, 0)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while psutil.pid_exists(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_parent_that_is_gone_already_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Lifeline()
+    monkeypatch.setenv(LIFELINE_VARIABLE, str(os.dup(line.descriptor)))
+    line.close()
+    with pytest.raises(ProcessError, match="the process that started this one is gone"):
+        hand_lifeline_to_kernel()
+    assert hand_lifeline_to_kernel() is False
