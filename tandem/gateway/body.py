@@ -43,7 +43,7 @@ class ClientBody:
     @property
     def deadline_s(self) -> float | None:
         """Seconds the client gives its request; None where it gives no number, which is the instance's to refuse."""
-        value = self._value(DEADLINE)
+        value = self.value(DEADLINE)
         return value if type(value) in (int, float) else None
 
     @property
@@ -55,27 +55,50 @@ class ClientBody:
     @property
     def max_tokens(self) -> int:
         """Tokens the answer may have; 1, the fewest, where that is not said."""
-        values = (self._value(name) for name in ("max_completion_tokens", "max_tokens"))
+        values = (self.value(name) for name in ("max_completion_tokens", "max_tokens"))
         return next((value for value in values if type(value) is int), 1)
 
-    def refuse_many(self, *, choices: bool) -> None:
-        """Refuse what one ticket cannot carry: it holds the keys and values of exactly one prompt.
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is asked for piece by piece."""
+        return self.value("stream") is True
 
-        Args:
-            choices: Whether it can carry the first tokens of several answers to it.
+    @property
+    def wants_ids(self) -> bool:
+        """Whether the client asks for token ids itself."""
+        return self.value("return_token_ids") is True
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream shall end with the token counts."""
+        options = self.value("stream_options")
+        return isinstance(options, dict) and options.get("include_usage") is True
+
+    @property
+    def count(self) -> int:
+        """How many answers are asked for; 1 where that is no number, which is the instance's to refuse."""
+        n = self.value("n")
+        return n if type(n) is int else 1
+
+    def with_fields(self, **fields: Any) -> ClientBody:
+        """The same with some fields set; None takes one out."""
+        kept = {name: raw for name, raw in self.fields.items() if fields.get(name, self) is not None}
+        new = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in fields.items() if value is not None}
+        return ClientBody(kept | new)
+
+    @property
+    def prompts(self) -> list[Any]:
+        """Each of several prompts; one None where there is one, which stays as it came.
 
         Raises:
-            RequestError: 400, naming `n`, `best_of` or `prompt`.
+            RequestError: 400, when it is nothing that can be read.
         """
-        for name in () if choices else ("n", "best_of"):
-            if self._value(name) not in (None, 1):
-                raise _one_only(name, f"only {name}=1 is served with prefill and decode apart; send one request each")
-        if (count := self._prompts()) > 1:
-            raise _one_only("prompt", f"{count} prompts in one request; send one request each")
-
-    def whole(self) -> bytes:
-        """The body for an instance that does both."""
-        return msgspec.json.encode(self.fields)
+        raw = bytes(self.fields.get("prompt", b"")).lstrip()
+        # A prompt of token ids is one prompt; only a list of texts or of lists holds several.
+        if raw[:1] != b"[" or raw[1:].lstrip()[:1] not in (b'"', b"["):
+            return [None]
+        found = decode_body(raw, list[msgspec.Raw])
+        return [None] if len(found) == 1 else [msgspec.Raw(bytes(one)) for one in found]
 
     def prefill(self, *, early: bool) -> bytes:
         """The body for a prefill instance: one token, keys and values kept for a decode instance.
@@ -88,12 +111,13 @@ class ClientBody:
             "max_tokens": ONE,
             KV_FIELD: msgspec.Raw(msgspec.json.encode(REMOTE_DECODE)),
         }
-        fields.pop("stream_options", None)
+        for name in ("stream_options", "return_token_ids"):
+            fields.pop(name, None)
         if "max_completion_tokens" in fields:
             fields["max_completion_tokens"] = ONE
         # Not dropped: with min_tokens >= 1 the first token may not end the answer, and prefill samples the first token.
         # After `resume` that token has its place further back, and only our own instances know the field.
-        least = self._value("min_tokens")
+        least = self.value("min_tokens")
         if type(least) is int and least > 1 and "resume" not in fields:
             fields["min_tokens"] = ONE
         return msgspec.json.encode(fields)
@@ -110,19 +134,17 @@ class ClientBody:
             changed[DEADLINE] = msgspec.Raw(msgspec.json.encode(left_s))
         return msgspec.json.encode(self.fields | changed)
 
-    def _value(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
+        """A field's value; None where it is not set.
+
+        Raises:
+            RequestError: 400, when it is nothing that can be read.
+        """
         raw = self.fields.get(name)
         try:
             return None if raw is None else decode_body(bytes(raw), Any)
         except msgspec.ValidationError as error:
             raise RequestError(f"{name}: {error}", param=name) from None
-
-    def _prompts(self) -> int:
-        raw = bytes(self.fields.get("prompt", b"")).lstrip()
-        # A prompt of token ids is one prompt; only a list of texts or of lists needs to be counted.
-        if raw[:1] != b"[" or raw[1:].lstrip()[:1] not in (b'"', b"["):
-            return 1
-        return len(decode_body(raw, list[msgspec.Raw]))
 
 
 def without_kv_params(answer: bytes) -> bytes:
@@ -133,7 +155,3 @@ def without_kv_params(answer: bytes) -> bytes:
     """
     fields = msgspec.json.decode(answer, type=Fields)
     return answer if fields.pop(KV_FIELD, None) is None else msgspec.json.encode(fields)
-
-
-def _one_only(name: str, reason: str) -> RequestError:
-    return RequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tandem.errors import RequestError
@@ -37,6 +37,10 @@ class ClientRequest:
         headers = {name: client_headers[name] for name in PASSED_ON if name in client_headers}
         headers |= {"X-Request-Id": request_id, "Content-Type": "application/json"}
         return cls(id=request_id, path=path, body=ClientBody.decode(raw), headers=headers)
+
+    def with_body(self, body: ClientBody) -> ClientRequest:
+        """The same request with another body."""
+        return replace(self, body=body)
 
     @property
     def age_s(self) -> float:

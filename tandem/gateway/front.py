@@ -11,17 +11,13 @@ from aiohttp import web
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.native_relay import NativeRelay
-from tandem.gateway.pool import Worker
-from tandem.gateway.relay import Relay
-from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.gateway.relay import Answer, Relay
 from tandem.protocol.vllm_native import as_completion
 
 Api = Literal["openai", "vllm"]
 
 Begin = Callable[[str, str, bytes, Mapping[str, str]], ClientRequest]
-HandOn = Callable[
-    [web.Request, ClientRequest, Worker, Response, Mapping[str, str], Count], Awaitable[web.StreamResponse]
-]
+HandOn = Callable[[web.Request, ClientRequest, Answer, Mapping[str, str], Count], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +32,16 @@ class Front:
     hand_on: HandOn
 
     @classmethod
-    def of(cls, api: Api, client: WorkerClient, metrics: GatewayMetrics) -> Front:
+    def of(cls, api: Api, metrics: GatewayMetrics) -> Front:
         """The front for one API."""
         if api == "vllm":
-            hand_on = NativeRelay(client, metrics).hand_on
+            hand_on = NativeRelay(metrics).hand_on
             return cls(generating=("/generate",), lists_models=False, begin=begin_native, hand_on=hand_on)
         return cls(
             generating=("/v1/completions", "/v1/chat/completions"),
             lists_models=True,
             begin=ClientRequest.begin,
-            hand_on=Relay(client, metrics).hand_on,
+            hand_on=Relay(metrics).hand_on,
         )
 
 

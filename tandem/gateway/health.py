@@ -18,7 +18,8 @@ import msgspec
 
 from tandem.gateway.expected import Expected
 from tandem.gateway.introduction import Introduction, ModelList, complaints
-from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.pool import Pool
+from tandem.gateway.worker import Worker
 
 TIMEOUT_S: Final = 2.0
 MISSES_TO_DOWN: Final = 3

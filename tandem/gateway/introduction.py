@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tandem.gateway.pool import Worker
+from tandem.gateway.worker import Worker
 from tandem.protocol.identity import Seat
 from tandem.protocol.seat_name import read_seat_name
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.pool import Pool
 from tandem.gateway.prefill import Prefill
+from tandem.gateway.route import Route
 from tandem.gateway.ticket import Releases
-from tandem.gateway.worker_client import Response, WorkerClient
+from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.answers import TICKET_RELEASED
 
 
@@ -29,32 +31,45 @@ class Legs:
         self._metrics = metrics
         self._ends: set[asyncio.Task[None]] = set()
 
-    def both(self, worker: Worker, asked: ClientRequest) -> AbstractAsyncContextManager[Response]:
-        """Have a worker that does both answer; yields its answer once it has begun with status 200.
+    @asynccontextmanager
+    async def answer(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
+        """Have a request answered; yields the answer once it has begun with status 200, its body unread.
 
         Raises:
-            VerbatimError: The worker answered 4xx; the client gets that answer.
-            RequestError: 502, 503 or 504, when the worker did not do its part.
+            VerbatimError: A worker answered 4xx; the client gets that answer.
+            WorkerError: A worker did not do its part.
+            RequestError: The request cannot be served so, or its deadline is over.
         """
-        return self._client.post(worker, asked.path, asked.body.whole(), asked.headers)
+        way = self._apart(route, asked) if route.kind == "apart" else self._alone(route, asked)
+        try:
+            with asked.in_time():
+                async with way as exchange:
+                    yield exchange
+        except WorkerError as error:
+            # Here, where it is known who is to blame, and not at the exchange: a pull fails on both sides.
+            self._metrics.failed(error.worker)
+            self._pool.failed(error.worker)
+            raise
 
     @asynccontextmanager
-    async def apart(self, prefill: Worker, decode: Worker, asked: ClientRequest) -> AsyncIterator[Response]:
-        """Have `prefill` compute the prompt's keys and values and `decode` answer with them.
+    async def _alone(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
+        body = asked.body.decode_leg(None, asked.left_s())
+        async with self._client.post(route.decode, asked.path, body, asked.headers, "decode") as exchange:
+            yield exchange
 
-        Yields and raises like `both`. A ticket that `decode` did not get to use, because a leg failed or the client
-        went, is released.
-        """
-        asked.body.refuse_many(choices=self._pool.can("choices", prefill, decode))
+    @asynccontextmanager
+    async def _apart(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
+        """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
+        prefill, decode = route.prefill, route.decode
         early = self._pool.can("early_ticket", prefill, decode)
         leg = Prefill(prefill, asked, early=early, client=self._client, metrics=self._metrics)
         used = False
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
-            async with self._client.post(decode, asked.path, body, asked.headers) as response:
+            async with self._client.post(decode, asked.path, body, asked.headers, "decode") as exchange:
                 used = True
-                yield response
+                yield exchange
         except RequestError as error:
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.

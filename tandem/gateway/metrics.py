@@ -11,7 +11,7 @@ from typing import Final, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tandem.errors import RequestError
-from tandem.gateway.pool import Worker
+from tandem.gateway.worker import Worker
 
 Outcome = Literal["ok", "refused", "failed", "broken", "aborted"]
 """Answered; refused with 4xx; failed with 5xx; a stream that broke off; the client went away."""
@@ -51,6 +51,18 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self._retries = Counter(
+            "tandem_gateway_retries", "Second tries, by the worker that failed.", ("worker",), registry=self.registry
+        )
+        self._continuations = Counter(
+            "tandem_gateway_continuations",
+            "Streams that went on with another worker after their first bytes.",
+            registry=self.registry,
+        )
+        self._routes = Counter(
+            "tandem_gateway_routes", "Tries by the kind of their route.", ("kind",), registry=self.registry
+        )
+
     @contextmanager
     def request(self, endpoint: str) -> Iterator[Count]:
         """Count one request from here to the end of the block, and how it ended."""
@@ -68,6 +80,18 @@ class GatewayMetrics:
     def failed(self, worker: Worker) -> None:
         """Count a leg that `worker` failed."""
         self._failures.labels(worker.name).inc()
+
+    def retried(self, worker: Worker) -> None:
+        """Count a second try, for what `worker` failed."""
+        self._retries.labels(worker.name).inc()
+
+    def continued(self) -> None:
+        """Count a stream that goes on elsewhere."""
+        self._continuations.inc()
+
+    def routed(self, kind: str) -> None:
+        """Count a try, by the kind of its route."""
+        self._routes.labels(kind).inc()
 
     def page(self) -> bytes:
         """The page a Prometheus server reads."""

@@ -1,11 +1,12 @@
-"""A worker's completion on its way to a client of vLLM 0.5.0's own API: whole, or as objects that end with a NUL byte.
+"""A completion on its way to a client of vLLM 0.5.0's own API: whole, or as objects that end with a NUL byte.
 
 Each object repeats all text from the prompt on, so here every event is decoded, unlike in `relay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 import msgspec
 from aiohttp import web
@@ -13,8 +14,7 @@ from aiohttp import web
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import Count, GatewayMetrics
-from tandem.gateway.pool import Worker
-from tandem.gateway.worker_client import Reason, Response, WorkerClient
+from tandem.gateway.relay import Answer
 from tandem.protocol.answers import error_answer
 from tandem.protocol.http import json_response
 from tandem.protocol.sse import EventParser
@@ -32,7 +32,6 @@ class Completion(msgspec.Struct, frozen=True):
     """What is read of a completion, or of an event of it."""
 
     choices: tuple[Choice, ...] = ()
-    error: Reason | None = None
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -45,75 +44,48 @@ class Asked(msgspec.Struct, frozen=True):
 class NativeRelay:
     """Hands answers on in the shape of `POST /generate`."""
 
-    def __init__(self, client: WorkerClient, metrics: GatewayMetrics) -> None:
-        self._client = client
+    def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
 
     async def hand_on(
-        self,
-        request: web.Request,
-        asked: ClientRequest,
-        worker: Worker,
-        answer: Response,
-        headers: Mapping[str, str],
-        count: Count,
+        self, request: web.Request, asked: ClientRequest, answer: Answer, headers: Mapping[str, str], count: Count
     ) -> web.StreamResponse:
         """Hand on one answer, streamed or whole.
 
         Raises:
-            RequestError: 502, when an answer that is not streamed breaks off or is not a completion.
+            RequestError: It failed before anything was sent.
             ConnectionError: The client is gone.
         """
-        told = msgspec.json.decode(asked.body.whole(), type=Asked)
-        if answer.content_type != "text/event-stream":
-            whole = self._decoded(worker, await self._client.read(worker, answer))
-            return _with(json_response(native_answer(told.prompt, [choice.text for choice in whole.choices])), headers)
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        first = True
-        try:
-            async for texts in self._growing(worker, answer, told.n):
-                if first:
-                    first = False
-                    self._metrics.ttft_seconds.observe(asked.age_s)
-                await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
-        except RequestError as error:
-            count.outcome = "broken"
-            await response.write(msgspec.json.encode(error_answer(error)) + END)
+        told = msgspec.convert({name: asked.body.value(name) for name in ("prompt", "n")}, Asked)
+        if not asked.body.streams:
+            whole = msgspec.json.decode(await answer.whole(), type=Completion)
+            texts = [choice.text for choice in whole.choices]
+            response: web.StreamResponse = json_response(native_answer(told.prompt, texts))
+            response.headers.update({**headers, **answer.headers})
+            return response
+        async with aclosing(_growing(answer, told.n)) as growing:
+            texts = await anext(growing)
+            response = web.StreamResponse(headers={**headers, **answer.headers})
+            await response.prepare(request)
+            self._metrics.ttft_seconds.observe(asked.age_s)
+            await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
+            try:
+                async for texts in growing:
+                    await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
+            except RequestError as error:
+                count.outcome = "broken"
+                await response.write(msgspec.json.encode(error_answer(error)) + END)
         await response.write_eof()
         return response
 
-    async def _growing(self, worker: Worker, answer: Response, choices: int) -> AsyncIterator[list[str]]:
-        """The texts of all choices after each event.
 
-        Raises:
-            RequestError: The stream ended before its `[DONE]`, or said why it failed.
-        """
-        texts, parser, done = [""] * choices, EventParser(), False
-        async for piece in self._client.pieces(worker, answer):
+async def _growing(answer: Answer, choices: int) -> AsyncGenerator[list[str], None]:
+    """The texts of all choices after each event; raises like the answer's stream."""
+    texts, parser = [""] * choices, EventParser()
+    async with aclosing(answer.stream()) as pieces:
+        async for piece in pieces:
             for data in parser.feed(piece):
-                # Read on after it, so that the worker does not take us for a client that left early.
-                done = data == b"[DONE]"
-                if not done:
-                    self._add(worker, data, texts)
+                if data != b"[DONE]":
+                    for choice in msgspec.json.decode(data, type=Completion).choices:
+                        texts[choice.index] += choice.text
                     yield texts
-        if not done:
-            raise self._client.failed(worker, "ended its stream before [DONE]")
-
-    def _add(self, worker: Worker, data: bytes, texts: list[str]) -> None:
-        event = self._decoded(worker, data)
-        if event.error is not None:
-            raise self._client.told(worker, data)
-        for choice in event.choices:
-            texts[choice.index] += choice.text
-
-    def _decoded(self, worker: Worker, raw: bytes) -> Completion:
-        try:
-            return msgspec.json.decode(raw, type=Completion)
-        except msgspec.DecodeError:
-            raise self._client.failed(worker, "answered with something other than a completion") from None
-
-
-def _with(response: web.Response, headers: Mapping[str, str]) -> web.Response:
-    response.headers.update(headers)
-    return response

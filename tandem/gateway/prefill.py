@@ -18,10 +18,11 @@ import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.pool import Worker
 from tandem.gateway.ticket import Releases, Ticket
-from tandem.gateway.worker_client import Reason, Response, WorkerClient
+from tandem.gateway.worker import Worker
+from tandem.gateway.worker_client import Reason, WorkerClient
 from tandem.protocol.sse import EventParser
 
 LINGER_S: Final = 0.25
@@ -107,16 +108,16 @@ class Prefill:
         body = asked.body.prefill(early=early)
         try:
             with self._metrics.prefill_seconds.time():
-                async with self._client.post(self._worker, asked.path, body, asked.headers) as response:
-                    await self._read(response)
+                async with self._client.post(self._worker, asked.path, body, asked.headers, "prefill") as exchange:
+                    await self._read(exchange)
         except RequestError as error:
             self.failure = error
         finally:
             self._told.set()
 
-    async def _read(self, response: Response) -> None:
+    async def _read(self, exchange: Exchange) -> None:
         ended = False
-        async for answer in self._answers(response):
+        async for answer in self._answers(exchange):
             if answer.error is not None:
                 raise self._client.reported(self._worker, answer.error, "failed during the prefill")
             if self._ticket is None and answer.kv_transfer_params != NULL:
@@ -124,15 +125,15 @@ class Prefill:
                 self._told.set()
             ended |= answer.ended
         if self._ticket is None and not ended:
-            raise self._client.failed(self._worker, "prefilled but gave no ticket; start it with role prefill")
+            raise WorkerError(self._worker, "prefilled but gave no ticket; start it with role prefill")
 
-    async def _answers(self, response: Response) -> AsyncIterator[PrefillAnswer]:
+    async def _answers(self, exchange: Exchange) -> AsyncIterator[PrefillAnswer]:
         """The answer, or its events; of a prefill there are few."""
-        if response.content_type != "text/event-stream":
-            yield self._decoded(await self._client.read(self._worker, response))
+        if not exchange.is_stream:
+            yield self._decoded(await exchange.whole())
             return
         parser = EventParser()
-        async for piece in self._client.pieces(self._worker, response):
+        async for piece in exchange.pieces():
             for data in parser.feed(piece):
                 if data != b"[DONE]":
                     yield self._decoded(data)
@@ -140,6 +141,6 @@ class Prefill:
     def _decoded(self, raw: bytes) -> PrefillAnswer:
         try:
             return msgspec.json.decode(raw, type=PrefillAnswer)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             how = "answered the prefill with something other than OpenAI's JSON"
-            raise self._client.failed(self._worker, how) from None
+            raise WorkerError(self._worker, how) from None

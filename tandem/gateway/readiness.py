@@ -15,8 +15,9 @@ from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.legs import Legs
-from tandem.gateway.pool import Pool, Worker
-from tandem.gateway.worker_client import WorkerClient
+from tandem.gateway.pool import Pool
+from tandem.gateway.route import Route
+from tandem.gateway.worker import Worker
 
 REMINDER_S: Final = 10.0
 """Seconds between two lines about the same wait."""
@@ -34,11 +35,10 @@ log = logging.getLogger(__name__)
 class Readiness:
     """Opens a pool when all of it works."""
 
-    def __init__(self, *, pool: Pool, watch: HealthWatch, legs: Legs, client: WorkerClient, period_s: float) -> None:
+    def __init__(self, *, pool: Pool, watch: HealthWatch, legs: Legs, period_s: float) -> None:
         self._pool = pool
         self._watch = watch
         self._legs = legs
-        self._client = client
         self._period_s = period_s
         self._told = ""
         self._told_at = 0.0
@@ -88,8 +88,11 @@ class Readiness:
         self._tell(f"trying the hand-off from {prefill.name} to {decode.name}")
         asked = ClientRequest.begin(f"trial-{prefill.name}-{decode.name}", "/v1/completions", TRIAL, {})
         try:
-            async with asyncio.timeout(TRIAL_S), self._legs.apart(prefill, decode, asked) as answer:
-                await self._client.read(decode, answer)
+            async with (
+                asyncio.timeout(TRIAL_S),
+                self._legs.answer(Route(prefill, decode, "apart"), asked) as exchange,
+            ):
+                await exchange.whole()
         except TimeoutError:
             self._tell(f"{prefill.name} did not hand over to {decode.name} in {TRIAL_S:g} s, and is asked again")
             return False

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +14,8 @@ import uvloop
 from aiohttp import web
 
 from tandem.errors import UsageError
+from tandem.gateway.budget import RetryBudget
+from tandem.gateway.delivery import Courier
 from tandem.gateway.expected import Expected
 from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
@@ -23,6 +25,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.readiness import Readiness
 from tandem.gateway.service import Service
+from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient, open_session
 from tandem.protocol.http import BODY_LIMIT, app_runner
@@ -56,6 +59,8 @@ class GatewayConfig:
     """Longest wait for those expected; None waits for ever."""
     api: Api = "openai"
     """What clients speak: OpenAI's API, or that of vLLM 0.5.0's own server."""
+    patience: Patience = field(default_factory=Patience)
+    """How long a worker may be silent."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
 
@@ -87,13 +92,15 @@ class Gateway:
             UsageError: The address cannot be listened on.
         """
         self._session = open_session()
-        client = WorkerClient(self._session, self.metrics)
+        client = WorkerClient(self._session, self.pool)
+        budget = RetryBudget()
         self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
         service = Service(
-            front=Front.of(self.config.api, client, self.metrics),
+            front=Front.of(self.config.api, self.metrics),
             pool=self.pool,
             client=client,
-            legs=self._legs,
+            courier=Courier(pool=self.pool, legs=self._legs, client=client, budget=budget, metrics=self.metrics),
+            budget=budget,
             metrics=self.metrics,
             limit=self.config.limit,
         )
@@ -107,9 +114,8 @@ class Gateway:
         watch = HealthWatch(self.pool, self._session, self.config.health_period_s, self.config.expected)
         await watch.check()
         self._watching = asyncio.create_task(watch.run())
-        readiness = Readiness(
-            pool=self.pool, watch=watch, legs=self._legs, client=client, period_s=self.config.health_period_s
-        )
+        self._stalls = asyncio.create_task(StallWatch(self.pool, self._session, self.config.patience).run())
+        readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
         self._starting = asyncio.create_task(self._become_ready(readiness))
 
     @property
@@ -130,7 +136,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         stop = asyncio.create_task(asked.wait())
-        running: set[asyncio.Task[Any]] = {stop, self._starting, self._watching}
+        running: set[asyncio.Task[Any]] = {stop, self._starting, self._watching, self._stalls}
         while stop in running:
             ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
@@ -138,7 +144,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Take no more requests, give the open ones `grace_s`, abort the rest and close everything."""
-        for task in (self._starting, self._watching):
+        for task in (self._starting, self._watching, self._stalls):
             task.cancel()
             await asyncio.wait([task])
         await self._close()

@@ -9,12 +9,16 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
-from tandem.gateway.attempt import Attempt
+from tandem.gateway.budget import RetryBudget
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.delivery import Courier
 from tandem.gateway.front import Front
-from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
+from tandem.gateway.relay import Answer
+from tandem.gateway.route import Route
+from tandem.gateway.strands import Strands
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 from tandem.protocol.seat_name import without_seat_names
@@ -31,7 +35,8 @@ class Service:
         front: Front,
         pool: Pool,
         client: WorkerClient,
-        legs: Legs,
+        courier: Courier,
+        budget: RetryBudget,
         metrics: GatewayMetrics,
         limit: LengthLimit | None,
     ) -> None:
@@ -39,7 +44,8 @@ class Service:
         self._limit = limit
         self._pool = pool
         self._client = client
-        self._legs = legs
+        self._courier = courier
+        self._budget = budget
         self._metrics = metrics
 
     def application(self, body_limit: int) -> web.Application:
@@ -56,6 +62,7 @@ class Service:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer a request for generated text."""
         headers = {"X-Request-Id": request_id(request.headers)}
+        self._budget.in_flight += 1
         try:
             with self._metrics.request(request.path) as count:
                 return await self._generate(request, headers, count)
@@ -66,32 +73,43 @@ class Service:
         except (asyncio.CancelledError, ConnectionError):
             log.info("%s %s 499: its client has left", request.path, headers["X-Request-Id"])
             raise
+        finally:
+            self._budget.in_flight -= 1
 
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
         asked = self._front.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
         if self._limit is not None:
             await self._limit.check(asked.body)
-        attempt = Attempt.plan(self._pool)
-        headers |= attempt.headers
-        async with attempt.answer(self._legs, asked) as answer:
-            return await self._front.hand_on(request, asked, attempt.decode, answer, headers, count)
+        answer = self._answer(asked)
+        try:
+            return await self._front.hand_on(request, asked, answer, headers, count)
+        finally:
+            headers |= answer.headers
+
+    def _answer(self, asked: ClientRequest) -> Answer:
+        several = asked.body.count != 1 or len(asked.body.prompts) > 1
+        return Strands(self._courier, asked) if several else self._courier.deliver(asked)
 
     async def models(self, request: web.Request) -> web.Response:
         """What a decode worker says it serves."""
-        worker = self._pool.pick("decode" if self._pool.apart else "both")
+        self._pool.require_open()
+        route = Route.alone(self._pool)
+        if route is None:
+            raise RequestError("nobody can be asked now; try again shortly", status=503, code="not_ready")
         passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
-        async with self._client.get(worker, "/v1/models", passed_on) as answer:
-            listed = without_seat_names(await self._client.read(worker, answer))
-            return web.Response(body=listed, content_type="application/json")
+        async with self._client.get(route.decode, "/v1/models", passed_on) as exchange:
+            return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 when requests are taken and every needed role has somebody up, else 503 and what is missing."""
-        missing = self._pool.missing
-        workers = {worker.name: "up" if self._pool.is_up(worker) else "down" for worker in self._pool.workers}
-        ready = self._pool.is_open and not missing
-        status = "ok" if ready else "unavailable" if self._pool.is_open else "starting"
-        return json_response({"status": status, "missing": missing, "workers": workers}, 200 if ready else 503)
+        """200 when requests are taken, else 503; `degraded` while a role has nobody up and the other serves alone."""
+        pool = self._pool
+        workers = {worker.name: "up" if pool.is_up(worker) else "down" for worker in pool.workers}
+        somebody = len(pool.down) < len(pool.workers)
+        status = "starting" if not pool.is_open else "unavailable" if not somebody else "ok"
+        told = "degraded" if status == "ok" and pool.missing else status
+        answer = {"status": told, "missing": pool.missing, "workers": workers}
+        return json_response(answer, 200 if status == "ok" else 503)
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The page for Prometheus."""

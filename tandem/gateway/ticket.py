@@ -12,7 +12,8 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from tandem.gateway.pool import Pool, Worker
+from tandem.gateway.pool import Pool
+from tandem.gateway.worker import Worker
 
 RELEASE_TIMEOUT_S: Final = 2.0
 

@@ -1,4 +1,4 @@
-"""HTTP to the workers: where aiohttp's errors and a worker's bad answers become ours, once, and are counted."""
+"""HTTP to the workers: where aiohttp's errors and a worker's bad answers become ours, once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import aiohttp
 import msgspec
 
 from tandem.errors import RequestError
-from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.pool import Worker
+from tandem.gateway.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.pool import Pool
+from tandem.gateway.worker import Worker
 from tandem.protocol.answers import ENDINGS
 from tandem.protocol.http import VerbatimError
-
-Response = aiohttp.ClientResponse
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +31,8 @@ PASSED_ON: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 LOGGED_BYTES: Final = 1000
 """Of a worker's failure, in our log."""
 
-ANSWER_LIMIT: Final = 2**28
-"""Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
-
-CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 2.0
+"""A host of the same network answers in milliseconds, or not at all."""
 REFUSAL_TIMEOUT_S: Final = 5.0
 """For the few bytes of an error's body."""
 KEEPALIVE_S: Final = 4.0
@@ -71,62 +68,35 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 class WorkerClient:
     """Requests to workers. Leaving a `with` block early closes the connection, so that the worker aborts."""
 
-    def __init__(self, session: aiohttp.ClientSession, metrics: GatewayMetrics) -> None:
+    def __init__(self, session: aiohttp.ClientSession, pool: Pool) -> None:
         self._session = session
-        self._metrics = metrics
+        self._pool = pool
 
     def post(
-        self, worker: Worker, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> AbstractAsyncContextManager[Response]:
-        """POST; yields an answer with status 200, its body unread.
+        self, worker: Worker, path: str, body: bytes, headers: Mapping[str, str], stage: Stage
+    ) -> AbstractAsyncContextManager[Exchange]:
+        """POST; yields an exchange whose answer has status 200, its body unread.
 
         Raises:
             VerbatimError: The worker answered 4xx; the client gets that answer.
-            RequestError: 502, 503 or 504, when it cannot be reached, resets or answers anything else.
+            WorkerError: It cannot be reached, resets, is given up, or answers anything else.
+            RequestError: It ended the request because somebody wanted it so.
         """
-        return self._exchange(worker, "POST", path, body, headers)
+        return self._exchange(worker, "POST", path, body, headers, stage)
 
-    def get(self, worker: Worker, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
+    def get(self, worker: Worker, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Exchange]:
         """GET; yields and raises like `post`."""
-        return self._exchange(worker, "GET", path, None, headers)
-
-    async def read(self, worker: Worker, response: Response) -> bytes:
-        """The rest of a body.
-
-        Raises:
-            RequestError: 502, when it breaks off or has no end.
-        """
-        body = bytearray()
-        async for piece in self.pieces(worker, response):
-            body += piece
-            if len(body) > ANSWER_LIMIT:
-                raise self.failed(worker, f"answered with more than {ANSWER_LIMIT / 2**20:g} MiB")
-        return bytes(body)
-
-    async def pieces(self, worker: Worker, response: Response) -> AsyncIterator[bytes]:
-        """A body as it comes; raises like `read`."""
-        try:
-            async for piece in response.content.iter_any():
-                yield piece
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(worker, "broke off its answer") from error
-
-    def failed(self, worker: Worker, how: str, *, status: int = 502) -> RequestError:
-        """Count a failure of `worker` and return the refusal to raise; it names the worker and never its address."""
-        if status != HTTPStatus.GATEWAY_TIMEOUT:  # the client's deadline, which is not the worker's failure
-            self._metrics.failed(worker)
-        message = f"{worker.name} {how}; try again, and look at its log if this stays"
-        return RequestError(message, status=status, code="worker_failed")
+        return self._exchange(worker, "GET", path, None, headers, "other")
 
     def reported(self, worker: Worker, reason: Reason, how: str, *, status: int = 502) -> RequestError:
         """The refusal to raise for what a worker says.
 
-        In its own words where it ended the request because somebody wanted it so; else like `failed`.
+        In its own words where it ended the request because somebody wanted it so; else a `WorkerError`.
         """
         for known, code in ENDINGS.items():
             if reason.code == code:
                 return RequestError(reason.message, status=known, code=code)
-        return self.failed(worker, how, status=status)
+        return WorkerError(worker, how, status=status)
 
     def told(self, worker: Worker, event: bytes) -> RequestError:
         """The refusal for an error event with which a worker ended its stream."""
@@ -135,29 +105,38 @@ class WorkerClient:
 
     @asynccontextmanager
     async def _exchange(
-        self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> AsyncIterator[Response]:
+        self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str], stage: Stage
+    ) -> AsyncIterator[Exchange]:
+        exchange = Exchange(worker, stage)
+        with self._pool.open(exchange):
+            response = await self._begun(exchange, method, path, body, headers)
+            async with response:
+                await self._check(exchange)
+                yield exchange
+
+    async def _begun(
+        self, exchange: Exchange, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        url = f"{exchange.worker.url}{path}"
         try:
-            response = await self._session.request(
-                method, f"{worker.url}{path}", data=_payload(body), headers=headers, allow_redirects=False
+            return await exchange.head(
+                self._session.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
             )
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
-            raise self.failed(worker, "cannot be reached") from error
+            raise exchange.lost("cannot be reached") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(worker, "closed the connection before it answered") from error
-        async with response:
-            await self._check(worker, response)
-            yield response
+            raise exchange.lost("closed the connection before it answered") from error
 
-    async def _check(self, worker: Worker, response: Response) -> None:
+    async def _check(self, exchange: Exchange) -> None:
+        response, worker = exchange.response, exchange.worker
         status = response.status
         if status == 200:
             return
         try:
             async with asyncio.timeout(REFUSAL_TIMEOUT_S):
-                body = await self.read(worker, response)
+                body = await exchange.whole()
         except TimeoutError as error:
-            raise self.failed(worker, f"answered with status {status} and never finished") from error
+            raise WorkerError(worker, f"answered with status {status} and never finished") from error
         if not 400 <= status < 500:
             _log_words(worker, f"answered with status {status}", body)
             told = status if status in PASSED_ON else 502
@@ -175,7 +154,7 @@ def _log_words(worker: Worker, what: str, words: bytes) -> None:
 def _reason(body: bytes) -> Reason:
     try:
         return msgspec.json.decode(body, type=ErrorAnswer).error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Reason()
 
 

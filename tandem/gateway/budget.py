@@ -1,0 +1,67 @@
+"""How many requests may be tried again at a time, so that a worker's end does not become a storm on the others.
+
+Nobody is refused for it: who finds no room waits until another one's second try has begun to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+SHARE: Final = 0.2
+"""Of the requests in flight."""
+AT_LEAST: Final = 4
+
+
+class Retry:
+    """Room for one second try; `end` gives it back, and may be called again."""
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget: RetryBudget | None = budget
+
+    def end(self) -> None:
+        """The try has begun to answer, or is over."""
+        if self._budget is not None:
+            self._budget.give_back()
+            self._budget = None
+
+
+class RetryBudget:
+    """Counts requests and second tries."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        """Requests being served; kept by whoever serves them."""
+        self._retrying = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def retry(self) -> Retry:
+        """Wait for room, first come, first served."""
+        if self._waiting or not self._has_room:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():  # it was given room at the same moment
+                    self.give_back()
+                else:
+                    self._waiting.remove(turn)
+                raise
+        else:
+            self._retrying += 1
+        return Retry(self)
+
+    def give_back(self) -> None:
+        """One try less."""
+        self._retrying -= 1
+        while self._waiting and self._has_room:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._retrying += 1
+                turn.set_result(None)
+
+    @property
+    def _has_room(self) -> bool:
+        return self._retrying < max(AT_LEAST, SHARE * self.in_flight)

@@ -1,0 +1,290 @@
+"""One answer, whoever gives it: a worker that fails, dies or freezes is replaced, and the client does not see it.
+
+Before anything was sent, another worker begins anew. In the middle of a stream, another one goes on from the tokens
+that the client has: no token is doubled and none is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from tandem.errors import RequestError
+from tandem.gateway.body import ClientBody, without_kv_params
+from tandem.gateway.budget import Retry, RetryBudget
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.continuation import continued, resumed
+from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.journal import Journal, Progress
+from tandem.gateway.legs import Legs
+from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.pool import Pool
+from tandem.gateway.route import Route
+from tandem.gateway.worker import Worker
+from tandem.gateway.worker_client import WorkerClient
+from tandem.protocol import sse
+from tandem.protocol.sse import EventParser
+
+ROUNDS: Final = 4
+"""So often everybody may be tried."""
+PAUSE_S: Final = 0.2
+"""Before the second round; doubled before each further one."""
+ERROR: Final = b'data: {"error"'
+"""How an error event begins; no text can hold these bytes, because quotes in it are escaped."""
+TAIL: Final = 32
+"""Bytes of a stream's end that are looked at for `[DONE]`."""
+
+log = logging.getLogger(__name__)
+
+
+class Courier:
+    """What deliveries are made with; one for all of them."""
+
+    def __init__(
+        self, *, pool: Pool, legs: Legs, client: WorkerClient, budget: RetryBudget, metrics: GatewayMetrics
+    ) -> None:
+        self.pool = pool
+        self.legs = legs
+        self.client = client
+        self.budget = budget
+        self.metrics = metrics
+
+    def deliver(self, asked: ClientRequest, choice: int = 0) -> Delivery:
+        """Begin to answer a request for one choice."""
+        return Delivery(self, asked, choice)
+
+
+class Delivery:
+    """The answer to one request for one choice, streamed or whole.
+
+    Args:
+        courier: What it is made with.
+        asked: The request; its `n` is 1.
+        choice: Which of several answers to the same prompt it is: that decides its random numbers.
+    """
+
+    def __init__(self, courier: Courier, asked: ClientRequest, choice: int = 0) -> None:
+        self._courier = courier
+        self._asked = asked
+        self._choice = choice
+        self._seed = secrets.randbits(62)
+        self._tried: set[Worker] = set()
+        self._rounds = 1
+        self._last: WorkerError | None = None
+        self._retry: Retry | None = None
+        self.headers: dict[str, str] = {}
+        """What the client learns about who served it; filled when the answer begins."""
+
+    async def whole(self) -> bytes:
+        """The whole answer.
+
+        Raises:
+            VerbatimError: A worker answered 4xx; the client gets that answer.
+            RequestError: Nobody could answer, or not in time.
+        """
+        try:
+            while True:
+                try:
+                    return await self._whole_once()
+                except WorkerError as error:
+                    await self._before_next(error)
+        finally:
+            self._end_retry()
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes, whole lines at a time; raises like `whole`, before or after the first of them."""
+        journal = Journal(wants_ids=self._asked.body.wants_ids)
+        try:
+            while True:
+                try:
+                    async with aclosing(self._rest(journal) if journal.has_begun else self._begin(journal)) as pieces:
+                        async for piece in pieces:
+                            self._end_retry()
+                            yield piece
+                except WorkerError as error:
+                    await self._before_next(error)
+                else:
+                    return
+        finally:
+            self._end_retry()
+
+    async def _whole_once(self) -> bytes:
+        async with self._answered(self._first_body) as exchange:
+            raw = await exchange.whole()
+            try:
+                return without_kv_params(raw)
+            except msgspec.DecodeError:
+                raise WorkerError(exchange.worker, "answered with something other than JSON") from None
+
+    async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
+        """The stream from its start."""
+        async with self._answered(self._first_body) as exchange:
+            tail = b""
+            async for lines in self._good_lines(exchange):
+                tail = (tail + lines)[-TAIL:]
+                yield journal.pass_on(lines)
+            if b"[DONE]" not in tail:
+                raise exchange.lost("ended its stream before [DONE]")
+
+    async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
+        """The stream from where it broke off."""
+        progress = journal.progress
+        head = progress.head
+        if progress.finish_reason is None:
+            self._courier.metrics.continued()
+            async with self._answered(partial(self._next_body, progress), goes_on=True) as exchange:
+                async for event in self._events(exchange):
+                    event |= {"id": head.id, "created": head.created, "model": head.model}
+                    if not _is_news(event):
+                        continue
+                    if event.get("usage"):
+                        event["usage"] = self._usage(progress, event)
+                    journal.add(event)
+                    yield sse.event(journal.seen(event))
+        elif self._asked.body.wants_usage and not progress.has_usage:
+            yield sse.event(self._last_event(progress))
+        yield sse.DONE
+
+    def _usage(self, progress: Progress, event: dict[str, Any]) -> dict[str, Any]:
+        prompt, answer = len(progress.prompt or ()), len(progress.tokens)
+        told: dict[str, Any] = event["usage"]
+        return told | {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+        }
+
+    def _last_event(self, progress: Progress) -> dict[str, Any]:
+        head = progress.head
+        kind = "chat.completion.chunk" if "messages" in self._asked.body.fields else "text_completion"
+        event: dict[str, Any] = {
+            "id": head.id,
+            "object": kind,
+            "created": head.created,
+            "model": head.model,
+            "choices": [],
+        }
+        return event | {"usage": self._usage(progress, {"usage": {}})}
+
+    def _first_body(self, route: Route) -> ClientBody:
+        """The body of a first try: asks for ids where it streams, and for the same random numbers everywhere."""
+        body, native = self._asked.body, self._is_native(route)
+        fields: dict[str, Any] = {"return_token_ids": True} if body.streams else {}
+        seed = body.value("seed")
+        if native and seed is None:
+            fields["seed"] = self._seed
+        if native and self._choice:
+            fields["resume"] = {"output_token_ids": [], "sent": 0, "choice": self._choice}
+        if not native and self._choice and type(seed) is int:
+            fields["seed"] = seed + self._choice
+        return body.with_fields(**fields)
+
+    def _next_body(self, progress: Progress, route: Route) -> ClientBody:
+        """The body of a further try, for what the client does not have."""
+        first = self._first_body(route)
+        return resumed(first, progress, self._choice) if self._is_native(route) else continued(first, progress)
+
+    def _is_native(self, route: Route) -> bool:
+        """Whether the workers are instances of ours."""
+        return self._courier.pool.can("resume", *route.workers)
+
+    @asynccontextmanager
+    async def _answered(self, body: Callable[[Route], ClientBody], *, goes_on: bool = False) -> AsyncIterator[Exchange]:
+        """One try at the next route."""
+        self._courier.pool.require_open()
+        route = self._route(goes_on=goes_on)
+        self.headers = self.headers or route.headers
+        self._courier.metrics.routed(route.kind)
+        async with self._courier.legs.answer(route, self._asked.with_body(body(route))) as exchange:
+            yield exchange
+
+    def _route(self, *, goes_on: bool) -> Route:
+        pool, tried = self._courier.pool, self._tried
+        route = Route.plan(pool, tried)
+        if goes_on and route is not None and not self._is_native(route):
+            # vLLM is given the ids of what there is as a prompt, which one instance computes by itself.
+            route = Route.alone(pool, tried)
+        if route is None:
+            raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
+        return route
+
+    async def _good_lines(self, exchange: Exchange) -> AsyncIterator[bytes]:
+        """Whole lines, up to an error event.
+
+        Raises:
+            WorkerError: The stream broke off, or its worker says that it failed.
+            RequestError: It was ended because somebody wanted it so.
+        """
+        rest = b""
+        async for piece in exchange.pieces():
+            cut = piece.rfind(b"\n") + 1
+            lines, rest = (rest + piece[:cut], piece[cut:]) if cut else (b"", rest + piece)
+            good, error, said = lines.partition(ERROR)
+            if good:
+                yield good
+            if error:
+                event = (error + said).splitlines()[0].removeprefix(b"data: ")
+                raise self._courier.client.told(exchange.worker, event)
+
+    async def _events(self, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
+        """The events of a stream, up to its `[DONE]`; raises like `_good_lines`."""
+        parser, done = EventParser(), False
+        async for lines in self._good_lines(exchange):
+            for data in parser.feed(lines):
+                done = data == b"[DONE]"
+                if not done:
+                    yield self._decoded(exchange, data)
+        if not done:
+            raise exchange.lost("ended its stream before [DONE]")
+
+    def _decoded(self, exchange: Exchange, data: bytes) -> dict[str, Any]:
+        try:
+            event = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise WorkerError(exchange.worker, "streamed something other than OpenAI's JSON") from None
+        return {"choices": []} | event
+
+    async def _before_next(self, error: WorkerError) -> None:
+        """Get ready for another try: who failed is out for this round.
+
+        Raises:
+            RequestError: There has been enough of it, or the deadline is over.
+        """
+        self._end_retry()
+        self._asked.left_s()
+        self._last = error
+        self._tried.add(error.worker)
+        log.info("%s: %s; it goes on elsewhere", self._asked.id, error)
+        if not self._courier.pool.has_candidates(self._tried):
+            if self._rounds == ROUNDS:
+                raise error
+            await asyncio.sleep(PAUSE_S * 2 ** (self._rounds - 1))
+            self._rounds += 1
+            self._tried.clear()
+        self._courier.metrics.retried(error.worker)
+        self._retry = await self._courier.budget.retry()
+
+    def _end_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.end()
+            self._retry = None
+
+
+def _is_news(event: dict[str, Any]) -> bool:
+    """Whether it says more than who speaks, which the client of a chat knows from the first worker."""
+    choices = event["choices"]
+    return not choices or any(
+        choice.get("finish_reason") or choice.get("token_ids") or choice.get("text") or _says_something(choice)
+        for choice in choices
+    )
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    return any(value for name, value in choice.get("delta", {}).items() if name != "role")

@@ -1,0 +1,135 @@
+"""One HTTP exchange with a worker: what was asked, when it last said something, and how it is given up from outside.
+
+Whoever reads an answer waits for its bytes and for nothing else. That a worker is frozen is noticed elsewhere
+(`stalls`), and `lose` then ends the wait, in whatever stage it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final, Literal
+
+import aiohttp
+
+from tandem.errors import RequestError
+from tandem.gateway.worker import Worker
+
+Stage = Literal["prefill", "decode", "other"]
+"""What the worker does for us; how long it may be silent depends on it."""
+
+ANSWER_LIMIT: Final = 2**28
+"""Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
+
+
+class WorkerError(RequestError):
+    """A worker did not do its part of a request; another one may. Its address is never told.
+
+    Args:
+        worker: Who.
+        how: What it did instead.
+        status: HTTP status for a client that gets no better answer.
+    """
+
+    def __init__(self, worker: Worker, how: str, *, status: int = 502) -> None:
+        message = f"{worker.name} {how}; try again, and look at its log if this stays"
+        super().__init__(message, status=status, code="worker_failed")
+        self.worker = worker
+
+
+class Exchange:
+    """A request that a worker was sent; `WorkerClient` makes it."""
+
+    def __init__(self, worker: Worker, stage: Stage) -> None:
+        self.worker = worker
+        self.stage = stage
+        self.began = self.heard = asyncio.get_running_loop().time()
+        """When it was sent, and when its worker last said something."""
+        self.first_silence = self.longest_silence = 0.0
+        """Seconds until its first byte, and the longest between two pieces after that."""
+        self.why: str | None = None
+        """Why it was given up."""
+        self._response: aiohttp.ClientResponse | None = None
+        self._connecting = asyncio.timeout(None)
+
+    @property
+    def response(self) -> aiohttp.ClientResponse:
+        """The answer's head; there is one once the exchange is handed out."""
+        assert self._response is not None
+        return self._response
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the answer comes as server-sent events."""
+        return self.response.content_type == "text/event-stream"
+
+    async def head(self, request: aiohttp.client._RequestContextManager) -> aiohttp.ClientResponse:
+        """Wait for the answer's head.
+
+        Raises:
+            TimeoutError: It was given up, or the connection took too long.
+            aiohttp.ClientError: There is none.
+        """
+        try:
+            async with self._connecting:
+                self._response = await request
+        except TimeoutError:
+            if self._response is not None:  # it came at the moment in which it was given up
+                self._response.close()
+            raise
+        self.heard = asyncio.get_running_loop().time()
+        return self._response
+
+    def lose(self, why: str) -> None:
+        """Give it up; whoever waits for it gets an error with this reason."""
+        if self.why is None:
+            self.why = why
+            if self._response is not None:
+                self._response.close()
+            else:
+                with suppress(RuntimeError):  # it is over already
+                    self._connecting.reschedule(0)
+
+    def lost(self, otherwise: str) -> WorkerError:
+        """The error for its end before it was whole: why it was given up, or otherwise this."""
+        return WorkerError(self.worker, self.why or otherwise)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it comes.
+
+        Raises:
+            WorkerError: It broke off.
+        """
+        try:
+            async for piece in self.response.content.iter_any():
+                self._hear()
+                yield piece
+        except (aiohttp.ClientError, OSError) as error:
+            raise self.lost("broke off its answer") from error
+
+    async def whole(self) -> bytes:
+        """The rest of the body.
+
+        Raises:
+            WorkerError: It broke off, or has no end.
+        """
+        body = bytearray()
+        async for piece in self.pieces():
+            body += piece
+            if len(body) > ANSWER_LIMIT:
+                raise WorkerError(self.worker, f"answered with more than {ANSWER_LIMIT / 2**20:g} MiB")
+        return bytes(body)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the answer's body has come."""
+        return self.first_silence > 0
+
+    def _hear(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.first_silence:
+            self.longest_silence = max(self.longest_silence, now - self.heard)
+        else:
+            self.first_silence = now - self.began
+        self.heard = now

@@ -1,0 +1,154 @@
+"""What a client has of a streamed answer, so that another worker can go on with it.
+
+Every stream is asked for its token ids. What the client did not ask for is cut out of the bytes that it gets, with one
+regular expression for each piece that the network brings; no JSON is decoded for that. The pieces are kept as they
+came, and decoded when somebody has to know: when the answer has to go on elsewhere, or there are too many of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from tandem.protocol.sse import EventParser
+
+IDS: Final = re.compile(rb',"(?:prompt_)?token_ids":(?:null|\[[0-9,]*\])')
+"""The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
+TICKET: Final = b'"kv_transfer_params"'
+KEPT_BYTES: Final = 2**16
+"""Undecoded pieces up to so many bytes are kept for a stream."""
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a chat's chunk adds."""
+
+    content: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """A choice in a chunk."""
+
+    text: str = ""
+    delta: Delta | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """Code points of text."""
+        return len(self.text) + len((self.delta and self.delta.content) or "")
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a stream."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: tuple[Choice, ...] = ()
+    prompt_token_ids: list[int] | None = None
+    usage: dict[str, Any] | None = None
+
+
+@dataclass
+class Progress:
+    """How far an answer of one choice has come."""
+
+    head: Chunk = Chunk()  # noqa: RUF009 - frozen
+    """Its first event, whose id and time all others have."""
+    prompt: list[int] | None = None
+    """Ids of the prompt."""
+    tokens: list[int] = field(default_factory=list)
+    """Ids of the answer."""
+    characters: int = 0
+    """Code points that the client has."""
+    silent_tokens: int = 0
+    """Of the last tokens, how many have brought no text: their characters are not whole yet, or may begin a stop."""
+    finish_reason: str | None = None
+    has_usage: bool = False
+
+    def add(self, chunk: Chunk) -> None:
+        """Note an event that the client has."""
+        self.head = self.head if self.head.id else chunk
+        self.prompt = self.prompt or chunk.prompt_token_ids
+        self.has_usage |= chunk.usage is not None and not chunk.choices
+        for choice in chunk.choices:
+            self.prompt = self.prompt or choice.prompt_token_ids
+            self.finish_reason = choice.finish_reason or self.finish_reason
+            self.tokens += choice.token_ids or ()
+            self.characters += choice.characters
+            self.silent_tokens = 0 if choice.characters else self.silent_tokens + len(choice.token_ids or ())
+
+
+class Journal:
+    """Of one stream of one choice.
+
+    Args:
+        wants_ids: Whether the client asked for token ids itself.
+    """
+
+    def __init__(self, *, wants_ids: bool) -> None:
+        self._wants_ids = wants_ids
+        self._progress = Progress()
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._parser = EventParser()
+        self.has_begun = False
+        """Whether the client has anything of the answer."""
+
+    def pass_on(self, lines: bytes) -> bytes:
+        """Note whole lines of a stream, and return them as the client gets them."""
+        self.has_begun = True
+        self._kept.append(lines)
+        self._kept_bytes += len(lines)
+        if self._kept_bytes > KEPT_BYTES:
+            self._decode()
+        seen = lines if self._wants_ids else IDS.sub(b"", lines)
+        return seen if TICKET not in seen else without_tickets(seen)
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Note an event that is given to the client by itself."""
+        self._progress.add(msgspec.convert(event, Chunk))
+
+    @property
+    def progress(self) -> Progress:
+        """How far the answer has come.
+
+        Raises:
+            msgspec.DecodeError: What came is no stream of OpenAI's API.
+        """
+        self._decode()
+        return self._progress
+
+    def seen(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event as the client gets it."""
+        hidden = {"kv_transfer_params"} if self._wants_ids else {"kv_transfer_params", "prompt_token_ids"}
+        kept = {name: value for name, value in event.items() if name not in hidden}
+        if not self._wants_ids:
+            ids = ("token_ids", "prompt_token_ids")
+            kept["choices"] = [{k: v for k, v in choice.items() if k not in ids} for choice in event["choices"]]
+        return kept
+
+    def _decode(self) -> None:
+        for data in self._parser.feed(b"".join(self._kept)):
+            if data != b"[DONE]":
+                self._progress.add(msgspec.json.decode(data, type=Chunk))
+        self._kept.clear()
+        self._kept_bytes = 0
+
+
+def without_tickets(lines: bytes) -> bytes:
+    """Lines of a stream without the tickets that an engine may have put into its events."""
+    return b"\n".join(_without_ticket(line) for line in lines.split(b"\n"))
+
+
+def _without_ticket(line: bytes) -> bytes:
+    if TICKET not in line or not line.startswith(b"data:"):
+        return line
+    event = msgspec.json.decode(line.removeprefix(b"data:"))
+    event.pop("kv_transfer_params", None)
+    return b"data: " + msgspec.json.encode(event)

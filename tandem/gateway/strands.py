@@ -1,0 +1,139 @@
+"""Several answers to one request, each a delivery of its own: `n` choices, several prompts, or both.
+
+One ticket carries one prompt's blocks for one decode, so each choice has a prefill, a ticket and, should its worker
+fail, a continuation of its own. Here they become one answer again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+
+from tandem.errors import RequestError
+from tandem.gateway.body import ClientBody
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.delivery import Courier, Delivery
+from tandem.protocol import sse
+from tandem.protocol.openai import MAX_CHOICES
+from tandem.protocol.sse import EventParser
+
+Event = dict[str, Any]
+AHEAD: Final = 64
+"""Events that a strand may be ahead of the client."""
+
+
+class Strands:
+    """The answer to a request for several choices, streamed or whole.
+
+    Args:
+        courier: What deliveries are made with.
+        asked: The request.
+
+    Raises:
+        RequestError: 400, there are too many.
+    """
+
+    def __init__(self, courier: Courier, asked: ClientRequest) -> None:
+        self._deliveries = [courier.deliver(one, choice) for one, choice in strands(asked)]
+        self._per_prompt = asked.body.count
+        self._wants_usage = asked.body.wants_usage
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the first one."""
+        return self._deliveries[0].headers
+
+    async def whole(self) -> bytes:
+        """One answer with all choices; raises like `Delivery.whole`, when any of them fails."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(delivery.whole()) for delivery in self._deliveries]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return msgspec.json.encode(self._joined([msgspec.json.decode(task.result(), type=Event) for task in tasks]))
+
+    def _joined(self, answers: Sequence[Event]) -> Event:
+        choices = [choice | {"index": i} for i, answer in enumerate(answers) for choice in answer["choices"]]
+        usages = [answer["usage"] for answer in answers if answer.get("usage")]
+        return answers[0] | {"choices": choices, "usage": self._summed(usages)}
+
+    def _summed(self, usages: Sequence[Event]) -> Event:
+        prompt = sum(usage["prompt_tokens"] for usage in usages[:: self._per_prompt])
+        answer = sum(usage["completion_tokens"] for usage in usages)
+        return usages[0] | {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+        }
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """One stream with the events of all; raises like `Delivery.stream`, when any of them fails."""
+        queue: asyncio.Queue[tuple[int, Event | RequestError | None]] = asyncio.Queue(AHEAD)
+        pumps = [asyncio.create_task(self._pump(i, one, queue)) for i, one in enumerate(self._deliveries)]
+        try:
+            async with aclosing(self._merged(queue)) as events:
+                async for event in events:
+                    yield sse.event(event)
+            yield sse.DONE
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.wait(pumps)
+
+    async def _pump(
+        self, index: int, delivery: Delivery, queue: asyncio.Queue[tuple[int, Event | RequestError | None]]
+    ) -> None:
+        parser = EventParser()
+        try:
+            async with aclosing(delivery.stream()) as pieces:
+                async for piece in pieces:
+                    for data in parser.feed(piece):
+                        if data != b"[DONE]":
+                            await queue.put((index, msgspec.json.decode(data, type=Event)))
+            await queue.put((index, None))
+        except RequestError as error:
+            await queue.put((index, error))
+
+    async def _merged(
+        self, queue: asyncio.Queue[tuple[int, Event | RequestError | None]]
+    ) -> AsyncGenerator[Event, None]:
+        head: Event = {}
+        usages: dict[int, Event] = {}
+        open_strands = len(self._deliveries)
+        while open_strands:
+            index, event = await queue.get()
+            if isinstance(event, RequestError):
+                raise event
+            if event is None:
+                open_strands -= 1
+                continue
+            head = head or {name: event[name] for name in ("id", "created") if name in event}
+            if not event.get("choices") and event.get("usage"):
+                usages[index] = event
+                continue
+            yield event | head | {"choices": [choice | {"index": index} for choice in event.get("choices", ())]}
+        if self._wants_usage and usages:
+            in_order = [usages[index]["usage"] for index in sorted(usages)]
+            yield usages[min(usages)] | head | {"usage": self._summed(in_order)}
+
+
+def strands(asked: ClientRequest) -> Iterator[tuple[ClientRequest, int]]:
+    """The request for each choice, prompt by prompt, and the number of the choice among those of its prompt.
+
+    Raises:
+        RequestError: 400, there are too many.
+    """
+    count, prompts = asked.body.count, asked.body.prompts
+    if count * len(prompts) > MAX_CHOICES or count < 1:
+        raise RequestError(
+            f"n: {count} answers to {len(prompts)} prompts are outside 1..{MAX_CHOICES}; ask for fewer at a time",
+            param="n",
+        )
+    single: ClientBody = asked.body.with_fields(n=None, best_of=None)
+    for prompt in prompts:
+        for choice in range(count):
+            yield asked.with_body(single if prompt is None else single.with_fields(prompt=prompt)), choice

@@ -1,0 +1,39 @@
+"""How each worker is doing: whether it answers health checks, what is open with it, how long it usually takes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tandem.gateway.breaker import Breaker
+from tandem.gateway.exchange import Exchange, Stage
+
+FORGET: Final = 0.98
+"""What is left of a longest silence with every answer after it: some hundred answers later it counts no more."""
+
+
+class Vitals:
+    """Of one worker."""
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.is_draining = False
+        """It gets no new requests."""
+        self.breaker = Breaker()
+        self.exchanges: set[Exchange] = set()
+        self._silences: dict[tuple[Stage, bool], float] = {}
+
+    def ended(self, exchange: Exchange) -> None:
+        """Learn from an exchange that came to its end: its worker works, and how long it may be silent."""
+        self.breaker.succeeded()
+        for begun, silence in ((False, exchange.first_silence), (True, exchange.longest_silence)):
+            key = exchange.stage, begun
+            self._silences[key] = max(silence, FORGET * self._silences.get(key, 0.0))
+
+    def usual_silence(self, exchange: Exchange) -> float:
+        """The longest silence of late, in seconds, of exchanges that were as far as this one; 0 where none is known."""
+        return self._silences.get((exchange.stage, exchange.has_begun), 0.0)
+
+    def lose(self, why: str) -> None:
+        """Give up everything that is open with it."""
+        for exchange in tuple(self.exchanges):
+            exchange.lose(why)
