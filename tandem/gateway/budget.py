@@ -46,7 +46,7 @@ class RetryBudget:
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():  # it was given room at the same moment
                     self.give_back()
-                else:
+                elif turn in self._waiting:  # `give_back` may have found it cancelled and taken it out
                     self._waiting.remove(turn)
                 raise
         else:

@@ -42,7 +42,7 @@ def resumed(body: ClientBody, progress: Progress, choice: int) -> ClientBody:
 
 
 def continued(body: ClientBody, progress: Progress) -> ClientBody:
-    """The request for the rest, to a vLLM, and the tokens that it takes as given are all but the silent ones.
+    """The request for the rest, to a vLLM, which takes all tokens but the silent ones as given.
 
     Raises:
         RequestError: 502, when the answer would not go on exactly; the message names the field.
@@ -50,6 +50,10 @@ def continued(body: ClientBody, progress: Progress) -> ClientBody:
     _require_exact(body)
     if progress.prompt is None:
         raise _cannot("its worker told no token ids")
+    if progress.is_parsed:
+        raise _cannot("what a parser has made of its text would begin anew")
+    if progress.silent_tokens and body.wants_ids:
+        raise _cannot("return_token_ids has told of tokens whose text is still to come")
     given = progress.tokens[: len(progress.tokens) - progress.silent_tokens]
     ids = progress.prompt + given
     limits = {name: body.value(name) for name in ("max_tokens", "max_completion_tokens")}

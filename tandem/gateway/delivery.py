@@ -39,7 +39,7 @@ PAUSE_S: Final = 0.2
 ERROR: Final = b'data: {"error"'
 """How an error event begins; no text can hold these bytes, because quotes in it are escaped."""
 TAIL: Final = 32
-"""Bytes of a stream's end that are looked at for `[DONE]`."""
+"""Bytes of a stream's end that are looked at for its last event, `[DONE]`."""
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Delivery:
         self._last: WorkerError | None = None
         self._retry: Retry | None = None
         self.headers: dict[str, str] = {}
-        """What the client learns about who served it; filled when the answer begins."""
+        """What the client learns about who serves it: the first who answered, or else the last who was tried."""
 
     async def whole(self) -> bytes:
         """The whole answer.
@@ -104,7 +104,7 @@ class Delivery:
         try:
             while True:
                 try:
-                    async with aclosing(self._rest(journal) if journal.has_begun else self._begin(journal)) as pieces:
+                    async with aclosing(self._rest(journal) if has_begun(journal) else self._begin(journal)) as pieces:
                         async for piece in pieces:
                             self._end_retry()
                             yield piece
@@ -127,10 +127,14 @@ class Delivery:
         """The stream from its start."""
         async with self._answered(self._first_body) as exchange:
             tail = b""
-            async for lines in self._good_lines(exchange):
-                tail = (tail + lines)[-TAIL:]
-                yield journal.pass_on(lines)
-            if b"[DONE]" not in tail:
+            try:
+                async for lines in self._good_lines(exchange):
+                    tail = (tail + lines)[-TAIL:]
+                    yield journal.pass_on(lines)
+            except WorkerError:
+                if not _is_done(tail):  # else the client has everything already
+                    raise
+            if not _is_done(tail):
                 raise exchange.lost("ended its stream before [DONE]")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
@@ -139,14 +143,14 @@ class Delivery:
         head = progress.head
         if progress.finish_reason is None:
             self._courier.metrics.continued()
-            async with self._answered(partial(self._next_body, progress), goes_on=True) as exchange:
+            async with self._answered(partial(self._next_body, journal), goes_on=True) as exchange:
                 async for event in self._events(exchange):
                     event |= {"id": head.id, "created": head.created, "model": head.model}
                     if not _is_news(event):
                         continue
+                    journal.add(event)
                     if event.get("usage"):
                         event["usage"] = self._usage(progress, event)
-                    journal.add(event)
                     yield sse.event(journal.seen(event))
         elif self._asked.body.wants_usage and not progress.has_usage:
             yield sse.event(self._last_event(progress))
@@ -186,10 +190,14 @@ class Delivery:
             fields["seed"] = seed + self._choice
         return body.with_fields(**fields)
 
-    def _next_body(self, progress: Progress, route: Route) -> ClientBody:
+    def _next_body(self, journal: Journal, route: Route) -> ClientBody:
         """The body of a further try, for what the client does not have."""
         first = self._first_body(route)
-        return resumed(first, progress, self._choice) if self._is_native(route) else continued(first, progress)
+        if self._is_native(route):
+            return resumed(first, journal.progress, self._choice)
+        body = continued(self._asked.body, journal.progress)
+        journal.forget_silent_tokens()
+        return body.with_fields(**{name: first.value(name) for name in ("return_token_ids", "seed")})
 
     def _is_native(self, route: Route) -> bool:
         """Whether the workers are instances of ours."""
@@ -200,7 +208,8 @@ class Delivery:
         """One try at the next route."""
         self._courier.pool.require_open()
         route = self._route(goes_on=goes_on)
-        self.headers = self.headers or route.headers
+        if not goes_on:
+            self.headers = route.headers
         self._courier.metrics.routed(route.kind)
         async with self._courier.legs.answer(route, self._asked.with_body(body(route))) as exchange:
             yield exchange
@@ -208,12 +217,10 @@ class Delivery:
     def _route(self, *, goes_on: bool) -> Route:
         pool, tried = self._courier.pool, self._tried
         route = Route.plan(pool, tried)
-        if goes_on and route is not None and not self._is_native(route):
-            # vLLM is given the ids of what there is as a prompt, which one instance computes by itself.
-            route = Route.alone(pool, tried)
         if route is None:
             raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
-        return route
+        # vLLM is given the ids of what there is as a prompt, which one instance computes by itself.
+        return route.without_prefill if goes_on and not self._is_native(route) else route
 
     async def _good_lines(self, exchange: Exchange) -> AsyncIterator[bytes]:
         """Whole lines, up to an error event.
@@ -275,6 +282,24 @@ class Delivery:
         if self._retry is not None:
             self._retry.end()
             self._retry = None
+
+
+def has_begun(journal: Journal) -> bool:
+    """Whether a stream has to go on, and not to begin, because its client has a part of the answer.
+
+    Raises:
+        RequestError: The client has something of which nobody knows how it goes on.
+    """
+    try:
+        return journal.has_begun and bool(journal.progress.head.id)
+    except msgspec.DecodeError:
+        message = "an instance streamed something other than OpenAI's JSON, so nobody can go on with it; ask again"
+        raise RequestError(message, status=502, code="cannot_continue") from None
+
+
+def _is_done(tail: bytes) -> bool:
+    """Whether a stream that ends with these bytes is whole."""
+    return tail.rstrip().rpartition(b"\n")[2].removeprefix(b"data:").strip() == b"[DONE]"
 
 
 def _is_news(event: dict[str, Any]) -> bool:

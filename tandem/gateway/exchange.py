@@ -16,7 +16,7 @@ import aiohttp
 from tandem.errors import RequestError
 from tandem.gateway.worker import Worker
 
-Stage = Literal["prefill", "decode", "other"]
+Stage = Literal["prefill", "stream", "whole", "other"]
 """What the worker does for us; how long it may be silent depends on it."""
 
 ANSWER_LIMIT: Final = 2**28
@@ -44,8 +44,10 @@ class Exchange:
     def __init__(self, worker: Worker, stage: Stage) -> None:
         self.worker = worker
         self.stage = stage
-        self.began = self.heard = asyncio.get_running_loop().time()
+        self._began = self._heard = asyncio.get_running_loop().time()
         """When it was sent, and when its worker last said something."""
+        self._is_awaited = True
+        """Whether somebody waits for the worker, and not the worker for a client that reads slowly."""
         self.first_silence = self.longest_silence = 0.0
         """Seconds until its first byte, and the longest between two pieces after that."""
         self.why: str | None = None
@@ -78,7 +80,7 @@ class Exchange:
             if self._response is not None:  # it came at the moment in which it was given up
                 self._response.close()
             raise
-        self.heard = asyncio.get_running_loop().time()
+        self._heard = asyncio.get_running_loop().time()
         return self._response
 
     def lose(self, why: str) -> None:
@@ -105,6 +107,7 @@ class Exchange:
             async for piece in self.response.content.iter_any():
                 self._hear()
                 yield piece
+                self._wait()
         except (aiohttp.ClientError, OSError) as error:
             raise self.lost("broke off its answer") from error
 
@@ -126,10 +129,19 @@ class Exchange:
         """Whether anything of the answer's body has come."""
         return self.first_silence > 0
 
+    @property
+    def silence_s(self) -> float:
+        """For how many seconds its worker has been waited for."""
+        return asyncio.get_running_loop().time() - self._heard if self._is_awaited else 0.0
+
     def _hear(self) -> None:
         now = asyncio.get_running_loop().time()
         if self.first_silence:
-            self.longest_silence = max(self.longest_silence, now - self.heard)
+            self.longest_silence = max(self.longest_silence, now - self._heard)
         else:
-            self.first_silence = now - self.began
-        self.heard = now
+            self.first_silence = now - self._began
+        self._is_awaited = False
+
+    def _wait(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        self._is_awaited = True

@@ -15,7 +15,7 @@ import msgspec
 
 from tandem.protocol.sse import EventParser
 
-IDS: Final = re.compile(rb',"(?:prompt_)?token_ids":(?:null|\[[0-9,]*\])')
+IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*\])')
 """The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
 TICKET: Final = b'"kv_transfer_params"'
 KEPT_BYTES: Final = 2**16
@@ -26,6 +26,14 @@ class Delta(msgspec.Struct, frozen=True):
     """What a chat's chunk adds."""
 
     content: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether it holds something that a parser made of the text."""
+        return bool(self.reasoning_content or self.reasoning or self.tool_calls)
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -68,6 +76,8 @@ class Progress:
     """Code points that the client has."""
     silent_tokens: int = 0
     """Of the last tokens, how many have brought no text: their characters are not whole yet, or may begin a stop."""
+    is_parsed: bool = False
+    """Whether a parser has made something else than text of what the model wrote."""
     finish_reason: str | None = None
     has_usage: bool = False
 
@@ -79,6 +89,7 @@ class Progress:
         for choice in chunk.choices:
             self.prompt = self.prompt or choice.prompt_token_ids
             self.finish_reason = choice.finish_reason or self.finish_reason
+            self.is_parsed |= choice.delta is not None and choice.delta.is_parsed
             self.tokens += choice.token_ids or ()
             self.characters += choice.characters
             self.silent_tokens = 0 if choice.characters else self.silent_tokens + len(choice.token_ids or ())
@@ -112,7 +123,13 @@ class Journal:
 
     def add(self, event: dict[str, Any]) -> None:
         """Note an event that is given to the client by itself."""
-        self._progress.add(msgspec.convert(event, Chunk))
+        self.progress.add(msgspec.convert(event, Chunk))
+
+    def forget_silent_tokens(self) -> None:
+        """Forget the tokens that have brought no text, because somebody else will write them again."""
+        progress = self.progress
+        del progress.tokens[len(progress.tokens) - progress.silent_tokens :]
+        progress.silent_tokens = 0
 
     @property
     def progress(self) -> Progress:

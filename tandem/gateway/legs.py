@@ -54,7 +54,7 @@ class Legs:
     @asynccontextmanager
     async def _alone(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
         body = asked.body.decode_leg(None, asked.left_s())
-        async with self._client.post(route.decode, asked.path, body, asked.headers, "decode") as exchange:
+        async with self._client.post(_exchange(route, asked), asked.path, body, asked.headers) as exchange:
             yield exchange
 
     @asynccontextmanager
@@ -67,7 +67,9 @@ class Legs:
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
-            async with self._client.post(decode, asked.path, body, asked.headers, "decode") as exchange:
+            exchange = _exchange(route, asked)
+            leg.feeds(exchange)
+            async with self._client.post(exchange, asked.path, body, asked.headers):
                 used = True
                 yield exchange
         except RequestError as error:
@@ -87,3 +89,8 @@ class Legs:
         task = asyncio.create_task(leg.end(self._releases, used=used))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
+
+
+def _exchange(route: Route, asked: ClientRequest) -> Exchange:
+    """The one that brings the answer."""
+    return Exchange(route.decode, "stream" if asked.body.streams else "whole")

@@ -100,7 +100,6 @@ class Pool:
         """Keep account of an exchange while the block runs; one that ends well speaks for its worker."""
         vitals = self._vitals[exchange.worker]
         vitals.exchanges.add(exchange)
-        vitals.breaker.chosen(self._clock())
         try:
             yield
             vitals.ended(exchange)
@@ -121,7 +120,13 @@ class Pool:
         if worker is not None:
             self._rings[role].remove(worker)
             self._rings[role].append(worker)
+            self._vitals[worker].breaker.chosen(self._clock())
         return worker
+
+    @property
+    def somebody(self) -> Worker:
+        """Somebody who is up, a decode worker if there is one, for a question that is no work."""
+        return next(worker for worker in reversed(self.workers) if self.is_up(worker))
 
     def has_candidates(self, tried: Collection[Worker]) -> bool:
         """Whether `choose` would find anybody, of whatever role."""

@@ -23,6 +23,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.ticket import Releases, Ticket
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import Reason, WorkerClient
+from tandem.protocol.answers import TICKET_RELEASED
 from tandem.protocol.sse import EventParser
 
 LINGER_S: Final = 0.25
@@ -68,6 +69,7 @@ class Prefill:
         self._client = client
         self._metrics = metrics
         self._ticket: Ticket | None = None
+        self._fed: Exchange | None = None
         self._told = asyncio.Event()
         self._reading = asyncio.create_task(self._run(asked, early))
         self.failure: RequestError | None = None
@@ -86,6 +88,10 @@ class Prefill:
         if self.failure is not None:
             raise self.failure
         return self._ticket
+
+    def feeds(self, decode: Exchange) -> None:
+        """Say which exchange waits for the keys and values; it is given up when they cannot come any more."""
+        self._fed = decode
 
     @property
     def over(self) -> bool:
@@ -108,12 +114,20 @@ class Prefill:
         body = asked.body.prefill(early=early)
         try:
             with self._metrics.prefill_seconds.time():
-                async with self._client.post(self._worker, asked.path, body, asked.headers, "prefill") as exchange:
+                exchange = Exchange(self._worker, "prefill")
+                async with self._client.post(exchange, asked.path, body, asked.headers):
                     await self._read(exchange)
         except RequestError as error:
             self.failure = error
+            self._starve()
         finally:
             self._told.set()
+
+    def _starve(self) -> None:
+        """A pull from an instance that is frozen would hang; what gave its ticket back says by itself why it did."""
+        given_back = self.failure is not None and self.failure.code == TICKET_RELEASED
+        if self._fed is not None and not self._fed.has_begun and not given_back:
+            self._fed.lose("got no keys and values")
 
     async def _read(self, exchange: Exchange) -> None:
         ended = False

@@ -37,15 +37,10 @@ class Route:
             return cls(decode, decode, "decode-alone")
         return None if prefill is None else cls(prefill, prefill, "prefill-alone")
 
-    @classmethod
-    def alone(cls, pool: Pool, tried: Collection[Worker] = ()) -> Route | None:
-        """The next route over one worker, a decode instance if there is one."""
-        if not pool.apart:
-            return cls.plan(pool, tried)
-        if (decode := pool.choose("decode", tried)) is not None:
-            return cls(decode, decode, "decode-alone")
-        prefill = pool.choose("prefill", tried)
-        return None if prefill is None else cls(prefill, prefill, "prefill-alone")
+    @property
+    def without_prefill(self) -> Route:
+        """The same, where the decode worker computes the prompt itself."""
+        return self if self.kind != "apart" else Route(self.decode, self.decode, "decode-alone")
 
     @property
     def workers(self) -> frozenset[Worker]:

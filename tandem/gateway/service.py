@@ -17,7 +17,6 @@ from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.relay import Answer
-from tandem.gateway.route import Route
 from tandem.gateway.strands import Strands
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
@@ -92,13 +91,10 @@ class Service:
         return Strands(self._courier, asked) if several else self._courier.deliver(asked)
 
     async def models(self, request: web.Request) -> web.Response:
-        """What a decode worker says it serves."""
+        """What a worker says it serves."""
         self._pool.require_open()
-        route = Route.alone(self._pool)
-        if route is None:
-            raise RequestError("nobody can be asked now; try again shortly", status=503, code="not_ready")
         passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
-        async with self._client.get(route.decode, "/v1/models", passed_on) as exchange:
+        async with self._client.get(self._pool.somebody, "/v1/models", passed_on) as exchange:
             return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
 
     async def health(self, _: web.Request) -> web.Response:

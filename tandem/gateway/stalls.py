@@ -14,7 +14,6 @@ from typing import Final
 
 import aiohttp
 
-from tandem.gateway.exchange import Exchange
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
@@ -62,20 +61,20 @@ class StallWatch:
                 probe.cancel()
 
     def _look_after(self, worker: Worker) -> None:
-        now = asyncio.get_running_loop().time()
         vitals = self._pool.vitals(worker)
         for exchange in tuple(vitals.exchanges):
-            silence = now - exchange.heard
+            silence = exchange.silence_s
             if silence > self._patience.longest_s:
                 exchange.lose(f"was silent for {silence:.0f} s")
-            elif silence > self._suspect_after(exchange, vitals.usual_silence(exchange)):
+            elif silence > self._suspect_after(vitals.usual_silence(exchange)):
                 self._begin_probe(worker)
 
-    def _suspect_after(self, exchange: Exchange, usual_s: float) -> float:
+    def _suspect_after(self, usual_s: float) -> float:
         return max(self._patience.suspect_s, self._patience.times_usual * usual_s)
 
     def _begin_probe(self, worker: Worker) -> None:
-        if worker not in self._probing and self._pool.is_up(worker):
+        # The only one that is left is not given up: its requests have nowhere to go, and it may come back.
+        if worker not in self._probing and self._pool.is_up(worker) and self._pool.has_others(worker):
             self._probing.add(worker)
             probe = asyncio.create_task(self._probe(worker))
             self._probes.add(probe)

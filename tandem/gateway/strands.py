@@ -14,7 +14,6 @@ from typing import Any, Final
 import msgspec
 
 from tandem.errors import RequestError
-from tandem.gateway.body import ClientBody
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier, Delivery
 from tandem.protocol import sse
@@ -22,6 +21,8 @@ from tandem.protocol.openai import MAX_CHOICES
 from tandem.protocol.sse import EventParser
 
 Event = dict[str, Any]
+Told = asyncio.Queue[tuple[int, Event | RequestError | None]]
+"""Which strand tells what: an event, why it failed, or that it has ended."""
 AHEAD: Final = 64
 """Events that a strand may be ahead of the client."""
 
@@ -44,8 +45,8 @@ class Strands:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the first one."""
-        return self._deliveries[0].headers
+        """Of the first one that has begun."""
+        return next((delivery.headers for delivery in self._deliveries if delivery.headers), {})
 
     async def whole(self) -> bytes:
         """One answer with all choices; raises like `Delivery.whole`, when any of them fails."""
@@ -54,12 +55,16 @@ class Strands:
                 tasks = [group.create_task(delivery.whole()) for delivery in self._deliveries]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return msgspec.json.encode(self._joined([msgspec.json.decode(task.result(), type=Event) for task in tasks]))
+        try:
+            answers = [msgspec.json.decode(task.result(), type=Event) for task in tasks]
+        except msgspec.DecodeError:
+            raise _unreadable() from None
+        return msgspec.json.encode(self._joined(answers))
 
     def _joined(self, answers: Sequence[Event]) -> Event:
         choices = [choice | {"index": i} for i, answer in enumerate(answers) for choice in answer["choices"]]
         usages = [answer["usage"] for answer in answers if answer.get("usage")]
-        return answers[0] | {"choices": choices, "usage": self._summed(usages)}
+        return answers[0] | {"choices": choices} | ({"usage": self._summed(usages)} if usages else {})
 
     def _summed(self, usages: Sequence[Event]) -> Event:
         prompt = sum(usage["prompt_tokens"] for usage in usages[:: self._per_prompt])
@@ -72,7 +77,7 @@ class Strands:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """One stream with the events of all; raises like `Delivery.stream`, when any of them fails."""
-        queue: asyncio.Queue[tuple[int, Event | RequestError | None]] = asyncio.Queue(AHEAD)
+        queue: Told = asyncio.Queue(AHEAD)
         pumps = [asyncio.create_task(self._pump(i, one, queue)) for i, one in enumerate(self._deliveries)]
         try:
             async with aclosing(self._merged(queue)) as events:
@@ -84,9 +89,7 @@ class Strands:
                 pump.cancel()
             await asyncio.wait(pumps)
 
-    async def _pump(
-        self, index: int, delivery: Delivery, queue: asyncio.Queue[tuple[int, Event | RequestError | None]]
-    ) -> None:
+    async def _pump(self, index: int, delivery: Delivery, queue: Told) -> None:
         parser = EventParser()
         try:
             async with aclosing(delivery.stream()) as pieces:
@@ -97,10 +100,10 @@ class Strands:
             await queue.put((index, None))
         except RequestError as error:
             await queue.put((index, error))
+        except msgspec.DecodeError:
+            await queue.put((index, _unreadable()))
 
-    async def _merged(
-        self, queue: asyncio.Queue[tuple[int, Event | RequestError | None]]
-    ) -> AsyncGenerator[Event, None]:
+    async def _merged(self, queue: Told) -> AsyncGenerator[Event, None]:
         head: Event = {}
         usages: dict[int, Event] = {}
         open_strands = len(self._deliveries)
@@ -133,7 +136,14 @@ def strands(asked: ClientRequest) -> Iterator[tuple[ClientRequest, int]]:
             f"n: {count} answers to {len(prompts)} prompts are outside 1..{MAX_CHOICES}; ask for fewer at a time",
             param="n",
         )
-    single: ClientBody = asked.body.with_fields(n=None, best_of=None)
+    single = asked.body.with_fields(n=None)
+    if single.value("best_of") in (1, count):  # any other is the instance's to refuse
+        single = single.with_fields(best_of=None)
     for prompt in prompts:
         for choice in range(count):
             yield asked.with_body(single if prompt is None else single.with_fields(prompt=prompt)), choice
+
+
+def _unreadable() -> RequestError:
+    message = "an instance answered with something other than OpenAI's JSON; look at its log"
+    return RequestError(message, status=502, code="worker_failed")

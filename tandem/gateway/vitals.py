@@ -16,14 +16,14 @@ class Vitals:
 
     def __init__(self) -> None:
         self.is_up = False
-        self.is_draining = False
-        """It gets no new requests."""
         self.breaker = Breaker()
         self.exchanges: set[Exchange] = set()
         self._silences: dict[tuple[Stage, bool], float] = {}
 
     def ended(self, exchange: Exchange) -> None:
         """Learn from an exchange that came to its end: its worker works, and how long it may be silent."""
+        if exchange.stage == "other":  # who lists its models may still fail to run one
+            return
         self.breaker.succeeded()
         for begun, silence in ((False, exchange.first_silence), (True, exchange.longest_silence)):
             key = exchange.stage, begun

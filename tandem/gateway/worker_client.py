@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from tandem.errors import RequestError
-from tandem.gateway.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 from tandem.protocol.answers import ENDINGS
@@ -73,20 +73,20 @@ class WorkerClient:
         self._pool = pool
 
     def post(
-        self, worker: Worker, path: str, body: bytes, headers: Mapping[str, str], stage: Stage
+        self, exchange: Exchange, path: str, body: bytes, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[Exchange]:
-        """POST; yields an exchange whose answer has status 200, its body unread.
+        """POST; yields the exchange when its answer has status 200, its body unread.
 
         Raises:
             VerbatimError: The worker answered 4xx; the client gets that answer.
             WorkerError: It cannot be reached, resets, is given up, or answers anything else.
             RequestError: It ended the request because somebody wanted it so.
         """
-        return self._exchange(worker, "POST", path, body, headers, stage)
+        return self._exchange(exchange, "POST", path, body, headers)
 
     def get(self, worker: Worker, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Exchange]:
         """GET; yields and raises like `post`."""
-        return self._exchange(worker, "GET", path, None, headers, "other")
+        return self._exchange(Exchange(worker, "other"), "GET", path, None, headers)
 
     def reported(self, worker: Worker, reason: Reason, how: str, *, status: int = 502) -> RequestError:
         """The refusal to raise for what a worker says.
@@ -105,9 +105,8 @@ class WorkerClient:
 
     @asynccontextmanager
     async def _exchange(
-        self, worker: Worker, method: str, path: str, body: bytes | None, headers: Mapping[str, str], stage: Stage
+        self, exchange: Exchange, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
     ) -> AsyncIterator[Exchange]:
-        exchange = Exchange(worker, stage)
         with self._pool.open(exchange):
             response = await self._begun(exchange, method, path, body, headers)
             async with response:

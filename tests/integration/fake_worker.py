@@ -39,6 +39,10 @@ class FakeWorker:
     healthy: bool = True
     unhealthy: int = 503
     """The status of its health check while it is not."""
+    frozen: bool = False
+    """Takes connections and says nothing more to anybody."""
+    dead: bool = False
+    """Resets every connection."""
     said: dict[str, Any] = field(default_factory=lambda: {"role": "both"})
     """What it tells of itself besides."""
     identify: Callable[[], Awaitable[web.StreamResponse]] | None = None
@@ -57,15 +61,27 @@ class FakeWorker:
         self.headers.append(request.headers)
         self.arrived.set()
         try:
+            await self.struck(request)
             return await self.script(request, body)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted.set()
             raise
 
-    async def health(self, _: web.Request) -> web.Response:
+    async def struck(self, request: web.Request) -> None:
+        """Nothing, while the worker is alive."""
+        if self.dead:
+            assert request.transport is not None
+            request.transport.abort()
+            raise ConnectionResetError
+        if self.frozen:
+            await asyncio.Event().wait()
+
+    async def health(self, request: web.Request) -> web.Response:
+        await self.struck(request)
         return web.json_response({}, status=200 if self.healthy else self.unhealthy)
 
-    async def identity(self, _: web.Request) -> web.StreamResponse:
+    async def identity(self, request: web.Request) -> web.StreamResponse:
+        await self.struck(request)
         if self.identify is not None:
             return await self.identify()
         if not self.capabilities:
@@ -86,11 +102,23 @@ async def whole_with_ticket(_: web.Request, body: dict[str, Any]) -> web.StreamR
     return web.json_response({"id": "x", "choices": [choice], "kv_transfer_params": TICKET})
 
 
+def by_leg(prefill: Script, alone: Script, *, decode: Script | None = None) -> Script:
+    """A worker that does one thing when it prefills, another with a ticket, another when it serves alone."""
+
+    async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        kv = body.get("kv_transfer_params")
+        chosen = alone if kv is None else prefill if kv["do_remote_decode"] else decode
+        assert chosen is not None
+        return await chosen(request, body)
+
+    return script
+
+
 def early_ticket(rest: Script) -> Script:
     """A prefill instance that streams its ticket and then goes on as `rest` says."""
 
     async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = await _stream(request, [b'data: {"choices": []}\n\n', with_ticket(None)])
+        response = await stream(request, [b'data: {"choices": []}\n\n', with_ticket(None)])
         await rest(request, body)
         await response.write(with_ticket("length") + b"data: [DONE]\n\n")
         return response
@@ -102,7 +130,7 @@ def failing_prefill(when: asyncio.Event, error: dict[str, Any]) -> Script:
     """A prefill instance that streams its ticket and says this error when the event is set."""
 
     async def script(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-        response = await _stream(request, [with_ticket(None)])
+        response = await stream(request, [with_ticket(None)])
         await when.wait()
         await response.write(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
         return response
@@ -119,7 +147,7 @@ async def words(request: web.Request, body: dict[str, Any]) -> web.StreamRespons
     """What a decode instance answers: WORDS, streamed or whole, as a chat or not."""
     chat = "messages" in body
     if body.get("stream"):
-        return await _stream(request, [chunk(word, chat=chat) for word in WORDS] + [b"data: [DONE]\n\n"])
+        return await stream(request, [chunk(word, chat=chat) for word in WORDS] + [b"data: [DONE]\n\n"])
     text = "".join(WORDS)
     said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     choice = {"index": 0, **said, "finish_reason": "stop"}
@@ -155,13 +183,13 @@ async def never(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
 
 async def words_then_never(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """Begins a stream and does not end it."""
-    await _stream(request, [chunk("Hel", chat=False)])
+    await stream(request, [chunk("Hel", chat=False)])
     return await never(request, body)
 
 
 async def cut_short(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
     """Begins a stream and resets the connection in the middle of an event."""
-    response = await _stream(request, [chunk("Hel", chat=False), b'data: {"choices": [{"te'])
+    response = await stream(request, [chunk("Hel", chat=False), b'data: {"choices": [{"te'])
     assert request.transport is not None
     request.transport.close()
     return response
@@ -172,14 +200,14 @@ def failing_stream(error: dict[str, Any]) -> Script:
 
     async def script(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         said = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
-        return await _stream(request, [chunk("Hel", chat=False), said + b"data: [DONE]\n\n"])
+        return await stream(request, [chunk("Hel", chat=False), said + b"data: [DONE]\n\n"])
 
     return script
 
 
 async def without_done(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
     """Ends a stream cleanly, but early."""
-    return await _stream(request, [chunk("Hel", chat=False)])
+    return await stream(request, [chunk("Hel", chat=False)])
 
 
 def chunk(text: str, *, chat: bool) -> bytes:
@@ -189,7 +217,7 @@ def chunk(text: str, *, chat: bool) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
 
 
-async def _stream(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
+async def stream(request: web.Request, pieces: list[bytes]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
     await response.prepare(request)
     for piece in pieces:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +27,17 @@ class Rig:
     """A gateway, its workers, and a client."""
 
     gateway: Gateway
-    prefill: FakeWorker
-    decode: FakeWorker
+    prefills: list[FakeWorker]
+    decodes: list[FakeWorker]
     http: aiohttp.ClientSession = field(repr=False)
+
+    @property
+    def prefill(self) -> FakeWorker:
+        return self.prefills[0]
+
+    @property
+    def decode(self) -> FakeWorker:
+        return self.decodes[0]
 
     @property
     def url(self) -> str:
@@ -48,22 +56,25 @@ class Rig:
 
 @asynccontextmanager
 async def rigged(
-    prefill: Script = whole_with_ticket,
-    decode: Script = words,
+    prefill: Script | Sequence[Script] = whole_with_ticket,
+    decode: Script | Sequence[Script] = words,
     capabilities: tuple[str, ...] = ("release",),
     **options: Any,
 ) -> AsyncIterator[Rig]:
-    async with (
-        running(prefill, capabilities) as p,
-        running(decode, capabilities) as d,
-        aiohttp.ClientSession() as http,
-    ):
-        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, **options))
+    """A gateway in front of a worker for each script."""
+    async with AsyncExitStack() as stack:
+        prefills = [await stack.enter_async_context(running(script, capabilities)) for script in several(prefill)]
+        decodes = [await stack.enter_async_context(running(script, capabilities)) for script in several(decode)]
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        urls = {"prefill": tuple(one.url for one in prefills), "decode": tuple(one.url for one in decodes)}
+        gateway = Gateway(GatewayConfig(**urls, port=0, grace_s=0.1, **options))
         await gateway.start()
-        try:
-            yield Rig(gateway, p, d, http)
-        finally:
-            await gateway.stop()
+        stack.push_async_callback(gateway.stop)
+        yield Rig(gateway, prefills, decodes, http)
+
+
+def several(script: Script | Sequence[Script]) -> Sequence[Script]:
+    return (script,) if callable(script) else script
 
 
 def trial(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,7 @@ from fake_worker import (
     Script,
     answers,
     answers_late,
+    by_leg,
     cut_short,
     early_ticket,
     failing_prefill,
@@ -34,11 +36,18 @@ from fake_worker import (
     words,
     words_then_never,
 )
-from gateway_rig import BODY, CHAT, EARLY, SOON_S, Rig, rigged, trial
+from gateway_rig import BODY, CHAT, EARLY, SOON_S, Rig, rigged, trial, until
 
 from tandem.errors import UsageError
+from tandem.gateway import delivery
+from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.server import Gateway, GatewayConfig
+
+
+@pytest.fixture(autouse=True)
+def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
 
 
 @trial
@@ -88,31 +97,24 @@ async def test_a_whole_answer_loses_its_ticket_and_an_insane_request_id_is_repla
 
 @trial
 async def test_workers_take_turns() -> None:
-    async with running(whole_with_ticket) as p, running(words) as a, running(words) as b:
-        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(a.url, b.url), port=0, grace_s=0.1))
-        await gateway.start()
-        async with aiohttp.ClientSession() as http:
-            served = []
-            for _ in range(4):
-                async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
-                    served.append(response.headers["X-Tandem-Decode"])
-        await gateway.stop()
+    served = []
+    async with rigged(decode=(words, words)) as rig:
+        for _ in range(4):
+            async with rig.post(BODY) as response:
+                served.append(response.headers["X-Tandem-Decode"])
     assert served == ["decode-0", "decode-1", "decode-0", "decode-1"]
 
 
 @trial
 async def test_one_instance_that_does_both() -> None:
-    async with running(words) as worker, aiohttp.ClientSession() as http:
-        gateway = Gateway(GatewayConfig(decode=(worker.url,), port=0, grace_s=0.1))
-        await gateway.start()
-        body = CHAT | {"n": 2, "kv_transfer_params": {}}
-        async with http.post(gateway.url + "/v1/chat/completions", json=body) as response:
+    async with rigged(prefill=(), decode=words) as rig:
+        async with rig.post(CHAT | {"kv_transfer_params": {}}, "/v1/chat/completions") as response:
             assert response.status == 200
-        assert response.headers["X-Tandem-Prefill"] == response.headers["X-Tandem-Decode"] == "decode-0"
-        assert worker.bodies == [CHAT | {"n": 2}]
-        async with http.get(gateway.url + "/v1/models") as response:
+        names = [response.headers[f"X-Tandem-{what}"] for what in ("Prefill", "Decode", "Route")]
+        assert names == ["decode-0", "decode-0", "both"]
+        assert rig.decode.bodies == [CHAT]
+        async with rig.http.get(rig.url + "/v1/models") as response:
             assert (await response.json())["data"][0]["id"] == "m"
-        await gateway.stop()
 
 
 @trial
@@ -124,13 +126,16 @@ async def test_an_answer_that_ended_with_its_first_token_needs_no_ticket() -> No
         assert rig.decode.bodies == [BODY]
 
 
-@trial
-async def test_a_prefill_instance_that_gives_no_ticket_is_named() -> None:
-    async with (
-        rigged(prefill=answers(200, {"choices": [{"finish_reason": "length"}]})) as rig,
-        rig.post(BODY) as response,
-    ):
-        await assert_error(response, 502, "prefill-0 prefilled but gave no ticket")
+def test_a_prefill_instance_that_gives_no_ticket_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=answers(200, {"choices": [{"finish_reason": "length"}]})) as rig:
+            async with rig.post(BODY) as response:
+                assert (response.status, response.headers["X-Tandem-Route"]) == (200, "decode-alone")
+            assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 1
+
+    with caplog.at_level("INFO", "tandem.gateway"):
+        uvloop.run(scenario())
+    assert "prefill-0 prefilled but gave no ticket; start it with role prefill" in caplog.text
 
 
 @trial
@@ -178,7 +183,7 @@ async def test_a_worker_without_capabilities_sees_a_closed_connection_and_no_oth
         await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
     async with rigged(decode=answers(500, {}), capabilities=()) as rig:
         async with rig.post(BODY) as response:
-            assert response.status == 502
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "prefill-alone")
         await rig.gateway._legs.finish()
         assert rig.prefill.released.empty()
 
@@ -213,15 +218,16 @@ async def test_client_gone_while_both_legs_are_under_way() -> None:
 
 @trial
 async def test_decode_that_fails_ends_the_prefill_under_way() -> None:
-    async with rigged(prefill=early_ticket(never), decode=answers(500, {}), capabilities=EARLY) as rig:
+    prefill = by_leg(early_ticket(never), words)
+    async with rigged(prefill=prefill, decode=answers(500, {}), capabilities=EARLY) as rig:
         async with rig.post(BODY) as response:
-            await assert_error(response, 502, "decode-0 answered with status 500")
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "prefill-alone")
         await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
         assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
 
 
 @trial
-async def test_a_prefill_that_fails_under_way_is_named_as_the_cause() -> None:
+async def test_a_prefill_that_fails_under_way_is_the_cause() -> None:
     async with rigged(capabilities=EARLY) as rig:
 
         async def break_off(request: Any, _: dict[str, Any]) -> Any:
@@ -233,33 +239,39 @@ async def test_a_prefill_that_fails_under_way_is_named_as_the_cause() -> None:
             await asyncio.sleep(0.05)
             return await answers(502, {})(request, body)
 
-        rig.prefill.script, rig.decode.script = early_ticket(break_off), fail_after
+        rig.prefill.script, rig.decode.script = early_ticket(break_off), by_leg(never, words, decode=fail_after)
         async with rig.post(BODY) as response:
-            await assert_error(response, 502, "prefill-0 broke off its answer")
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "decode-alone")
+        await assert_failures(rig, prefill=1, decode=0)
 
 
-@pytest.mark.parametrize(("status", "seen"), [(500, 502), (503, 503), (422, 422)])
+@pytest.mark.parametrize(("status", "seen"), [(500, 200), (503, 200), (422, 422)])
 def test_decode_that_gave_its_ticket_back_is_the_cause_and_not_the_prefill(status: int, seen: int) -> None:
     async def scenario() -> None:
         refusal = {"error": {"message": "decode-0 will not", "type": "t", "param": None, "code": None}}
         async with rigged(decode=answers_late(status, refusal), capabilities=EARLY) as rig:
             released = {"message": "the KV ticket was released", "code": "ticket_released"}
-            rig.prefill.script = failing_prefill(rig.decode.arrived, released)
+            rig.prefill.script = by_leg(failing_prefill(rig.decode.arrived, released), words)
             async with rig.post(BODY) as response:
-                await assert_error(response, seen, "decode-0")
-            assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 0
+                assert response.status == seen
+                assert response.headers["X-Tandem-Route"] == ("prefill-alone" if seen == 200 else "apart")
+            await assert_failures(rig, prefill=0, decode=int(seen == 200))
 
     uvloop.run(asyncio.wait_for(scenario(), 15))
 
 
 @trial
-async def test_choices_are_served_by_workers_that_can() -> None:
+async def test_each_choice_and_each_prompt_has_legs_of_its_own() -> None:
     async with rigged(prefill=early_ticket(at_once), capabilities=EARLY) as rig:
-        async with rig.post(BODY | {"n": 3, "best_of": 3}) as response:
-            assert response.status == 200
-        assert [(body["n"], body["best_of"]) for body in rig.prefill.bodies + rig.decode.bodies] == [(3, 3)] * 2
-        async with rig.post(BODY | {"prompt": ["a", "b"]}) as response:
-            await assert_error(response, 400, "prompt: 2 prompts")
+        async with rig.post(BODY | {"n": 2, "best_of": 2, "prompt": ["a", "b"]}) as response:
+            answer = await response.json()
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+        assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 16, "total_tokens": 22}
+        for worker in (rig.prefill, rig.decode):
+            assert sorted(body["prompt"] for body in worker.bodies) == ["a", "a", "b", "b"]
+            assert not any(body.keys() & {"n", "best_of"} for body in worker.bodies)
+        await rig.gateway._legs.finish()
+        assert rig.prefill.released.empty()
 
 
 @trial
@@ -317,11 +329,13 @@ async def test_a_deadline_that_ends_a_prefill_under_way_is_told_in_its_words() -
 
 @trial
 async def test_any_other_error_of_a_prefill_under_way_is_its_failure() -> None:
-    async with rigged(decode=answers_late(502, {}), capabilities=EARLY) as rig:
-        rig.prefill.script = failing_prefill(rig.decode.arrived, {"message": "at 10.0.0.9: no", "code": 500})
+    decode = by_leg(never, answers(502, {}), decode=answers_late(502, {}))
+    async with rigged(decode=decode, capabilities=EARLY) as rig:
+        said = {"message": "at 10.0.0.9: no", "code": 500}
+        rig.prefill.script = by_leg(failing_prefill(rig.decode.arrived, said), answers(500, {"error": said}))
         async with rig.post(BODY) as response:
-            assert "10.0.0.9" not in await assert_error(response, 502, "prefill-0 failed during the prefill")
-        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 1
+            assert "10.0.0.9" not in await assert_error(response, 502, "decode-0 answered with status 502")
+        await assert_failures(rig, prefill=ROUNDS, decode=ROUNDS)
 
 
 @trial
@@ -376,48 +390,45 @@ async def test_a_refusal_of_either_leg_reaches_the_client_as_it_is() -> None:
 
 
 @trial
-async def test_a_worker_that_fails_is_named_and_its_address_is_not() -> None:
-    async with rigged(prefill=answers(500, {})) as rig, rig.post(BODY) as response:
-        await assert_error(response, 502, "prefill-0 answered with status 500")
-        assert await rig.metric('tandem_gateway_worker_failures_total{worker="prefill-0"}') == 1
-    async with rigged(decode=answers(503, {})) as rig:
+async def test_workers_that_all_fail_are_tried_again_and_then_named_but_not_their_addresses() -> None:
+    async with rigged(prefill=answers(500, {}), decode=answers(500, {})) as rig, rig.post(BODY) as response:
+        assert "127.0.0.1" not in await assert_error(response, 502, "decode-0 answered with status 500")
+        assert response.headers["X-Tandem-Decode"] == "decode-0"
+        await assert_failures(rig, prefill=ROUNDS, decode=ROUNDS)
+    async with rigged(prefill=by_leg(whole_with_ticket, answers(503, {})), decode=answers(503, {})) as rig:
         async with rig.post(BODY) as response:
-            await assert_error(response, 503, "decode-0 answered with status 503")
-        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+            await assert_error(response, 503, "prefill-0 answered with status 503")
+        await assert_failures(rig, prefill=ROUNDS, decode=ROUNDS)
+        for _ in range(ROUNDS):
+            assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
 
 
 @trial
-async def test_a_dead_worker_is_named_and_then_missed() -> None:
-    async with running(whole_with_ticket) as p, aiohttp.ClientSession() as http:
-        async with running(words) as d:
-            gateway = Gateway(
-                GatewayConfig(prefill=(p.url,), decode=(d.url,), port=0, grace_s=0.1, health_period_s=0.1)
-            )
-            await gateway.start()
-        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
-            text = await assert_error(response, 502, "decode-0 ")
-        assert "127.0.0.1" not in text
-        assert await asyncio.wait_for(p.released.get(), SOON_S) == TICKET["remote_request_id"]
-        while True:
-            async with http.get(gateway.url + "/health") as response:
-                report = await response.json()
-            if response.status == 503:
-                break
-        assert report["missing"] == ["decode"]
-        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
-            await assert_error(response, 503, "decode (decode-0)")
-        await gateway.stop()
+async def test_a_dead_worker_is_replaced_and_then_missed() -> None:
+    async with rigged(prefill=by_leg(whole_with_ticket, words), health_period_s=0.1) as rig:
+        rig.decode.dead = True
+        async with rig.post(BODY) as response:
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "prefill-alone")
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+        await until(partial(is_at, rig, 200, "degraded", ["decode"]))
+        async with rig.post(BODY) as response:
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "prefill-alone")
+        assert len(rig.prefill.bodies) == 3
+        rig.prefill.dead = True
+        await until(partial(is_at, rig, 503, "unavailable", ["prefill", "decode"]))
+        async with rig.post(BODY) as response:
+            await assert_error(response, 503, "prefill (prefill-0); decode (decode-0)")
 
 
 @pytest.mark.parametrize("script", [cut_short, without_done])
-def test_a_broken_stream_ends_with_an_error_event(script: Script) -> None:
+def test_a_broken_stream_with_which_nobody_can_go_on_ends_with_an_error_event(script: Script) -> None:
     async def scenario() -> None:
         async with rigged(decode=script) as rig:
             async with rig.post(BODY | {"stream": True}) as response:
                 events = [line for line in (await response.read()).split(b"\n") if line]
             assert [json.loads(event.removeprefix(b"data: ")).keys() for event in events][-1] == {"error"}
             assert len(events) == 2
-            assert b"decode-0" in events[-1]
+            assert b"no other can go on with it: its worker told no token ids" in events[-1]
             broken = 'tandem_gateway_requests_total{endpoint="/v1/completions",outcome="broken"}'
             assert await rig.metric(broken) == 1
 
@@ -428,7 +439,7 @@ def test_a_broken_stream_ends_with_an_error_event(script: Script) -> None:
     ("error", "reason", "failures"),
     [
         (LATE, LATE["message"], 0),
-        ({"message": "rank 1 at 10.0.0.9 died", "code": 500}, "decode-0 failed during its answer", 1),
+        ({"message": "rank 1 at 10.0.0.9 died", "code": 500}, "the instance that wrote this answer is gone", 1),
     ],
 )
 def test_a_stream_that_its_worker_gave_up_ends_with_one_error(error: Any, reason: str, failures: int) -> None:
@@ -461,9 +472,9 @@ async def test_refusals_of_the_gateway_itself() -> None:
         for raw, reason in ((b"[1]", "must be a JSON object"), (b"{", "not valid JSON"), (b"", "not valid JSON")):
             async with rig.http.post(rig.url + "/v1/completions", data=raw) as response:
                 await assert_error(response, 400, reason)
-        for wrong in ({"n": 2}, {"best_of": 3}, {"prompt": ["a", "b"]}):
+        for wrong in ({"n": 0}, {"n": 129}, {"n": 65, "prompt": ["a", "b"]}):
             async with rig.post(BODY | wrong) as response:
-                await assert_error(response, 400, next(iter(wrong)))
+                await assert_error(response, 400, f"n: {wrong['n']} answers")
         assert rig.prefill.bodies == []
 
 
@@ -485,19 +496,20 @@ async def test_a_stream_arrives_while_it_is_written() -> None:
 
 @trial
 async def test_a_request_before_the_workers_are_up() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        late = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-    async with running(whole_with_ticket) as p, aiohttp.ClientSession() as http:
-        gateway = Gateway(GatewayConfig(prefill=(p.url,), decode=(late,), port=0, grace_s=0.1))
-        await gateway.start()
-        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
-            await assert_error(response, 503, "decode (decode-0)")
+    async with rigged(health_period_s=0.1) as rig:
+        for worker in (rig.prefill, rig.decode):
+            worker.healthy = False
+        await until(partial(is_at, rig, 503, "unavailable", ["prefill", "decode"]))
+        async with rig.post(BODY) as response:
+            await assert_error(response, 503, "prefill (prefill-0); decode (decode-0)")
         assert response.headers["Retry-After"] == "1"
-        async with http.get(gateway.url + "/health") as response:
-            workers = {"prefill-0": "up", "decode-0": "down"}
-            assert await response.json() == {"status": "unavailable", "missing": ["decode"], "workers": workers}
-        await gateway.stop()
-    assert p.bodies == []
+        assert rig.prefill.bodies == rig.decode.bodies == []
+        rig.decode.healthy = True
+        await until(partial(is_at, rig, 200, "degraded", ["prefill"]))
+        async with rig.post(BODY) as response:
+            assert (response.status, response.headers["X-Tandem-Route"]) == (200, "decode-alone")
+        rig.prefill.healthy = True
+        await until(partial(is_at, rig, 200, "ok", []))
 
 
 @trial
@@ -521,12 +533,11 @@ async def test_the_official_client() -> None:
         chat = await client.chat.completions.create(**CHAT, stream=True)
         assert [piece.choices[0].delta.content async for piece in chat] == list(WORDS)
         assert [model.id async for model in client.models.list()] == ["m"]
-        with pytest.raises(openai.BadRequestError, match="n: only n=1"):
-            await client.completions.create(**BODY, n=2)
+        assert [choice.text for choice in (await client.completions.create(**BODY, n=2)).choices] == [text] * 2
         rig.decode.script = cut_short
-        with pytest.raises(openai.APIError, match="decode-0 broke off"):
+        with pytest.raises(openai.APIError, match="no other can go on with it"):
             [piece async for piece in await client.completions.create(**BODY, stream=True)]
-        rig.decode.script = answers(500, {})
+        rig.decode.script = rig.prefill.script = answers(500, {})
         with pytest.raises(openai.InternalServerError, match="decode-0"):
             await client.completions.create(**BODY)
 
@@ -604,6 +615,19 @@ async def go_away(rig: Rig, when: asyncio.Event) -> None:
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
+
+
+async def assert_failures(rig: Rig, *, prefill: int, decode: int) -> None:
+    """So often each is to blame."""
+    for name, count in (("prefill-0", prefill), ("decode-0", decode)):
+        assert await rig.metric(f'tandem_gateway_worker_failures_total{{worker="{name}"}}') == count, name
+
+
+async def is_at(rig: Rig, status: int, word: str, missing: list[str]) -> bool:
+    """Whether /health says so."""
+    async with rig.http.get(rig.url + "/health") as response:
+        report = await response.json()
+        return bool((response.status, report["status"], report["missing"]) == (status, word, missing))
 
 
 async def assert_error(response: aiohttp.ClientResponse, status: int, reason: str) -> str:

@@ -198,10 +198,10 @@ async def test_a_stranger_that_comes_later_stays_down() -> None:
         await start.ready()
         start.prefill[0].said = introduction(replace(expected(0, "prefill"), max_model_len=65))
         start.prefill[0].healthy = False
-        await until(lambda: start.is_at(503, "unavailable"))
+        await until(lambda: start.is_at(200, "degraded"))
         start.prefill[0].healthy = True
         await asyncio.sleep(0.1)
-        assert await start.health() == (503, "unavailable")
+        assert await start.health() == (200, "degraded")
 
 
 @trial
@@ -267,10 +267,10 @@ def test_who_answers_with_what_nobody_can_read_is_waited_for_by_name(
             start.prefill[0].identify = None
             await start.ready()
             start.prefill[0].identify, start.prefill[0].healthy = answered, False
-            await until(lambda: start.is_at(503, "unavailable"))
+            await until(lambda: start.is_at(200, "degraded"))
             start.prefill[0].healthy = True
             await asyncio.sleep(0.1)
-            assert await start.health() == (503, "unavailable")
+            assert await start.health() == (200, "degraded")
             start.decode[0].healthy = False  # the watch still sees it
             await until(lambda: start.is_down("decode-0"))
 

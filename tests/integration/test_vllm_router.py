@@ -99,10 +99,10 @@ def test_vllm_router_drives_our_instances(
 ) -> None:
     taken = apart.metric(Role.DECODE, "kv_transfers_received_total")
     body = body | {"model": apart.topology.served_model_name}
-    got, expected = (json.loads(ask(url, path, body)) for url in (router, together.url(Role.GATEWAY)))
+    got, expected = (json.loads(ask(url, path, body)) for url in (router, together.url(Role.BOTH)))
     assert (got["choices"], got["usage"]) == (expected["choices"], expected["usage"])
     body |= {"stream": True, "stream_options": {"include_usage": True}}
-    streams = [events(ask(url, path, body)) for url in (router, together.url(Role.GATEWAY))]
+    streams = [events(ask(url, path, body)) for url in (router, together.url(Role.BOTH))]
     told = [[(event["choices"], event.get("usage")) for event in stream] for stream in streams]
     assert told[0] == told[1]
     assert apart.metric(Role.DECODE, "kv_transfers_received_total") == taken + 2

@@ -31,11 +31,11 @@ def body(**fields: Any) -> ClientBody:
 @given(st.dictionaries(st.text(), JSON))
 def test_unknown_fields_are_forwarded_untouched(fields: dict[str, Any]) -> None:
     fields.pop("kv_transfer_params", None)
-    assert json.loads(body(**fields, kv_transfer_params={"remote_host": "evil"}).whole()) == fields
+    assert json.loads(body(**fields, kv_transfer_params={"remote_host": "evil"}).decode_leg(None, None)) == fields
 
 
 def test_numbers_keep_their_spelling() -> None:
-    assert ClientBody.decode(b'{"temperature": 1.0e-0, "prompt": "\\u00e9"}').whole() == (
+    assert ClientBody.decode(b'{"temperature": 1.0e-0, "prompt": "\\u00e9"}').decode_leg(None, None) == (
         b'{"temperature":1.0e-0,"prompt":"\\u00e9"}'
     )
 
@@ -80,36 +80,39 @@ def test_the_decode_leg_carries_the_ticket_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    "one",
+    ("given", "prompts"),
     [
-        {"n": 1},
-        {"n": None},
-        {"best_of": 1},
-        {"prompt": "a"},
-        {"prompt": [1, 2]},
-        {"prompt": ["a"]},
-        {"prompt": [[1, 2]]},
+        ("a", [None]),
+        ([1, 2], [None]),
+        ([], [None]),
+        (["a"], [None]),
+        ([[1, 2]], [None]),
+        (["a", "b"], ["a", "b"]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
     ],
 )
-def test_one_sequence_is_served_apart(one: dict[str, Any]) -> None:
-    body(**one).refuse_many(choices=False)
+def test_several_prompts_are_told_from_one(given: Any, prompts: list[Any]) -> None:
+    """One stays as it came, whatever it is."""
+    found = body(prompt=given).prompts
+    assert [None if one is None else json.loads(bytes(one)) for one in found] == prompts
 
 
-@pytest.mark.parametrize(
-    "many", [{"n": 2}, {"n": 0}, {"n": "1"}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"prompt": [[1], [2]]}]
-)
-def test_several_sequences_are_refused_by_name(many: dict[str, Any]) -> None:
-    with pytest.raises(RequestError) as caught:
-        body(**many).refuse_many(choices=False)
-    [name] = many
-    assert (caught.value.status, caught.value.param) == (400, name)
-    assert str(caught.value).startswith(f"{name}: ")
+def test_a_list_that_is_none_is_refused() -> None:
+    with pytest.raises(RequestError):
+        ClientBody({"prompt": msgspec.Raw(b'["a", ]')}).prompts  # noqa: B018 - it raises
 
 
-def test_several_choices_pass_where_they_can_be_served_and_several_prompts_do_not() -> None:
-    body(n=3, best_of=3).refuse_many(choices=True)
-    with pytest.raises(RequestError, match="prompt: 2 prompts"):
-        body(n=3, prompt=["a", "b"]).refuse_many(choices=True)
+@pytest.mark.parametrize(("given", "count"), [(None, 1), (1, 1), (3, 3), (0, 0), ("2", 1), (2.0, 1), (True, 1)])
+def test_how_many_answers_are_asked_for(given: Any, count: int) -> None:
+    assert body(n=given).count == count
+
+
+def test_fields_are_set_and_taken_out() -> None:
+    asked = body(prompt="x", n=2, seed=1, odd=1.50)
+    assert asked.with_fields(n=None, seed=3, new=[1]).decode_leg(None, None) == (
+        b'{"prompt":"x","seed":3,"odd":1.5,"new":[1]}'
+    )
+    assert asked.value("n") == 2
 
 
 @pytest.mark.parametrize(("given", "understood"), [(2, 2), (0.5, 0.5), (None, None), ("x", None), (True, None)])

@@ -1,0 +1,389 @@
+"""Workers that fail, die and freeze behind the gateway: what its clients see of that is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+import uvloop
+from aiohttp import web
+from fake_model import (
+    DONE,
+    IDS,
+    PROMPT,
+    TEXT,
+    Blow,
+    breaks_an_event,
+    dies,
+    ends,
+    failing_after,
+    fails,
+    freezes,
+    model,
+    resets,
+)
+from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, words
+from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
+
+from tandem.gateway import delivery
+from tandem.gateway.breaker import FAILURES_TO_OPEN
+from tandem.gateway.delivery import ROUNDS
+from tandem.gateway.stalls import Patience
+
+NATIVE = ("release", "early_ticket", "choices", "resume", "ticket_reuse")
+DIALECTS = {"native": NATIVE, "vllm": ()}
+SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+BLOWS: dict[str, Callable[[Callable[[], FakeWorker]], Blow]] = {
+    "resets": lambda _: resets,
+    "breaks an event": lambda _: breaks_an_event,
+    "fails": lambda _: fails,
+    "ends": lambda _: ends,
+    "dies": dies,
+    "freezes": freezes,
+}
+
+
+@pytest.fixture(autouse=True)
+def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+
+
+def run(scenario: Coroutine[Any, Any, Any]) -> Any:
+    return uvloop.run(asyncio.wait_for(scenario, 25))
+
+
+def asked(path: str = COMPLETIONS, **fields: Any) -> tuple[str, dict[str, Any]]:
+    body = CHAT if path == CHATS else BODY
+    return path, body | {"stream": True, "stream_options": {"include_usage": True}} | fields
+
+
+async def streamed(rig: Rig, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of an answer, which must be whole."""
+    async with rig.post(body, path) as response:
+        raw = await response.read()
+        assert response.status == 200, raw
+    *told, done, rest = raw.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b""), raw
+    return [json.loads(one.removeprefix(b"data: ")) for one in told]
+
+
+def text_of(choice: dict[str, Any]) -> str:
+    return str(choice.get("text") or choice.get("delta", {}).get("content") or "")
+
+
+def check_whole(events: list[dict[str, Any]]) -> None:
+    """One answer: nothing doubled, nothing missing, and nobody can see that it had two authors."""
+    choices = [choice for event in events for choice in event["choices"]]
+    assert "".join(map(text_of, choices)) == TEXT
+    assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] == ["length"]
+    assert len({(event["id"], event["created"], event["model"], event["object"]) for event in events}) == 1
+    counts = {"prompt_tokens": len(PROMPT), "completion_tokens": len(IDS), "total_tokens": len(PROMPT) + len(IDS)}
+    assert [event["usage"] for event in events if event.get("usage")] == [counts]
+    assert events[-1]["choices"] == []
+    assert "token_ids" not in json.dumps(events)
+
+
+async def check_counts(rig: Rig, path: str = COMPLETIONS, worker: str = "decode-0") -> None:
+    """One request that went well, and one failure that its client did not see; nothing is left of it."""
+    assert await rig.metric(f'tandem_gateway_requests_total{{endpoint="{path}",outcome="ok"}}') == 1
+    assert await rig.metric(f'tandem_gateway_worker_failures_total{{worker="{worker}"}}') == 1
+    assert await rig.metric(f'tandem_gateway_retries_total{{worker="{worker}"}}') == 1
+    assert await rig.metric("tandem_gateway_in_flight") == 0
+    await rig.gateway._legs.finish()
+    assert not any(rig.gateway.pool.vitals(one).exchanges for one in rig.gateway.pool.workers)
+
+
+async def streamed_through(
+    path: str, body: dict[str, Any], *, events: int, blow: str, capabilities: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The events of an answer whose first decode worker is struck after so many."""
+    async with rigged(prefill=model, decode=(model, model), capabilities=capabilities, patience=SHORT) as rig:
+        rig.decode.script = failing_after(events, BLOWS[blow](lambda: rig.decode))
+        told = await streamed(rig, path, body)
+        assert len(rig.decode.bodies) == 1
+        await check_counts(rig, path)
+        return told
+
+
+@pytest.mark.parametrize("blow", BLOWS)
+@pytest.mark.parametrize("path", [COMPLETIONS, CHATS])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_stream_that_breaks_goes_on_elsewhere(dialect: str, path: str, blow: str) -> None:
+    # A worker that freezes takes a while to be found out; the place of the blow matters not to that.
+    for events in (4,) if blow == "freezes" else range(1, len(IDS) + 3):
+        check_whole(run(streamed_through(*asked(path), events=events, blow=blow, capabilities=DIALECTS[dialect])))
+
+
+@pytest.mark.parametrize(
+    ("streams", "blow"),
+    [*((True, blow) for blow in BLOWS), *((False, blow) for blow in ("resets", "fails", "dies", "freezes"))],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_that_fails_before_its_first_byte_begins_elsewhere(dialect: str, streams: bool, blow: str) -> None:
+    script = answers(500, {}) if blow == "fails" and not streams else None
+
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(model, model), capabilities=DIALECTS[dialect], patience=SHORT) as rig:
+            rig.decode.script = script or failing_after(0, BLOWS[blow](lambda: rig.decode))
+            if streams:
+                check_whole(await streamed(rig, *asked()))
+            else:
+                async with rig.post(BODY) as response:
+                    assert (await response.json())["choices"][0]["text"] == TEXT
+                    assert response.headers["X-Tandem-Decode"] == "decode-1"
+            await check_counts(rig)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("blow", ["resets", "fails", "freezes"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_client_that_wants_ids_gets_each_of_them_once(dialect: str, blow: str) -> None:
+    for events in (2, 4, 6):
+        path, body = asked(return_token_ids=True)
+        told = run(streamed_through(path, body, events=events, blow=blow, capabilities=DIALECTS[dialect]))
+        choices = [choice for event in told for choice in event["choices"]]
+        assert [token for choice in choices for token in choice["token_ids"]] == IDS
+        assert next(choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice) == PROMPT
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_may_break_more_than_once(dialect: str) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(model,) * 4, capabilities=DIALECTS[dialect]) as rig:
+            for worker, blow in zip(rig.decodes, (resets, fails, ends), strict=False):
+                worker.script = failing_after(2, blow)
+            check_whole(await streamed(rig, *asked()))
+            assert [len(worker.bodies) for worker in rig.decodes] == [1, 1, 1, 1]
+            assert await rig.metric("tandem_gateway_continuations_total") == 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("blow", ["resets", "dies", "freezes"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_several_choices_go_on_each_by_itself(dialect: str, blow: str) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(model, model), capabilities=DIALECTS[dialect], patience=SHORT) as rig:
+            rig.decode.script = failing_after(3, BLOWS[blow](lambda: rig.decode))
+            events = await streamed(rig, *asked(n=4))
+            for place in range(4):
+                of_one = [choice for event in events for choice in event["choices"] if choice["index"] == place]
+                assert "".join(map(text_of, of_one)) == TEXT
+            assert len({event["id"] for event in events}) == 1
+            assert [event["usage"]["total_tokens"] for event in events if event.get("usage")] == [2 + 4 * len(IDS)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_comes_after_the_end_matters_to_nobody(dialect: str) -> None:
+    """A connection that is lost behind `[DONE]` is no failure, and nothing is sent twice."""
+
+    async def done_and_reset(request: web.Request, response: web.StreamResponse) -> None:
+        await response.write(DONE)
+        await asyncio.sleep(0.05)
+        await resets(request, response)
+
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(model, model), capabilities=DIALECTS[dialect]) as rig:
+            rig.decode.script = failing_after(100, done_and_reset)
+            check_whole(await streamed(rig, *asked()))
+            assert rig.decodes[1].bodies == []
+
+    run(scenario())
+
+
+async def drops(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Resets the connection in place of an answer."""
+    assert request.transport is not None
+    request.transport.abort()
+    raise ConnectionResetError
+
+
+PREFILL_FAILURES: dict[str, Script] = {
+    "500": answers(500, {}),
+    "503": answers(503, {}),
+    "502": answers(502, {}),
+    "resets": drops,
+    "no ticket": answers(200, {"choices": [{"finish_reason": "length"}]}),
+    "no JSON": answers(200, "oops"),
+}
+
+
+@pytest.mark.parametrize("failure", PREFILL_FAILURES)
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_prefill_that_fails_is_done_by_another(dialect: str, streams: bool, failure: str) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=(model, model), decode=model, capabilities=DIALECTS[dialect]) as rig:
+            rig.prefill.script = PREFILL_FAILURES[failure]
+            async with rig.post(asked(stream=streams)[1]) as response:
+                await response.read()
+                names = [response.headers[f"X-Tandem-{what}"] for what in ("Prefill", "Decode", "Route")]
+                assert (response.status, names) == (200, ["prefill-1", "decode-0", "apart"])
+            await check_counts(rig, worker="prefill-0")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("state", ["dead", "frozen"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_prefill_that_is_gone_is_done_by_another(dialect: str, state: str) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=(model, model), decode=model, capabilities=DIALECTS[dialect], patience=SHORT) as rig:
+            setattr(rig.prefill, state, True)
+            check_whole(await streamed(rig, *asked()))
+            await check_counts(rig, worker="prefill-0")
+
+    run(scenario())
+
+
+@trial
+async def test_a_prefill_that_freezes_under_way_is_done_by_another() -> None:
+    async with rigged(prefill=(model, model), decode=model, capabilities=NATIVE, patience=SHORT) as rig:
+
+        async def freeze(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            rig.prefill.frozen = True
+            return await never(request, body)
+
+        async def pull(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            return await (never if len(rig.decode.bodies) == 1 else model)(request, body)
+
+        rig.prefill.script, rig.decode.script = early_ticket(freeze), pull
+        check_whole(await streamed(rig, *asked()))
+        assert len(rig.prefills[1].bodies) == 1
+        await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
+
+
+@pytest.mark.parametrize("state", ["dead", "frozen"])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_those_who_are_left_serve_alone(dialect: str, role: str, state: str) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=model, capabilities=DIALECTS[dialect], patience=SHORT) as rig:
+            setattr(getattr(rig, role), state, True)
+            async with rig.post(asked()[1]) as response:
+                raw = await response.read()
+                other = {"prefill": "decode", "decode": "prefill"}[role]
+                assert (response.status, response.headers["X-Tandem-Route"]) == (200, f"{other}-alone")
+                assert raw.endswith(DONE)
+
+    run(scenario())
+
+
+@trial
+async def test_the_only_one_that_is_left_is_not_given_up() -> None:
+    async with rigged(prefill=(), decode=model, capabilities=NATIVE, patience=SHORT) as rig:
+        thawed = asyncio.Event()
+
+        async def thaws(_: web.Request, response: web.StreamResponse) -> None:
+            rig.decode.frozen = True
+            await thawed.wait()
+            await response.write(DONE)
+
+        rig.decode.script = failing_after(100, thaws)
+        asking = asyncio.create_task(streamed(rig, *asked()))
+        await asyncio.sleep(1)
+        assert not asking.done()
+        rig.decode.frozen = False
+        thawed.set()
+        check_whole(await asking)
+
+
+@pytest.mark.parametrize("fields", [{"stop": ["zzz"]}, {"presence_penalty": 0.5}, {"seed": 4}, {"logprobs": 1}])
+def test_with_what_nobody_can_go_on_the_client_is_told_why(fields: dict[str, Any]) -> None:
+    async def scenario(capabilities: tuple[str, ...]) -> bytes:
+        async with rigged(prefill=model, decode=(model, model), capabilities=capabilities) as rig:
+            rig.decode.script = failing_after(3, resets)
+            async with rig.post(asked(**fields)[1]) as response:
+                return bytes(await response.read())
+
+    error = json.loads(run(scenario(())).split(b"data: ")[-1])["error"]
+    assert error["code"] == "cannot_continue"
+    assert next(iter(fields)) in error["message"]
+    assert run(scenario(NATIVE)).endswith(DONE)  # ours can
+
+
+@trial
+async def test_when_everybody_fails_in_the_middle_the_client_is_told_who() -> None:
+    async with rigged(prefill=model, decode=(model, model), capabilities=NATIVE) as rig:
+        for worker in (rig.prefill, rig.decodes[1]):
+            worker.script = by_leg(model, answers(500, {}), decode=answers(500, {}))
+        rig.decode.script = by_leg(model, drops, decode=failing_once(3, drops))
+        async with rig.post(asked()[1]) as response:
+            raw = await response.read()
+        assert raw.count(b"token_ids") == 0
+        error = json.loads(raw.split(b"data: ")[-1])["error"]
+        assert error["code"] == "worker_failed"
+        assert error["message"].startswith(("prefill-0 ", "decode-0 ", "decode-1 "))
+        broken = f'tandem_gateway_requests_total{{endpoint="{COMPLETIONS}",outcome="broken"}}'
+        assert await rig.metric(broken) == 1
+
+
+def failing_once(events: int, then: Script) -> Script:
+    """Begins an answer the first time."""
+    asked_before: list[object] = []
+
+    async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        asked_before.append(body)
+        return await (failing_after(events, resets) if len(asked_before) == 1 else then)(request, body)
+
+    return script
+
+
+@pytest.mark.parametrize("script", [answers(500, {}), drops], ids=["500", "drops"])
+def test_what_fails_everywhere_is_told_after_so_many_rounds(script: Script) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=(script, script), decode=(script, script)) as rig:
+            async with rig.post(asked()[1]) as response:
+                error = (await response.json())["error"]
+            assert (response.status, error["code"]) == (502, "worker_failed")
+            assert error["message"].startswith(("prefill-", "decode-"))
+            assert [len(worker.bodies) for worker in rig.prefills + rig.decodes] == [ROUNDS] * 4
+
+    run(scenario())
+
+
+@trial
+async def test_the_deadline_ends_all_tries() -> None:
+    async with rigged(prefill=(), decode=(answers_late(500, {}),) * 4) as rig:
+        async with rig.post(asked(deadline_seconds=0.25)[1]) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["code"]) == (504, "deadline_exceeded")
+        assert sum(len(worker.bodies) for worker in rig.decodes) == 3
+
+
+@trial
+async def test_a_client_that_leaves_while_its_answer_goes_on_elsewhere_aborts_it() -> None:
+    async with rigged(prefill=model, decode=(model, model), capabilities=NATIVE) as rig:
+        rig.decode.script, rig.decodes[1].script = failing_after(3, resets), never
+        async with rig.post(asked()[1]) as response:
+            await response.content.readany()
+            await rig.decodes[1].arrived.wait()
+            response.close()
+        await asyncio.wait_for(rig.decodes[1].aborted.wait(), SOON_S)
+        assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_who_failed_often_gets_no_requests_for_a_while() -> None:
+    async with rigged(prefill=(), decode=(answers(500, {}), words)) as rig:
+        for _ in range(10):
+            async with rig.post(BODY) as response:
+                assert response.status == 200
+        assert len(rig.decode.bodies) == FAILURES_TO_OPEN
+        assert rig.gateway.pool.breaker_state(rig.gateway.pool.workers[0]) == "open"
+
+
+@trial
+async def test_many_streams_of_a_worker_that_dies_all_go_on() -> None:
+    async with rigged(prefill=model, decode=(model, model, model), capabilities=NATIVE) as rig:
+        rig.decode.script = failing_after(4, dies(lambda: rig.decode))
+        for events in await asyncio.gather(*(streamed(rig, *asked()) for _ in range(60))):
+            check_whole(events)
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="decode-1"}') == 0

@@ -1,0 +1,205 @@
+"""Who is silent is asked whether it lives, and given up at whatever stage an exchange with it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import aiohttp
+import pytest
+from gateway_rig import trial
+
+from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.pool import Pool
+from tandem.gateway.stalls import Patience, StallWatch
+from tandem.gateway.worker import Worker
+from tandem.gateway.worker_client import WorkerClient, open_session
+
+SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+PIECE = b"3\r\nabc\r\n"
+HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+class Server:
+    """Accepts, says so much, and then nothing more; answers health checks or not."""
+
+    def __init__(self, said: bytes, *, lives: bool) -> None:
+        self.said = said
+        self.lives = lives
+        self.probes = 0
+        self.connections: list[asyncio.StreamWriter] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.append(writer)
+        request = await reader.readuntil(b"\r\n\r\n")
+        if request.startswith(b"GET /health"):
+            self.probes += 1
+            if self.lives:
+                writer.write(HEALTHY)
+        else:
+            writer.write(self.said)
+        with suppress(asyncio.CancelledError):  # which `start_server` would report
+            await asyncio.Event().wait()
+
+
+class Bench:
+    """One server behind a client, with a watch; another worker is up or not."""
+
+    def __init__(self, pool: Pool, client: WorkerClient, server: Server) -> None:
+        self.pool = pool
+        self.client = client
+        self.server = server
+
+    @property
+    def worker(self) -> Worker:
+        return self.pool.workers[0]
+
+    async def read(self) -> bytes:
+        body = b""
+        async with self.client.post(Exchange(self.worker, "stream"), "/v1/completions", b"{}", {}) as exchange:
+            async for piece in exchange.pieces():
+                body += piece
+        return body
+
+
+@asynccontextmanager
+async def bench(
+    said: bytes = b"", *, lives: bool = False, others: bool = True, patience: Patience = SHORT
+) -> AsyncIterator[Bench]:
+    server = Server(said, lives=lives)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    pool = Pool.of([], [url, "http://127.0.0.1:9"])
+    for worker, up in zip(pool.workers, (True, others), strict=True):
+        pool.mark(worker, up=up)
+    session = open_session()
+    watch = asyncio.create_task(StallWatch(pool, session, patience).run())
+    try:
+        yield Bench(pool, WorkerClient(session, pool), server)
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+        await session.close()
+        listening.close()
+        for writer in server.connections:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", HEAD, HEAD + PIECE], ids=range(4))
+def test_the_frozen_are_given_up_whatever_they_said(said: bytes) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench(said) as one:
+            began = time.monotonic()
+            with pytest.raises(WorkerError, match="decode-0 does not answer its health checks"):
+                await one.read()
+            assert time.monotonic() - began < 1
+            assert not one.pool.is_up(one.worker)
+            assert one.server.probes == 2
+
+    scenario()
+
+
+@pytest.mark.parametrize("said", [b"", HEAD, HEAD + PIECE], ids=range(3))
+def test_the_slow_are_waited_for(said: bytes) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench(said, lives=True) as one:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(one.read(), 1)
+            assert one.pool.is_up(one.worker)
+            assert one.server.probes > 1
+            assert one.pool.vitals(one.worker).exchanges == set()
+
+    scenario()
+
+
+@trial
+async def test_the_last_one_is_not_given_up() -> None:
+    async with bench(HEAD, others=False) as one:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one.read(), 1)
+        assert one.pool.is_up(one.worker)
+        assert one.server.probes == 0
+
+
+@trial
+async def test_there_is_a_last_limit_for_everybody() -> None:
+    async with bench(HEAD, lives=True, patience=Patience(longest_s=0.3)) as one:
+        with pytest.raises(WorkerError, match=r"was silent for \d s"):
+            await one.read()
+        assert one.pool.is_up(one.worker)
+
+
+@trial
+async def test_a_client_that_reads_slowly_is_no_silence_of_the_worker() -> None:
+    async with bench(HEAD + PIECE) as one:
+        async with one.client.post(Exchange(one.worker, "stream"), "/", b"{}", {}) as exchange:
+            async for _ in exchange.pieces():
+                await asyncio.sleep(0.8)
+                break
+        assert one.server.probes == 0
+
+
+@trial
+async def test_who_usually_takes_long_is_given_time() -> None:
+    async with bench(HEAD) as one:
+        usual = Exchange(one.worker, "stream")
+        usual.first_silence = 10.0
+        one.pool.vitals(one.worker).ended(usual)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one.read(), 1)
+        assert one.server.probes == 0
+        for _ in range(300):
+            one.pool.vitals(one.worker).ended(Exchange(one.worker, "stream"))
+        with pytest.raises(WorkerError):
+            await one.read()
+
+
+@pytest.mark.parametrize("said", [b"", HEAD, HEAD + PIECE], ids=range(3))
+def test_an_exchange_is_lost_at_any_stage_for_the_first_reason(said: bytes) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench(said, patience=Patience()) as one:
+            reading = asyncio.create_task(one.read())
+            await asyncio.sleep(0.1)
+            [exchange] = one.pool.vitals(one.worker).exchanges
+            exchange.lose("is to go")
+            exchange.lose("is to go for another reason")
+            with pytest.raises(WorkerError, match=r"^decode-0 is to go; try"):
+                await reading
+            assert one.pool.vitals(one.worker).exchanges == set()
+            exchange.lose("is gone")  # nothing happens
+
+    scenario()
+
+
+@trial
+async def test_what_is_lost_while_nobody_reads_is_told_to_the_next_who_does() -> None:
+    async with bench(HEAD + PIECE, patience=Patience()) as one:
+
+        async def lose_it() -> None:
+            async with one.client.post(Exchange(one.worker, "stream"), "/", b"{}", {}) as exchange:
+                async for _ in exchange.pieces():
+                    exchange.lose("is to go")
+
+        with pytest.raises(WorkerError, match="is to go"):
+            await lose_it()
+
+
+@trial
+async def test_what_is_lost_as_its_head_comes_is_lost() -> None:
+    async with bench(HEAD, patience=Patience()) as one:
+        exchange = Exchange(one.worker, "stream")
+
+        async def answer() -> aiohttp.ClientResponse:
+            exchange.lose("is to go")  # before the head is handed out
+            async with aiohttp.ClientSession() as session:
+                return await session.post(one.worker.url + "/", data=b"")
+
+        with pytest.raises(TimeoutError):
+            await exchange.head(answer())  # type: ignore[arg-type]
+        assert str(exchange.lost("otherwise")).startswith("decode-0 is to go")

@@ -1,0 +1,64 @@
+"""Who serves a request, the more of them are gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tandem.gateway.pool import Pool
+from tandem.gateway.route import Route
+
+
+def pool(prefill: int, decode: int, *, down: tuple[str, ...] = ()) -> Pool:
+    made = Pool.of([f"http://p{i}" for i in range(prefill)], [f"http://d{i}" for i in range(decode)])
+    for worker in made.workers:
+        made.mark(worker, up=worker.name not in down)
+    return made
+
+
+def named(route: Route | None) -> tuple[str, str, str] | None:
+    return route and (route.prefill.name, route.decode.name, route.kind)
+
+
+@pytest.mark.parametrize(
+    ("down", "planned"),
+    [
+        ((), ("prefill-0", "decode-0", "apart")),
+        (("prefill-0",), ("decode-0", "decode-0", "decode-alone")),
+        (("decode-0",), ("prefill-0", "prefill-0", "prefill-alone")),
+        (("prefill-0", "decode-0"), None),
+    ],
+)
+@pytest.mark.parametrize("how", ["down", "tried"])
+def test_apart_while_there_are_both_else_alone(
+    down: tuple[str, ...], planned: tuple[str, str, str] | None, how: str
+) -> None:
+    shared = pool(1, 1, down=down if how == "down" else ())
+    tried = [worker for worker in shared.workers if how == "tried" and worker.name in down]
+    assert named(Route.plan(shared, tried)) == planned
+
+
+def test_one_that_does_both_is_always_alone() -> None:
+    shared = pool(0, 2)
+    assert named(Route.plan(shared)) == ("decode-0", "decode-0", "both")
+    assert named(Route.plan(shared)) == ("decode-1", "decode-1", "both")
+    assert Route.plan(shared, shared.workers) is None
+
+
+def test_the_prefill_worker_can_be_left_out() -> None:
+    route = Route.plan(pool(1, 1))
+    assert route is not None
+    assert named(route.without_prefill) == ("decode-0", "decode-0", "decode-alone")
+    both = Route.plan(pool(0, 1))
+    assert both is not None
+    assert both.without_prefill == both
+
+
+def test_the_client_learns_names_and_no_addresses() -> None:
+    route = Route.plan(pool(1, 1))
+    assert route is not None
+    assert route.headers == {
+        "X-Tandem-Prefill": "prefill-0",
+        "X-Tandem-Decode": "decode-0",
+        "X-Tandem-Route": "apart",
+    }
+    assert len(route.workers) == 2
