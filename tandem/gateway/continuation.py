@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from tandem.errors import RequestError
 from tandem.gateway.body import KV_FIELD, ClientBody
 from tandem.gateway.journal import Progress
+from tandem.protocol.kv import Resume
 
 COMPLETION_TOKENS: Final = 16
 """OpenAI's `max_tokens` of a completion, where none is given."""
@@ -35,10 +38,17 @@ NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 """Fields that another vLLM would not continue exactly, with the values that ask for nothing."""
 
 
+def begun(body: ClientBody, choice: int = 0) -> Resume:
+    """What there was of an answer before its first worker here: a client may itself have asked for the rest of one."""
+    asked = body.value("resume")
+    return Resume(output_token_ids=[], choice=choice) if asked is None else msgspec.convert(asked, Resume)
+
+
 def resumed(body: ClientBody, progress: Progress, choice: int) -> ClientBody:
     """The request for the rest, to an instance of ours."""
-    resume = {"output_token_ids": progress.tokens, "sent": progress.characters, "choice": choice}
-    return body.with_fields(resume=resume)
+    before = begun(body, choice)
+    ids, sent = before.output_token_ids + progress.tokens, before.sent + progress.characters
+    return body.with_fields(resume=Resume(output_token_ids=ids, sent=sent, choice=before.choice))
 
 
 def continued(body: ClientBody, progress: Progress) -> ClientBody:

@@ -20,7 +20,7 @@ from tandem.errors import RequestError
 from tandem.gateway.body import ClientBody, without_kv_params
 from tandem.gateway.budget import Retry, RetryBudget
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.continuation import continued, resumed
+from tandem.gateway.continuation import begun, continued, resumed
 from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.journal import Journal, Progress
 from tandem.gateway.legs import Legs
@@ -30,6 +30,7 @@ from tandem.gateway.route import Route
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol import sse
+from tandem.protocol.kv import Resume
 from tandem.protocol.sse import EventParser
 
 ROUNDS: Final = 4
@@ -157,7 +158,8 @@ class Delivery:
         yield sse.DONE
 
     def _usage(self, progress: Progress, event: dict[str, Any]) -> dict[str, Any]:
-        prompt, answer = len(progress.prompt or ()), len(progress.tokens)
+        before = begun(self._asked.body).output_token_ids
+        prompt, answer = len(progress.prompt or ()), len(before) + len(progress.tokens)
         told: dict[str, Any] = event["usage"]
         return told | {
             "prompt_tokens": prompt,
@@ -185,7 +187,7 @@ class Delivery:
         if native and seed is None:
             fields["seed"] = self._seed
         if native and self._choice:
-            fields["resume"] = {"output_token_ids": [], "sent": 0, "choice": self._choice}
+            fields["resume"] = Resume(output_token_ids=[], choice=self._choice)
         if not native and self._choice and type(seed) is int:
             fields["seed"] = seed + self._choice
         return body.with_fields(**fields)

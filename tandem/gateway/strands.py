@@ -128,9 +128,12 @@ def strands(asked: ClientRequest) -> Iterator[tuple[ClientRequest, int]]:
     """The request for each choice, prompt by prompt, and the number of the choice among those of its prompt.
 
     Raises:
-        RequestError: 400, there are too many.
+        RequestError: 400, there are too many, or they should all go on from one answer.
     """
     count, prompts = asked.body.count, asked.body.prompts
+    if asked.body.value("resume") is not None:
+        message = f"n: {count * len(prompts)} answers cannot go on from one; resume each by itself"
+        raise RequestError(message, param="n")
     if count * len(prompts) > MAX_CHOICES or count < 1:
         raise RequestError(
             f"n: {count} answers to {len(prompts)} prompts are outside 1..{MAX_CHOICES}; ask for fewer at a time",

@@ -34,6 +34,12 @@ def test_ours_is_told_what_there_is_and_everything_else_stays() -> None:
     assert sent(resumed(body(**asked), progress(silent_tokens=1), 2)) == asked | {"resume": resume}
 
 
+def test_what_the_client_itself_had_before_comes_first() -> None:
+    begun = {"output_token_ids": [8, 9], "sent": 4, "choice": 1}
+    asked = sent(resumed(body(prompt="x", resume=begun), progress(), 0))
+    assert asked["resume"] == {"output_token_ids": [8, 9, 10, 11, 12], "sent": 13, "choice": 1}
+
+
 def test_another_engine_gets_it_as_a_prompt() -> None:
     asked = body(prompt="x", max_tokens=20, min_tokens=5, temperature=0, seed=3, repetition_penalty=1.1)
     assert sent(continued(asked, progress())) == {

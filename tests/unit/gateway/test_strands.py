@@ -173,6 +173,11 @@ def test_each_choice_is_asked_for_by_itself(fields: dict[str, Any], single: dict
     assert [one.choice for one in courier.made] == [0, 1]
 
 
+def test_several_do_not_go_on_from_one() -> None:
+    with pytest.raises(RequestError, match="resume each by itself"):
+        strands(FakeCourier(), n=2, resume={"output_token_ids": [1], "sent": 1})
+
+
 def test_prompt_by_prompt() -> None:
     courier = FakeCourier()
     strands(courier, prompt=[[1], [2, 3]], n=2)
