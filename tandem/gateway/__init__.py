@@ -1,6 +1,12 @@
 """The OpenAI front door and the prefill/decode router. No torch.
 
-A request's way: `service` has the `front` make a `client_request` of the client's `body`, `pool` names the workers,
-`attempt` walks the `legs`, of which `prefill` yields the `ticket`, `relay` or `native_relay` hands the answer on.
-`server` starts and stops all of it; where it is known who is `expected` at each address, `readiness` opens the pool.
+A request's way: `service` has the `front` make a `client_request` of the client's `body`; a `delivery` brings the
+answer, or `strands` of them where several are asked for; `relay` or `native_relay` hands it on.
+
+A delivery asks the `pool` for a `route` over `worker`s, and `legs` walk it, of which `prefill` yields the `ticket`.
+Each leg is an `exchange`, made by the `worker_client`. The `journal` keeps what the client has; when an exchange fails,
+or `stalls` gives it up, the delivery tries again within the `budget`, with a `continuation` of what the client has.
+
+What is known of a worker are its `vitals` and its `breaker`; `health` and `introduction` tell who is up. `server`
+starts and stops all of it; where it is known who is `expected` at each address, `readiness` opens the pool.
 """

@@ -22,18 +22,21 @@ from tandem.protocol.kv import Resume
 
 COMPLETION_TOKENS: Final = 16
 """OpenAI's `max_tokens` of a completion, where none is given."""
-GUIDED: Final = ("tools", "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice",
-                 "guided_grammar")  # fmt: skip
 NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
-    "echo": (None, False),
-    "logprobs": (None, False),
-    "prompt_logprobs": (None,),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
     "stop": (None, "", []),
-    "seed": (None,),
+    "bad_words": (None, []),
+    "echo": (None, False),
+    "prompt_logprobs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "tools": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
 }
 """Fields that another vLLM would not continue exactly, with the values that ask for nothing."""
 
@@ -77,12 +80,12 @@ def continued(body: ClientBody, progress: Progress) -> ClientBody:
 
 
 def _require_exact(body: ClientBody) -> None:
-    for name in ("presence_penalty", "frequency_penalty", "stop", "echo", "prompt_logprobs", *GUIDED):
-        if body.value(name) not in NEUTRAL.get(name, (None,)):
+    for name, neutral in NEUTRAL.items():
+        if body.value(name) not in neutral:
             raise _cannot(f"{name} would not go on as it was")
     if body.value("seed") is not None and body.value("temperature") != 0:
         raise _cannot("seed would begin anew")
-    if "messages" not in body.fields and body.value("logprobs") not in NEUTRAL["logprobs"]:
+    if "messages" not in body.fields and type(body.value("logprobs")) is int:
         raise _cannot("the places that logprobs tells would begin anew")
 
 

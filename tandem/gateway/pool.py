@@ -15,7 +15,7 @@ from tandem.gateway.vitals import Vitals
 from tandem.gateway.worker import Worker
 from tandem.protocol.identity import Role
 
-Capability = Literal["early_ticket", "choices", "release", "resume", "ticket_reuse"]
+Capability = Literal["early_ticket", "release", "resume"]
 """Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
 
 

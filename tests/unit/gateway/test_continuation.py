@@ -89,6 +89,9 @@ def test_without_a_limit_a_completion_has_openais_and_a_chat_none() -> None:
         {"seed": 3},
         {"seed": 3, "temperature": 0.5},
         {"logprobs": 2},
+        {"logprobs": 0},
+        {"bad_words": ["x"]},
+        {"truncate_prompt_tokens": 5},
     ],
 )
 def test_what_would_not_go_on_exactly_is_refused_by_name(fields: dict[str, Any]) -> None:
