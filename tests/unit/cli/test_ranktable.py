@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,29 @@ def test_convert_names_what_it_does_not_take(saved: Path, capsys: pytest.Capture
     assert run(["ranktable", "convert", table, out, "--to", "global", "--role", "decode"]) == 0
     assert run(["ranktable", "show", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["role"] == "decode"
+
+
+def test_outputs_replace_nothing_but_files(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, link, pipe = str(saved / "global_ranktable_10.0.0.18.json"), saved / "link", saved / "pipe"
+    command = ["ranktable", "convert", table]
+    link.symlink_to("other")
+    assert run([*command, str(link), "--to", "global"]) == 0
+    assert link.is_symlink()
+    assert (saved / "other").read_text() == Path(table).read_text()
+    os.mkfifo(pipe)
+    link.unlink()
+    link.symlink_to("pipe")
+    merged = saved / "global_ranktable_merge.json"
+    merged.symlink_to("pipe")
+    capsys.readouterr()
+    for words, out in (
+        ([*command, str(pipe), "--to", "global"], pipe),
+        ([*command, str(link), "--to", "global"], link),
+        (["ranktable", "merge", "--global-ranktable-list", table, "--save-dir", str(saved)], merged),
+    ):
+        assert run(words) == 2
+        assert capsys.readouterr().err == f"tandem: {out}: cannot be written (is not a regular file); name a file\n"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_gen_prints_json_instead_of_writing(
