@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, StringConstraints
 
 from tandem.errors import TopologyError
+from tandem.topology.plain_data import json_object
 from tandem.topology.record import Record
 from tandem.topology.text_file import read_text, write_text
 from tandem.topology.topology import Role
@@ -167,20 +168,6 @@ def parse_object(kind: type[AnyTable], fields: Mapping[str, Any], source: str) -
         return kind(**fields)
     except TopologyError as error:
         raise TopologyError(f"{source}: {error}") from error
-
-
-def json_object(text: str, source: str) -> dict[str, Any]:
-    """The object at the top of a JSON text."""
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise TopologyError(f"{source}: {place}: {error.msg}; mend the JSON syntax") from None
-    except RecursionError:
-        raise TopologyError(f"{source}: is nested too deeply to be a rank table; check the file") from None
-    if not isinstance(data, dict):
-        raise TopologyError(f"{source}: is not a JSON object; a rank table starts with {{")
-    return data
 
 
 def render(table: Entry) -> str:

@@ -59,5 +59,6 @@ def parsed(kind: type[AnyTable], path: Path, findings: list[Finding]) -> AnyTabl
         return parse_table(kind, text, str(path))
     except TopologyError as error:
         problem, _, fix = str(error).removeprefix(f"{path}: ").rpartition("; ")
-        findings.append(Finding(str(path), "$", "format", problem, fix))
+        place, _, trouble = problem.partition(": ") if problem.startswith("$") else ("$", "", problem)
+        findings.append(Finding(str(path), place, "format", trouble, fix))
         return None

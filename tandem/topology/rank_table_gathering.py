@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tandem.errors import ProcessError, TopologyError
-from tandem.topology.rank_table import GlobalTable, LocalTable, json_object, parse_object
+from tandem.topology.plain_data import json_object
+from tandem.topology.rank_table import GlobalTable, LocalTable, parse_object
 from tandem.topology.rank_table_set import RankTableSet, parse_device_list
 
 HOST = re.compile(r"([A-Za-z0-9_.-]+@)?(?P<address>[A-Za-z0-9][A-Za-z0-9_.:-]*)")
