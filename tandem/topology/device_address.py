@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 
 from tandem.errors import TopologyError
+from tandem.topology.address import is_host
 
 HCCN_TIMEOUT = 10.0
 """Seconds for one question to hccn_tool, which hangs when the driver does."""
@@ -59,14 +60,16 @@ def hccn_address(tool: str, device_id: int) -> str:
     command = [tool, "-i", str(device_id), "-ip", "-g"]
     fix = f"check that device {device_id} exists and has an address, or give it with --device-ip {device_id}=ADDRESS"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=HCCN_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=HCCN_TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired:
         raise TopologyError(f"`{' '.join(command)}` gave no answer in {HCCN_TIMEOUT:.0f} s; {fix}") from None
     except OSError as error:
         raise TopologyError(f"`{' '.join(command)}` cannot run ({error.strerror}); {fix}") from None
     for line in done.stdout.splitlines():
         key, _, address = line.partition(":")
-        if done.returncode == 0 and key.strip() == "ipaddr" and address.strip():
+        if done.returncode == 0 and key.strip() == "ipaddr" and is_host(address.strip()):
             return address.strip()
     said = " ".join((done.stderr or done.stdout).split())[:200]
     raise TopologyError(f"`{' '.join(command)}` named no address (exit code {done.returncode}: {said}); {fix}")

@@ -6,7 +6,6 @@ numbers, commas, addresses and options, nothing that a shell could take for some
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import subprocess
 from collections.abc import Sequence
@@ -14,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tandem.errors import ProcessError, TopologyError
+from tandem.topology.address import is_address, is_host
 from tandem.topology.plain_data import json_object
 from tandem.topology.rank_table import GlobalTable, LocalTable, parse_object
 from tandem.topology.rank_table_set import RankTableSet, parse_device_list
 
-HOST = re.compile(r"([A-Za-z0-9_.-]+@)?(?P<address>[A-Za-z0-9][A-Za-z0-9_.:-]*)")
+USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 PROGRAM = re.compile(r"[A-Za-z0-9_./-]+")
-TABLE_NAME = re.compile(r"(global|local)_ranktable_[A-Za-z0-9_.:-]+\.json")
+TABLE_NAME = re.compile(r"(global|local)_ranktable_[A-Za-z0-9_.:%-]+\.json")
 """Another host names the files written here, so not any name will do."""
 PATIENCE = 120.0
 """Seconds that a host may take; one with 16 devices asks hccn_tool 16 times."""
@@ -55,10 +55,14 @@ def shares(hosts: Sequence[str], prefill: Sequence[str], decode: Sequence[str], 
     """Each host's part; a list without `HOST=` before it is for every host, and the service entry is on the first.
 
     Raises:
-        TopologyError: When a host or a list is malformed, or a list is for a host that is not among them.
+        TopologyError: When there is no host, a host or a list is malformed, or a list is for a host that is not
+            among them.
     """
+    if not hosts:
+        raise TopologyError("--hosts names no host; name those to ask after it, or leave it out to ask none")
     for host in hosts:
-        if not HOST.fullmatch(host):
+        user, at, address = host.rpartition("@")
+        if not is_host(address) or (at and not USER.fullmatch(user)):
             raise TopologyError(f"host {host!r} is not an address or a name; write it like 10.0.0.18 or user@node-1")
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise TopologyError(f"host {twice} is given twice; name each host once")
@@ -126,7 +130,7 @@ def ask(share: Share, words: Sequence[str]) -> str:
     """What a command on a host prints; ssh asks for no password, and takes no host for an option."""
     command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "--", share.host, *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         raise ProcessError(f"{share.host}: no answer in {PATIENCE:.0f} s; check it with `ssh {share.host}`") from None
     except FileNotFoundError:
@@ -151,12 +155,3 @@ def trouble(done: subprocess.CompletedProcess[str]) -> str:
 def address_of(host: str) -> str:
     """A host without its user."""
     return host.rpartition("@")[2]
-
-
-def is_address(host: str) -> bool:
-    """Whether it is an IP address and not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -12,11 +12,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.errors import TopologyError
+from tandem.topology.address import is_address, is_host
 from tandem.topology.device_address import addresses_of, local_address
 from tandem.topology.rank_table import (
     GlobalTable,
@@ -79,7 +79,7 @@ def generate(
     if not (prefill or decode or api_server):
         raise TopologyError("no instance to write; give --prefill-server-list, --decode-server-list or --api-server")
     require_each_device_once(prefill, decode)
-    ip = checked_host(local_ip or local_address())
+    ip = checked_host(local_address() if local_ip is None else local_ip)
     numbers = [number for ids in (*prefill, *decode) for number in ids]
     if strangers := sorted(set(device_addresses or {}) - set(numbers)):
         raise TopologyError(f"--device-ip {strangers[0]}=...: no instance uses device {strangers[0]}; leave it out")
@@ -148,14 +148,9 @@ def require_each_device_once(prefill: Sequence[Sequence[int]], decode: Sequence[
 
 def checked_host(host: str) -> str:
     """The host as it may stand in a table and in a file name: an address, or a name."""
-    sound = re.fullmatch(r"[A-Za-z0-9.:_-]+", host) is not None
-    if sound and re.fullmatch(r"[0-9.]+|.*:.*", host):
-        with suppress(ValueError):
-            return str(ipaddress.ip_address(host))
-        sound = False
-    if not sound:
-        raise TopologyError(f"local ip {host!r} is not an address; give it as --local-ip 10.0.0.18")
-    return host
+    if not is_host(host):
+        raise TopologyError(f"local ip {host!r} is no address or name of a host; give it as --local-ip 10.0.0.18")
+    return str(ipaddress.ip_address(host)) if is_address(host) else host
 
 
 def parse_device_list(text: str) -> list[int]:
@@ -175,6 +170,21 @@ def parse_device_address(text: str) -> tuple[int, str]:
     Raises:
         TopologyError: When it is not a device number, an equals sign and an address.
     """
-    if not (match := re.fullmatch(r"([0-9]{1,5})=([A-Za-z0-9.:_-]+)", text)):
+    match = re.fullmatch(r"([0-9]{1,5})=(.+)", text)
+    if not match or not is_host(match[2]):
         raise TopologyError(f"device address {text!r} is not NUMBER=ADDRESS; write it like 4=10.0.0.22")
     return int(match[1]), match[2]
+
+
+def parse_device_addresses(texts: Iterable[str]) -> dict[int, str]:
+    """Device number -> its address.
+
+    Raises:
+        TopologyError: When a text is no NUMBER=ADDRESS, or two are for one device.
+    """
+    addresses: dict[int, str] = {}
+    for number, address in map(parse_device_address, texts):
+        if number in addresses:
+            raise TopologyError(f"--device-ip {number}=... is given twice; keep one of the two")
+        addresses[number] = address
+    return addresses

@@ -33,12 +33,9 @@ PLAIN_VERSION, SUPER_POD_VERSION = "1.0", "1.2"
 class HcclServer(ListedServer):
     """One host."""
 
-    host_ip: Text | None = None
+    address_key = "host_ip"
 
-    @property
-    def host(self) -> str:
-        """Its address; where none is given its name is one."""
-        return self.host_ip or self.server_id
+    host_ip: Text | None = None
 
 
 class HcclTable(Entry):

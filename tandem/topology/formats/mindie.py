@@ -21,7 +21,13 @@ from tandem.topology.formats.inventory import Inventory, Kind, Placement
 from tandem.topology.formats.server_entry import agreed, empty_group_findings, placement_of, server_of, unknown
 from tandem.topology.formats.super_pod import SuperPod, pods_of, stranger_findings, super_pods
 from tandem.topology.rank_table import STATUS, Entry, Server, ServerGroup, Text, parse_table, render
-from tandem.topology.rank_table_rules import count_findings, header_findings, repeated_devices, server_findings
+from tandem.topology.rank_table_rules import (
+    address_findings,
+    count_findings,
+    header_findings,
+    repeated_devices,
+    server_findings,
+)
 from tandem.topology.topology import Role
 
 COORDINATOR, CONTROLLER, SERVERS = "0", "1", "2"
@@ -109,6 +115,9 @@ def findings_of(table: MindieTable, source: str) -> Iterator[Finding]:
         for j, number in enumerate(server.device_ids)
     )
     yield from repeated_devices(devices, source)
+    for group_id in (COORDINATOR, CONTROLLER, SERVERS):
+        for path, _, server in table.entries(group_id):
+            yield from address_findings(path, server, source)
 
 
 def write(inventory: Inventory) -> str:

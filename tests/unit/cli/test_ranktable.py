@@ -109,6 +109,19 @@ def test_convert_names_what_it_does_not_take(saved: Path, capsys: pytest.Capture
     assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["role"] == "decode"
 
 
+def test_local_tables_stay_in_their_folder(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (saved / "folder" / "local_ranktable_..").mkdir(parents=True)  # what makes a way out of the name
+    table, folder = saved / "global_ranktable_10.0.0.18.json", saved / "folder"
+    wrong, before = saved / "wrong.json", sorted(saved.iterdir())
+    for host in ("../../out", "../out", ".."):
+        wrong.write_text(table.read_text().replace('"server_ip": "10.0.0.18"', f'"server_ip": "{host}"'))
+        command = ["ranktable", "convert", str(wrong), str(folder / "out.json"), "--to", "global"]
+        assert run([*command, "--local-tables", str(folder)]) == 2
+        assert f"server_ip: '{host}' is no address or name of a host; write it like" in capsys.readouterr().err
+    wrong.unlink()
+    assert sorted(saved.iterdir()) == before
+
+
 def test_outputs_replace_nothing_but_files(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, link, pipe = str(saved / "global_ranktable_10.0.0.18.json"), saved / "link", saved / "pipe"
     command = ["ranktable", "convert", table]

@@ -356,6 +356,49 @@ def test_refusals(source: str, change: str, target: str, left_out: str, given: d
     assert "\n" not in str(raised.value)
 
 
+WRONG_ADDRESSES = [
+    ("global", "g[1]['server_list'][0]['server_ip'] = BAD", "$.server_group_list[1].server_list[0].server_ip"),
+    ("global", "g[2]['server_list'][1]['device'][0]['device_ip'] = BAD", "[2].server_list[1].device[0].device_ip"),
+    ("local", "s[0]['server_ip'] = BAD", "$.server_list[0].server_ip"),
+    ("hccl", "s[1]['host_ip'] = BAD", "$.server_list[1].host_ip"),
+    ("hccl", "s[1]['device'][1]['device_ip'] = BAD", "$.server_list[1].device[1].device_ip"),
+    ("mindie", "g[1]['server_list'][0]['server_ip'] = BAD", "$.server_group_list[1].server_list[0].server_ip"),
+    ("vllm-ascend", "p[2]['device_ip'] = BAD", "$.prefill_device_list[2].device_ip"),
+    ("one-click", "s[1]['container_ip'] = BAD", "$.server_list[1].container_ip"),
+]
+
+
+@pytest.mark.parametrize(("source", "change", "path"), WRONG_ADDRESSES)
+def test_every_format_checks_addresses(source: str, change: str, path: str) -> None:
+    with pytest.raises(TopologyError) as raised:
+        turned(changed(source, change.replace("BAD", "'../../x'")), source)
+    assert f"{path}: '../../x' is no address or name of a host; write it like" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "left_out", "given"),
+    [
+        ("hccl", "global", "super_pod super_device_id", {"instance_size": 2, "roles": [P, D]}),
+        ("vllm-ascend", "global", "", {"instance_size": 4}),
+        ("mindie", "global", "controller", {"scheduler": "../../x", "roles": [P, D]}),
+    ],
+)
+def test_a_free_server_id_makes_no_address(source: str, target: str, left_out: str, given: dict[str, Any]) -> None:
+    table = changed(source)
+    if source == "hccl":
+        table["server_list"][0].update(server_id="../../x")
+        del table["server_list"][0]["host_ip"], table["super_pod_list"]
+        turned(table, "hccl")  # HCCL's names are free
+        left_out = left_out.replace("super_pod ", "")
+    elif source == "vllm-ascend":
+        for one in table["prefill_device_list"]:
+            one["server_id"] = "../../x"
+    else:
+        table["server_group_list"][0].update(server_count="0", server_list=[])
+    with pytest.raises(TopologyError, match=r"server_ip: '\.\./\.\./x' is no address or name of a host"):
+        turned(table, target, left_out, **given)
+
+
 def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="there is no format yml; choose from topology, global, local, hccl"):
         format_named("yml")

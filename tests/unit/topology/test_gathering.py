@@ -42,6 +42,13 @@ def test_a_list_is_for_every_host_or_for_one() -> None:
         (["-oProxyCommand=x"], ["0"], "host '-oProxyCommand=x' is not an address or a name; write it like 10.0.0.18"),
         (["a;b"], ["0"], "host 'a;b' is not an address or a name"),
         (["a b"], ["0"], "host 'a b' is not an address or a name"),
+        (["-x@a"], ["0"], "host '-x@a' is not an address or a name"),
+        (["@a"], ["0"], "host '@a' is not an address or a name"),
+        (["a..b"], ["0"], "host 'a..b' is not an address or a name"),
+        (["999.1.1.1"], ["0"], "host '999.1.1.1' is not an address or a name"),
+        (["u@0.0.0.0"], ["0"], "host 'u@0.0.0.0' is not an address or a name"),
+        ([""], ["0"], "host '' is not an address or a name"),
+        ([], ["0"], "--hosts names no host; name those to ask after it, or leave it out to ask none"),
         (["a", "a"], ["0"], "host a is given twice; name each host once"),
         (["a", "b"], ["a=0"], "host b would have no instance; give it a device list, or leave it out of --hosts"),
         (["a"], ["c=0"], "device list 'c=0' is for 'c', which --hosts does not name"),
@@ -68,6 +75,7 @@ def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
         ("echo no card >&2; exit 2", "a: exit code 2 (no card); mend that there, or run gen on that host"),
         ("echo hello", "a: line 1, column 1: Expecting value; mend the JSON syntax"),
         ("echo '{}'", "a: answered nothing, no rank table; install the same"),
+        ("printf '\\377'", "a: line 1, column 1: Expecting value; mend the JSON syntax"),
         ("""echo '{"../x.json": {}}'""", "a: answered ../x.json, no rank table; install the same tandem there"),
         ("""echo '{"global_ranktable_1.json": 1}'""", "a: answered global_ranktable_1.json, no rank table"),
     ],
@@ -92,9 +100,26 @@ def test_ssh_gets_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_of_this_host_do_not_go_with_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in (["--local-ip", "10.0.0.1"], ["--device-ip", "0=10.0.0.1"], ["--json"]):
+    for option in (["--local-ip", "10.0.0.1"], ["--local-ip", ""], ["--device-ip", "0=10.0.0.1"], ["--json"]):
         assert run(["ranktable", "gen", "--hosts", "a", "--prefill-server-list", "0", *option]) == 2
         assert f"{option[0]} does not go with --hosts; leave it out" in capsys.readouterr().err
+
+
+def test_options_for_hosts_do_not_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gen = ["ranktable", "gen", "--prefill-server-list", "0"]
+    for words, message in (
+        (["--hosts"], "--hosts names no host; name those to ask after it"),
+        (["--hosts", "a", "--remote-tandem", ""], "--remote-tandem '' is not a path"),
+        (["--remote-tandem", "/opt/tandem"], "--remote-tandem is the command on other hosts; name them with --hosts"),
+        (["--local-ip", ""], "local ip '' is no address or name of a host"),
+        (["--device-ip", "0=10.0.0.1", "0=10.0.0.2"], "--device-ip 0=... is given twice; keep one of the two"),
+    ):
+        assert run([*gen, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -422,9 +422,9 @@ def test_merged_tables_are_read_as_they_are_written(sample: list[tuple[str, Glob
     assert parse_table(GlobalTable, render(table), "t") == table
 
 
-@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "fe80::zz", "a b"])
+@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "fe80::zz", "a b", "", "a..b", "0.0.0.0", "::"])
 def test_a_local_ip_that_is_none_is_refused(host: str) -> None:
-    with pytest.raises(TopologyError, match="is not an address"):
+    with pytest.raises(TopologyError, match="is no address or name of a host"):
         generate(prefill=[[1]], local_ip=host)
 
 

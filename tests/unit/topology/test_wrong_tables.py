@@ -80,7 +80,17 @@ USAGE = [
      "local_ranktable_10.0.0.1_15.json would be written for two instances, the devices of one read like those of the "
      "other; generate one of the two in a run of its own with another --save-dir, then merge"),
     ("R38", "--mode gen --local-ip 10.0.0 --api-server",
-     "local ip '10.0.0' is not an address; give it as --local-ip 10.0.0.18"),
+     "local ip '10.0.0' is no address or name of a host; give it as --local-ip 10.0.0.18"),
+    ("R38", "--mode gen --local-ip= --api-server",
+     "local ip '' is no address or name of a host; give it as --local-ip 10.0.0.18"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=10.0.0.1 4=10.0.0.2",
+     "--device-ip 4=... is given twice; keep one of the two"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=10.0.0.1 --device-ip 04=10.0.0.2",
+     "--device-ip 4=... is given twice; keep one of the two"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=0.0.0.0",
+     "device address '4=0.0.0.0' is not NUMBER=ADDRESS; write it like 4=10.0.0.22"),
+    ("R48", GEN + "--prefill-server-list 4 --prefill-server-list 5 4",
+     "device 4 is in prefill instance 0 and in prefill instance 2; give each device to one instance, once"),
     ("R57", GEN + "--prefill-server-list 4 --device-ip 4:10.0.0.1",
      "device address '4:10.0.0.1' is not NUMBER=ADDRESS; write it like 4=10.0.0.22"),
     ("R57", GEN + "--prefill-server-list 4 --device-ip 5=10.0.0.1",
@@ -127,6 +137,9 @@ MERGES = [
      "unused one empty"),
     ("R54", "a.json", "g[2] = dict(g[2], server_count='0', server_list=[])",
      f"merged table: {G}[2].server_list: no decode instance; generate one with --decode-server-list, then merge"),
+    ("R59", "b.json", "g[1]['server_list'][0].update(server_ip='../x')",
+     f"b.json: {G}[1].server_list[0].server_ip: '../x' is no address or name of a host; write it like 10.0.0.18, "
+     "2001:db8::7 or node-1"),
     ("R58", "b.json", "t.pop('status')", "b.json: status is missing; add it"),
     ("R58", "b.json", "g[1]['server_list'][0]['device'][1]['device_id'] = 'one'",
      "b.json: server_group_list[1].server_list[0].device[1].device_id is 'one'; it should match pattern "
@@ -166,6 +179,18 @@ CHECKS = [
     ("R56", "merged.json", "g[2]['server_list'][0]['device'][1]['device_id'] = '4'",
      f"merged.json: {G}[2].server_list[0].device[1].device_id: device 4 of 10.0.0.1 is also at "
      f"{G}[1].server_list[0].device[0].device_id; give each device to one instance"),
+    ("R59", "merged.json", "g[1]['server_list'][1]['server_ip'] = '../../x'",
+     f"merged.json: {G}[1].server_list[1].server_ip: '../../x' is no address or name of a host; write it like "
+     "10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "merged.json", "g[0]['server_list'][0]['server_ip'] = '0.0.0.0'",
+     f"merged.json: {G}[0].server_list[0].server_ip: '0.0.0.0' is no address or name of a host; write it like "
+     "10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "merged.json", "g[2]['server_list'][0]['device'][1]['device_ip'] = '10.0.0.999'",
+     f"merged.json: {G}[2].server_list[0].device[1].device_ip: '10.0.0.999' is no address or name of a host; write it "
+     "like 10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "d.json", "s[0]['server_ip'] = 'a/b'",
+     "d.json: $.server_list[0].server_ip: 'a/b' is no address or name of a host; write it like 10.0.0.18, "
+     "2001:db8::7 or node-1"),
     ("R58", "merged.json", "t['version'] = 2", 'merged.json: $.version: version is "2"; write "1.0"'),
     ("R59", "merged.json", "g[1]['server_list'][1]['server_ip'] = 'localhost'",
      f"merged.json: {G}[1].server_list[1].server_ip: localhost stands in a table of several hosts; generate that "
