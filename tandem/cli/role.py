@@ -178,7 +178,18 @@ def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> 
 
 
 def longest(options: Options, folder: Path) -> int:
-    """Most tokens of prompt plus answer: as given, or what the model was made for."""
+    """Most tokens of prompt plus answer: as given, or what the model was made for.
+
+    Raises:
+        UsageError: It was made for fewer than given; vLLM decides that for itself.
+    """
+    from tandem.errors import UsageError
     from tandem.model.families import read_config
 
-    return read_config(folder).max_position if options.max_model_len is None else options.max_model_len
+    given = options.max_model_len
+    if given is not None and options.engine == "vllm":
+        return given
+    model = read_config(folder)
+    if given is not None and model.longest is not None and given > model.longest:
+        raise UsageError(f"--max-model-len {given}: the model was made for {model.longest}; lower it")
+    return given or model.max_position

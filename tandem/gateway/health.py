@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -23,6 +23,11 @@ from tandem.gateway.pool import Pool, Worker
 TIMEOUT_S: Final = 2.0
 MISSES_TO_DOWN: Final = 3
 """Checks in a row that must fail before a worker that was up counts as down: a busy instance may answer one late."""
+
+LONGEST: Final = 2**20
+"""Bytes of an answer that are read; those of ours have a few hundred."""
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +52,16 @@ class HealthWatch:
         self._misses: dict[str, int] = {}
         self._known: dict[Worker, Introduction] = {}
         self._strangers: dict[Worker, str] = {}
+        self._remarks: dict[Worker, str] = {}
 
     @property
     def strangers(self) -> tuple[str, ...]:
         """What is wrong with those who answer in place of an expected worker, in the order of the workers."""
         return tuple(self._strangers[worker] for worker in self._pool.workers if worker in self._strangers)
+
+    def remark(self, worker: Worker) -> str:
+        """What is odd about a worker that is not up, for those who wait for it; empty where nothing is known."""
+        return self._remarks.get(worker, "")
 
     async def run(self) -> None:
         """Check for ever, once per period; cancel the task to end it."""
@@ -64,7 +74,10 @@ class HealthWatch:
         await asyncio.gather(*map(self._check, self._pool.workers))
 
     async def _check(self, worker: Worker) -> None:
+        self._remarks.pop(worker, None)
         status, _ = await self._get(worker, "/health")
+        if status not in (0, HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
+            self._remarks[worker] = f"it answers /health with status {status}; is it an instance of this service?"
         known = self._misses.get(worker.name) == 0
         healthy = status == HTTPStatus.OK and (known or await self._introduced(worker))
         misses = 0 if healthy else self._misses.get(worker.name, 0) + 1
@@ -79,20 +92,17 @@ class HealthWatch:
         status, body = await self._get(worker, "/identity")
         if status == HTTPStatus.NOT_FOUND:
             return self._met(worker, await self._told_by_its_models(worker))
-        try:
-            return status == HTTPStatus.OK and self._met(worker, msgspec.json.decode(body, type=Introduction))
-        except msgspec.DecodeError:
-            return False
+        said = read(body, Introduction) if status == HTTPStatus.OK else None
+        if said is None:
+            what = "nothing readable" if status == HTTPStatus.OK else f"status {status}" if status else "nothing"
+            self._remarks[worker] = f"it answers /health, but /identity with {what}; is it an instance of this service?"
+        return said is not None and self._met(worker, said)
 
     async def _told_by_its_models(self, worker: Worker) -> Introduction:
         """Nothing, where they are not told, as by a vLLM that wants a key."""
         status, body = await self._get(worker, "/v1/models")
-        try:
-            return (
-                msgspec.json.decode(body, type=ModelList).introduction() if status == HTTPStatus.OK else Introduction()
-            )
-        except msgspec.DecodeError:
-            return Introduction()
+        listed = read(body, ModelList) if status == HTTPStatus.OK else None
+        return Introduction() if listed is None else listed.introduction()
 
     def _met(self, worker: Worker, said: Introduction) -> bool:
         """Whether it is who it should be; what is wrong with it is logged when it is new."""
@@ -109,10 +119,28 @@ class HealthWatch:
         return not stranger
 
     async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
-        """Status and body; status 0 if there is no answer."""
+        """Status and body; status 0 if there is no answer, an empty body if it is longer than any of ours."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
-            async with self._session.get(worker.url + path, timeout=timeout) as response:
-                return response.status, await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.get(worker.url + path, timeout=timeout, allow_redirects=False) as response:
+                return response.status, await body_up_to(response, LONGEST)
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError):  # the last: a host name that is none
             return 0, b""
+
+
+def read(body: bytes, kind: type[T]) -> T | None:
+    """What a stranger's JSON says, or None: whatever it sends, the watch goes on."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+async def body_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body; empty if it is longer."""
+    body = b""
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > limit:
+            return b""
+    return body

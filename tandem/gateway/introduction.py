@@ -7,22 +7,27 @@ Ours says it at `/identity`. vLLM has no such route; what it serves, and the sea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from tandem.gateway.pool import Worker
 from tandem.protocol.identity import Seat
 from tandem.protocol.seat_name import read_seat_name
 
+Text = Annotated[str, Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f-\x9f]*\Z")]
+"""It ends up in messages, so it has no line ends and no control characters."""
+
 
 class Introduction(msgspec.Struct, frozen=True):
     """What the gateway reads of an identity, which may be of another version of this program."""
 
-    capabilities: list[str] = []
-    role: str | None = None
-    digest: str | None = None
+    capabilities: list[Text] = []
+    role: Text | None = None
+    digest: Text | None = None
     """Of everything that must agree before keys and values may move."""
-    model: str | None = None
+    model: Text | None = None
     max_model_len: int | None = None
     seat: Seat | None = None
 
@@ -30,7 +35,7 @@ class Introduction(msgspec.Struct, frozen=True):
 class ModelCard(msgspec.Struct, frozen=True):
     """One served name."""
 
-    id: str
+    id: Text
     max_model_len: int | None = None
 
 

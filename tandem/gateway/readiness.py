@@ -20,8 +20,11 @@ from tandem.gateway.worker_client import WorkerClient
 
 REMINDER_S: Final = 10.0
 """Seconds between two lines about the same wait."""
+TRIAL_S: Final = 60.0
+"""Longest trial: an instance may have much to prepare for its first request."""
 TRIAL: Final = msgspec.json.encode(
-    {"prompt": "tandem", "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": 0, "deadline_seconds": 60}
+    {"prompt": "tandem", "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": 0}
+    | {"deadline_seconds": TRIAL_S}
 )
 """Of its two tokens the first comes from prefill, the second needs the keys and values that were handed over."""
 
@@ -63,24 +66,33 @@ class Readiness:
         log.info("ready: every prefill instance has handed over to every decode instance")
 
     async def _everybody(self) -> None:
-        while self._pool.down:
+        while True:
             if strangers := self._watch.strangers:
                 raise UsageError("; ".join(strangers))
-            waiting = (f"{one.name} at {one.url}" for one in self._pool.workers if not self._pool.is_up(one))
+            waiting = [self._waited_for(one) for one in self._pool.workers if not self._pool.is_up(one)]
+            if not waiting:
+                return
             self._tell(f"waiting for {', '.join(waiting)}")
             await asyncio.sleep(self._period_s)
 
+    def _waited_for(self, worker: Worker) -> str:
+        remark = self._watch.remark(worker)
+        return f"{worker.name} at {worker.url}{f' ({remark})' if remark else ''}"
+
     async def _first_hand_off(self, prefill: Worker, decode: Worker) -> None:
-        while True:
-            if await self._hands_over(prefill, decode):
-                return
+        while not await self._hands_over(prefill, decode):
             await asyncio.sleep(self._period_s)
+            await self._everybody()
 
     async def _hands_over(self, prefill: Worker, decode: Worker) -> bool:
+        self._tell(f"trying the hand-off from {prefill.name} to {decode.name}")
         asked = ClientRequest.begin(f"trial-{prefill.name}-{decode.name}", "/v1/completions", TRIAL, {})
         try:
-            async with self._legs.apart(prefill, decode, asked) as answer:
+            async with asyncio.timeout(TRIAL_S), self._legs.apart(prefill, decode, asked) as answer:
                 await self._client.read(decode, answer)
+        except TimeoutError:
+            self._tell(f"{prefill.name} did not hand over to {decode.name} in {TRIAL_S:g} s, and is asked again")
+            return False
         except RequestError as error:
             self._tell(f"{prefill.name} does not hand over to {decode.name} yet: {error}")
             return False

@@ -7,6 +7,7 @@ import errno
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
@@ -129,10 +130,11 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         stop = asyncio.create_task(asked.wait())
-        await asyncio.wait({stop, self._starting}, return_when=asyncio.FIRST_COMPLETED)
-        if self._starting.done():
-            self._starting.result()
-        await stop
+        running: set[asyncio.Task[Any]] = {stop, self._starting, self._watching}
+        while stop in running:
+            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
 
     async def stop(self) -> None:
         """Take no more requests, give the open ones `grace_s`, abort the rest and close everything."""

@@ -32,6 +32,9 @@ PASSED_ON: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 LOGGED_BYTES: Final = 1000
 """Of a worker's failure, in our log."""
 
+ANSWER_LIMIT: Final = 2**28
+"""Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
+
 CONNECT_TIMEOUT_S: Final = 5.0
 REFUSAL_TIMEOUT_S: Final = 5.0
 """For the few bytes of an error's body."""
@@ -91,12 +94,14 @@ class WorkerClient:
         """The rest of a body.
 
         Raises:
-            RequestError: 502, when it breaks off.
+            RequestError: 502, when it breaks off or has no end.
         """
-        try:
-            return await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(worker, "broke off its answer") from error
+        body = bytearray()
+        async for piece in self.pieces(worker, response):
+            body += piece
+            if len(body) > ANSWER_LIMIT:
+                raise self.failed(worker, f"answered with more than {ANSWER_LIMIT / 2**20:g} MiB")
+        return bytes(body)
 
     async def pieces(self, worker: Worker, response: Response) -> AsyncIterator[bytes]:
         """A body as it comes; raises like `read`."""

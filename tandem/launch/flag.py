@@ -26,7 +26,7 @@ class Flag:
     says: str
     """What it does, why it is needless, or what to do instead."""
     kind: Kind = "text"
-    """Of an implemented one."""
+    """Of one that is not refused; a refused one ends the start whatever follows it."""
     accepted: tuple[str, ...] = ()
     """Values of a refused one that ask for what is so anyway."""
 

@@ -17,9 +17,9 @@ def implemented(section: Section, names: str, says: str, kind: Kind = "text") ->
     return Flag(section=section, names=tuple(names.split()), status="implemented", says=says, kind=kind)
 
 
-def needless(section: Section, names: str, says: str) -> Flag:
+def needless(section: Section, names: str, says: str, kind: Kind = "switch") -> Flag:
     """A flag that asks for what is so anyway."""
-    return Flag(section=section, names=tuple(names.split()), status="needless", says=says)
+    return Flag(section=section, names=tuple(names.split()), status="needless", says=says, kind=kind)
 
 
 def refused(section: Section, names: str, says: str, accepted: str = "") -> Flag:
@@ -82,7 +82,9 @@ FLAGS: Final = (
     implemented("engine", "--max-num-seqs", "most requests computed at a time; 256 by default", "whole"),
     refused("engine", "--max-logprobs", "a request may ask for 20 at most", "20"),
     needless("engine", "--disable-log-stats", "counts are not logged, they are at /metrics"),
-    implemented("engine", "--quantization -q", "must be what the folder's config.json says; fp8 is served"),
+    implemented(
+        "engine", "--quantization -q", "must be what the folder's config.json says; fp8 is served; None by default"
+    ),
     refused("engine", "--rope-scaling", IN_CONFIG),
     refused("engine", "--rope-theta", IN_CONFIG),
     needless("engine", "--enforce-eager", "no graphs are captured"),
@@ -124,10 +126,10 @@ FLAGS: Final = (
     implemented("engine", "--served-model-name", "names clients may ask for; what --model says by default", "texts"),
     refused("async engine", "--engine-use-ray", NO_RAY),
     needless("async engine", "--disable-log-requests", "requests are not logged"),
-    needless("async engine", "--max-log-len", "requests are not logged"),
+    needless("async engine", "--max-log-len", "requests are not logged", "whole"),
     implemented("OpenAI server", "--host", "address to listen on; the rank table's by default"),
     implemented("OpenAI server", "--port", "HTTP port; 8000 by default", "whole"),
-    implemented("OpenAI server", "--uvicorn-log-level", "critical, error, warning, info, debug or trace"),
+    implemented("OpenAI server", "--uvicorn-log-level --log-level", "critical, error, warning, info, debug or trace"),
     refused("OpenAI server", "--allow-credentials", NO_CORS),
     refused("OpenAI server", "--allowed-origins", NO_CORS),
     refused("OpenAI server", "--allowed-methods", NO_CORS),

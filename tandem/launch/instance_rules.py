@@ -63,7 +63,7 @@ def require_quantization(asked: str, config: Mapping[str, Any], engine: Engine =
     Raises:
         UsageError: With both.
     """
-    if asked == "none":
+    if asked.lower() == "none":
         return
     found = (config.get("quantization_config") or {}).get("quant_method", "none")
     if asked != found:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import combinations
 
 from tandem.errors import TopologyError, UsageError
 from tandem.launch.part import Part
@@ -29,10 +31,32 @@ def service_topology(part: Part, text: str, model: str, port: int) -> Topology:
             f"{NODE_PORTS}={text}: position {ports.index(port) + 1} is {port}, the scheduler's own --port; "
             "one port never serves two roles"
         )
+    require_different(part, ports, text)
     try:
         return to_topology(part.table, ports, model, gateway_port=port or None)
     except TopologyError as error:
         raise UsageError(f"{NODE_PORTS}={text}: {error}") from None
+
+
+def require_different(part: Part, ports: Sequence[int], text: str) -> None:
+    """Refuse a port that stands for a prefill and a decode instance, or for two on one host.
+
+    Raises:
+        UsageError: With both positions.
+    """
+    places = [(role, server.server_ip) for role in (Role.PREFILL, Role.DECODE) for server in part.table.servers(role)]
+    taken = list(enumerate(zip(ports, places, strict=False), 1))
+    for (first, (port, (role, host))), (second, (other, (its, address))) in combinations(taken, 2):
+        if port == other and role is not its:
+            raise UsageError(
+                f"{NODE_PORTS}={text}: positions {first} and {second} are both {port}, of a prefill and of a decode "
+                "instance; one port never serves two roles"
+            )
+        if port == other and host == address:
+            raise UsageError(
+                f"{NODE_PORTS}={text}: positions {first} and {second} are both {port}, of two {role} instances on "
+                f"{host}; give each its own"
+            )
 
 
 def instances_of(topology: Topology) -> tuple[Instance, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 from tandem.errors import UsageError
-from tandem.launch.flag import Flag
+from tandem.launch.flag import Flag, Kind
 from tandem.launch.flags import FLAGS
 from tandem.topology.topology import Engine
 
@@ -25,10 +27,27 @@ EPILOG = (
     "Every flag of vLLM 0.5.0 that is not listed here is accepted as needless or refused by name: docs/vllm-flags.md"
 )
 
+MOST = 2**31
+"""Over every number that makes sense."""
 BLOCK_SIZE = 16
 """vLLM 0.5.0's."""
 
-TYPES = {"text": str, "whole": int, "number": float, "texts": str}
+
+def whole(text: str) -> int:
+    """A whole number as everybody writes it: Python's `1_000` and other scripts' digits are none."""
+    if not re.fullmatch("-?[0-9]+", text):
+        raise ValueError
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+TYPES: Mapping[Kind, Callable[[str], object]] = {"text": str, "whole": whole, "number": number, "texts": str}
 METAVARS = {"text": "TEXT", "whole": "N", "number": "X", "texts": "TEXT"}
 LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 DTYPES = {"half": "float16", "float": "float32"}
@@ -49,7 +68,7 @@ class Options:
     gpu_memory_utilization: float = 0.9
     max_num_batched_tokens: int | None = None
     max_num_seqs: int = 256
-    quantization: str = "none"
+    quantization: str = "None"
     device: Literal["auto", "cpu", "cuda", "npu"] = "auto"
     enable_chunked_prefill: bool = False
     served_model_name: Sequence[str] = ()
@@ -62,18 +81,37 @@ class Options:
     kv_port: int = 0
     ready_timeout: float | None = None
     engine: Engine = "native"
+    needless: Sequence[str] = ()
+    """Those that were given, which another engine may have a use for."""
     vllm_flags: Sequence[str] = ()
     """What follows `--`: flags for `vllm serve`, handed on as they are."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UsageError("--model: is missing; give the model folder")
+        for name, value, allowed in self._ranges():
+            if value is not None and value not in allowed:
+                last = "" if allowed.stop == MOST else f" to {allowed.stop - 1}"
+                raise UsageError(f"--{name} {value}: is out of range; give a number from {allowed.start}{last}")
+        if not all(self.names):
+            raise UsageError("--served-model-name: is empty; give a name, or leave it out")
+        if self.ready_timeout is not None and self.ready_timeout <= 0:
+            raise UsageError(f"--ready-timeout {self.ready_timeout:g}: is no time; give seconds, or leave it out")
         require_one_of("--uvicorn-log-level", self.uvicorn_log_level, LEVELS)
         require_one_of("--device", self.device, ("auto", "cpu", "cuda", "npu"))
         require_one_of("--engine", self.engine, get_args(Engine))
         if self.vllm_flags and self.engine != "vllm":
             raise UsageError("--: what follows is for vllm serve; give --engine vllm, or leave it out")
         object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
+
+    def _ranges(self) -> Iterator[tuple[str, int | None, range]]:
+        yield "port", self.port, range(2**16)
+        yield "kv-port", self.kv_port, range(2**16)
+        yield "max-model-len", self.max_model_len, range(1, MOST)
+        yield "max-num-seqs", self.max_num_seqs, range(1, MOST)
+        yield "max-num-batched-tokens", self.max_num_batched_tokens, range(1, MOST)
+        yield "tensor-parallel-size", self.tensor_parallel_size, range(1, MOST)
+        yield "block-size", self.block_size, range(1, MOST)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +127,7 @@ class Options:
         """
         words = list(arguments)
         end = words.index(END) if END in words else len(words)
+        require_whole_names(words[:end])
         given, unknown = build_parser().parse_known_args(words[:end])
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -104,6 +143,18 @@ def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise UsageError(f"{name} {value}: unknown; choose {', '.join(allowed)}")
+
+
+def require_whole_names(words: Sequence[str]) -> None:
+    """Refuse short flags that are none: argparse would take `-t 2` for `-tp 2`.
+
+    Raises:
+        UsageError: Naming the first.
+    """
+    known = {name for flag in FLAGS for name in flag.names} | {"-h"}
+    for word in words:
+        if re.match("-[A-Za-z]", word) and (name := word.partition("=")[0]) not in known:
+            raise UsageError(f"{name}: is no flag of vLLM 0.5.0 nor of tandem; see `{COMMAND} --help`")
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,15 +174,18 @@ class Refuse(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, given: argparse.Namespace, values: Any, _: Any = None) -> None:
         """Look at the values."""
-        if not values or not set(values) <= set(self._flag.accepted):
+        if len(values) != 1 or values[0] not in self._flag.accepted:
             raise UsageError(self._flag.refusal())
 
 
 class Pass(argparse.Action):
-    """Takes note of nothing."""
+    """Takes note that a needless flag was given."""
 
-    def __call__(self, parser: argparse.ArgumentParser, given: argparse.Namespace, values: Any, _: Any = None) -> None:
-        """Leave everything as it is."""
+    def __call__(
+        self, parser: argparse.ArgumentParser, given: argparse.Namespace, values: Any, name: str | None = None
+    ) -> None:
+        """Leave everything else as it is."""
+        given.needless = (*getattr(given, "needless", ()), name)
 
 
 def build_parser() -> Parser:
@@ -156,7 +210,8 @@ def settings_of(flag: Flag) -> dict[str, Any]:
         case "refused":
             return {"action": Refuse, "flag": flag, "nargs": "*", "help": argparse.SUPPRESS}
         case "needless":
-            return {"action": Pass, "nargs": "*", "help": argparse.SUPPRESS}
+            value = {"nargs": 0} if flag.kind == "switch" else {"type": TYPES[flag.kind]}
+            return {"action": Pass, "help": argparse.SUPPRESS, **value}
     if flag.kind == "switch":
         return {"action": "store_true", "help": flag.says}
     several = "+" if flag.kind == "texts" else None

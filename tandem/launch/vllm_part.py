@@ -17,6 +17,8 @@ from tandem.topology.rank_table import Server
 from tandem.topology.topology import Role
 
 GIB: Final = 2**30
+STILL: Final = ("--enforce-eager", "--disable-custom-all-reduce", "--disable-log-stats")
+"""Needless with our own engine, and not with vLLM's."""
 
 
 def vllm_part(options: Options, part: Part, folder: Path, tokens: int, device: Device) -> VllmServer:
@@ -74,11 +76,12 @@ def flags(options: Options, tokens: int) -> Iterator[str]:
     yield from ("--gpu-memory-utilization", str(options.gpu_memory_utilization))
     yield "--enable-prefix-caching" if options.enable_prefix_caching else "--no-enable-prefix-caching"
     yield from ("--uvicorn-log-level", options.uvicorn_log_level)
+    yield from (name for name in options.needless if name in STILL)
     if options.max_model_len is not None:
         yield from ("--max-model-len", str(options.max_model_len))
     if options.block_size is not None:
         yield from ("--block-size", str(options.block_size))
-    if options.quantization != "none":
+    if options.quantization.lower() != "none":
         yield from ("--quantization", options.quantization)
     if options.kv_cache_gib is not None:
         yield from (CACHE, str(round(options.kv_cache_gib * GIB)))

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from tandem.errors import RequestError
 from tandem.protocol.answers import Answer
 from tandem.protocol.openai import MAX_CHOICES, MAX_STOPS, Neutral, Penalty, parse
 
@@ -65,7 +66,12 @@ def as_completion(body: bytes) -> bytes:
     Raises:
         RequestError: 400, naming the field that is missing, wrong or not supported.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(parse(body, NativeRequest, NEUTRAL))
+    asked = parse(body, NativeRequest, NEUTRAL)
+    if asked.top_k == 0:
+        raise RequestError("top_k: 0 keeps no token; give -1 for all of them, or 1 and more", param="top_k")
+    if asked.stop == "" or "" in (asked.stop or ()):
+        raise RequestError("stop: holds an empty text; leave it out", param="stop")
+    fields: dict[str, Any] = msgspec.to_builtins(asked)
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 

@@ -37,8 +37,12 @@ class FakeWorker:
     script: Script
     capabilities: tuple[str, ...]
     healthy: bool = True
+    unhealthy: int = 503
+    """The status of its health check while it is not."""
     said: dict[str, Any] = field(default_factory=lambda: {"role": "both"})
     """What it tells of itself besides."""
+    identify: Callable[[], Awaitable[web.StreamResponse]] | None = None
+    """Answers in place of that."""
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "object": "model"}])
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -59,9 +63,11 @@ class FakeWorker:
             raise
 
     async def health(self, _: web.Request) -> web.Response:
-        return web.json_response({}, status=200 if self.healthy else 503)
+        return web.json_response({}, status=200 if self.healthy else self.unhealthy)
 
-    async def identity(self, _: web.Request) -> web.Response:
+    async def identity(self, _: web.Request) -> web.StreamResponse:
+        if self.identify is not None:
+            return await self.identify()
         if not self.capabilities:
             raise web.HTTPNotFound
         return web.json_response({"capabilities": self.capabilities} | self.said)

@@ -115,7 +115,8 @@ def starting(model: Path, tables: Path, folder: Path) -> Iterator[Starts]:
 
 def ask(url: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
     """Status and body; status 0 while nobody listens."""
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    sent = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, sent, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()

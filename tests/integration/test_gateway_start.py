@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -11,10 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 import uvloop
+from aiohttp import web
 from fake_worker import TICKET, FakeWorker, answers, never, running, whole_with_ticket, words
 from gateway_rig import BODY, trial, until
 
 from tandem.errors import ProcessError, UsageError
+from tandem.gateway import readiness
 from tandem.gateway.expected import Expected
 from tandem.gateway.server import Gateway, GatewayConfig
 from tandem.protocol.identity import Role, Seat
@@ -49,6 +52,10 @@ class Start:
     async def ask(self) -> tuple[int, str]:
         async with self.http.post(self.gateway.url + "/v1/completions", json=BODY) as response:
             return response.status, await response.text()
+
+    async def is_down(self, name: str) -> bool:
+        async with self.http.get(self.gateway.url + "/health") as response:
+            return (await response.json())["workers"][name] == "down"
 
     async def ready(self) -> None:
         await until(lambda: self.is_at(200, "ok"))
@@ -228,3 +235,105 @@ def test_a_stranger_without_identity_is_known_too(models: list[dict[str, Any]], 
                 await start.gateway.run()
 
     uvloop.run(scenario())
+
+
+UNREADABLE = {
+    "no text": (200, b'{"model": "\xff"}'),
+    "nested": (200, b'{"a": ' * 100_000 + b"1" + b"}" * 100_000),
+    "html": (200, b"<html>"),
+    "list": (200, b"[]"),
+    "another seat": (200, b'{"seat": 7}'),
+    "two lines": (200, b'{"model": "a\\nb"}'),
+    "long": (200, b'{"model": "' + b"x" * 5000 + b'"}'),
+    "huge": (200, b" " * 2**21),
+    "status": (500, b"{}"),
+    "redirect": (302, b""),
+}
+
+
+@pytest.mark.parametrize(("status", "body"), UNREADABLE.values(), ids=UNREADABLE)
+def test_who_answers_with_what_nobody_can_read_is_waited_for_by_name(
+    status: int, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answered() -> web.Response:
+        return web.Response(status=status, body=body, headers={"Location": "/health"} if status == 302 else {})
+
+    async def scenario() -> None:
+        async with starting() as start:
+            start.prefill[0].identify, start.prefill[0].healthy = answered, True
+            what = "nothing readable" if status == 200 else f"status {status}"
+            told = f"prefill-0 at {start.prefill[0].url} (it answers /health, but /identity with {what}; is it an"
+            await until(lambda: said(told))
+            start.prefill[0].identify = None
+            await start.ready()
+            start.prefill[0].identify, start.prefill[0].healthy = answered, False
+            await until(lambda: start.is_at(503, "unavailable"))
+            start.prefill[0].healthy = True
+            await asyncio.sleep(0.1)
+            assert await start.health() == (503, "unavailable")
+            start.decode[0].healthy = False  # the watch still sees it
+            await until(lambda: start.is_down("decode-0"))
+
+    async def said(text: str) -> bool:
+        return text in caplog.text
+
+    with caplog.at_level(logging.INFO):
+        uvloop.run(asyncio.wait_for(scenario(), 15))
+
+
+@trial
+async def test_a_foreign_service_is_named_too() -> None:
+    async with AsyncExitStack() as stack:
+        foreign = await stack.enter_async_context(running(words))
+        foreign.healthy, foreign.unhealthy = False, 404
+        config = GatewayConfig(
+            prefill=(foreign.url,),
+            decode=("http://127.0.0.1:9",),
+            port=0,
+            expected=(expected(0, "prefill"), expected(1, "decode")),
+            health_period_s=0.02,
+            ready_timeout_s=0.2,
+        )
+        gateway = Gateway(config)
+        await gateway.start()
+        stack.push_async_callback(gateway.stop)
+        with pytest.raises(ProcessError, match=r"prefill-0 at http\S+ \(it answers /health with status 404; is it an"):
+            await gateway.run()
+
+
+@trial
+async def test_a_stranger_that_comes_during_the_proof_ends_the_start() -> None:
+    async with starting() as start:
+        start.decode[0].script = answers(500, {"error": {"message": "pull failed"}})
+        start.prefill[0].healthy = True
+        await start.prefill[0].arrived.wait()
+        start.prefill[0].healthy = False
+        await until(lambda: start.is_down("prefill-0"))
+        asked = len(start.prefill[0].bodies)
+        start.prefill[0].said = introduction(expected(0, "prefill")) | {"role": "decode"}
+        start.prefill[0].healthy = True
+        with pytest.raises(UsageError, match=r"^position 0: decode on devices 0 of 10\.0\.0\.1 answers there instead"):
+            await start.gateway.run()
+        assert len(start.prefill[0].bodies) <= asked + 1
+
+
+def test_a_hand_off_that_hangs_is_named_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(readiness, "TRIAL_S", 0.2)
+
+    async def scenario() -> None:
+        async with starting() as start:
+            start.prefill[0].script, start.prefill[0].healthy = never, True
+
+            async def asked_again() -> bool:
+                return len(start.prefill[0].bodies) >= 2
+
+            await until(asked_again)
+            start.prefill[0].script = whole_with_ticket
+            await start.ready()
+
+    with caplog.at_level(logging.INFO):
+        uvloop.run(asyncio.wait_for(scenario(), 15))
+    assert "trying the hand-off from prefill-0 to decode-0" in caplog.text
+    assert "prefill-0 did not hand over to decode-0 in 0.2 s, and is asked again" in caplog.text

@@ -77,13 +77,15 @@ async def test_what_is_not_supported_is_refused_by_name() -> None:
         "use_beam_search": True, "best_of": 3, "length_penalty": 0.5, "early_stopping": True, "logprobs": 1,
         "prompt_logprobs": 0, "include_stop_str_in_output": True, "detokenize": False, "skip_special_tokens": False,
         "spaces_between_special_tokens": False, "logits_processors": ["x"], "truncate_prompt_tokens": 5,
-        "messages": [], "max_tokens": 0, "temperature": -1, "prompt": 7,
+        "messages": [], "max_tokens": 0, "temperature": -1, "prompt": 7, "top_k": 0, "stop": "",
     }  # fmt: skip
     async with rigged(api="vllm") as rig:
         for name, value in wrong.items():
             async with generate(rig, **{name: value}) as response:
                 error = (await response.json())["error"]
                 assert (response.status, error["param"]) == (400, name), error
+        async with generate(rig, stop=["a", ""]) as response:
+            assert (response.status, (await response.json())["error"]["param"]) == (400, "stop")
         async with rig.post({"stream": True}, "/generate") as response:
             assert (response.status, (await response.json())["error"]["message"]) == (
                 400, "prompt: is missing; the request needs it"

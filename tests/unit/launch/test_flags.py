@@ -54,9 +54,11 @@ def test_a_refused_flag_is_named_with_what_to_do_instead(flag: Flag) -> None:
 
 def test_values_that_ask_for_nothing_are_accepted() -> None:
     words = [f"{flag.names[0]}={value}" for flag in REFUSED for value in flag.accepted]
-    words += [flag.names[0] for flag in FLAGS if flag.status == "needless"]
+    needless = [flag for flag in FLAGS if flag.status == "needless"]
+    words += [flag.names[0] if flag.kind == "switch" else f"{flag.names[0]}=7" for flag in needless]
     assert len(words) > 20
-    assert Options.parse(["--model=m", *words]) == Options(model="m")
+    names = tuple(flag.names[0] for flag in needless)
+    assert Options.parse(["--model=m", *words]) == Options(model="m", needless=names)
 
 
 def test_implemented_flags_are_the_options() -> None:
@@ -76,7 +78,27 @@ def test_implemented_flags_are_the_options() -> None:
         (["--modle=x"], "--modle: is no flag of vLLM 0.5.0 nor of tandem; see `tandem serve --from-rank-table --help`"),
         (["folder"], "folder: is no flag of vLLM 0.5.0 nor of tandem"),
         (["--max-model=5"], "--max-model: is no flag"),
-        (["--port=x"], "--port: invalid int value: 'x'; see"),
+        (["--port=x"], "--port: invalid whole value: 'x'; see"),
+        (["--port=1_000"], "--port: invalid whole value: '1_000'; see"),
+        (["--port=８０"], "--port: invalid whole value: '８０'; see"),
+        (["--port=+80"], "--port: invalid whole value: '+80'; see"),
+        (["--port=65536"], "--port 65536: is out of range; give a number from 0 to 65535"),
+        (["--port=-1"], "--port -1: is out of range; give a number from 0 to 65535"),
+        (["--kv-port=65536"], "--kv-port 65536: is out of range; give a number from 0 to 65535"),
+        (["--max-model-len=0"], "--max-model-len 0: is out of range; give a number from 1"),
+        (["--max-num-seqs=-5"], "--max-num-seqs -5: is out of range; give a number from 1"),
+        (["--max-num-batched-tokens=0"], "--max-num-batched-tokens 0: is out of range; give a number from 1"),
+        (["--tensor-parallel-size=0"], "--tensor-parallel-size 0: is out of range; give a number from 1"),
+        (["--block-size=0"], "--block-size 0: is out of range; give a number from 1"),
+        (["--ready-timeout=nan"], "--ready-timeout: invalid number value: 'nan'; see"),
+        (["--ready-timeout=-1"], "--ready-timeout -1: is no time; give seconds, or leave it out"),
+        (["--served-model-name", ""], "--served-model-name: is empty; give a name, or leave it out"),
+        (["-t", "2"], "-t: is no flag of vLLM 0.5.0 nor of tandem"),
+        (["-tp2"], "-tp2: is no flag of vLLM 0.5.0 nor of tandem"),
+        (["--enforce-eager", "foo"], "foo: is no flag of vLLM 0.5.0 nor of tandem"),
+        (["--trust-remote-code=false"], "--trust-remote-code: ignored explicit argument 'false'; see"),
+        (["--max-log-len", "abc"], "--max-log-len: invalid whole value: 'abc'; see"),
+        (["--seed", "0", "0"], "--seed: only 0 is supported"),
         (["--model"], "--model: expected one argument; see"),
         (["--device=tpu"], "--device tpu: unknown; choose auto, cpu, cuda, npu"),
         (["--uvicorn-log-level=loud"], "--uvicorn-log-level loud: unknown; choose critical, error"),

@@ -127,6 +127,28 @@ def test_an_instance_listens_where_the_table_says_with_vllms_defaults(tables: Pa
     assert warning(options, one) is None
 
 
+def test_every_flag_reaches_what_it_is_for(tables: Path, tiny_model: Path) -> None:
+    words = [
+        f"--model={tiny_model}", "--device=cpu", "--block-size=8", "--kv-port=77", "--kv-cache-gib=0.5", "--port=88",
+        "--gpu-memory-utilization=0.4", "--enable-prefix-caching", "--max-num-seqs=9", "--max-model-len=99",
+        "--ready-timeout=5", "--served-model-name", "a", "b", "--host=10.9.9.9",
+    ]  # fmt: skip
+    options = Options.parse(words)
+    config = instance_config(options, part(tables, "19_2"), tiny_model, 512)
+    assert (config.block_size, config.kv_port, config.kv_cache_gib, config.port) == (8, 77, 0.5, 88)
+    assert (config.gpu_memory_utilization, config.enable_prefix_caching, config.max_num_seqs) == (0.4, True, 9)
+    assert (config.max_model_len, config.served_model_names, config.host) == (99, ("a", "b"), "10.9.9.9")
+    assert scheduler_config(options, surroundings(), part(tables, "18_host")).ready_timeout_s == 5
+
+
+def test_a_flag_goes_before_its_variable() -> None:
+    environment = {"GLOBAL_RANK_TABLE_FILE_PATH": "g", "RANK_TABLE_FILE_PATH": "l"}
+    given = Surroundings.of(environment, Options.parse(["--model=m", "--rank-table=x", "--global-rank-table=y"]))
+    assert (given.global_table, given.local_table) == (Path("y"), Path("x"))
+    given = Surroundings.of(environment, Options.parse(["--model=m"]))
+    assert (given.global_table, given.local_table) == (Path("g"), Path("l"))
+
+
 def test_chunks_may_be_smaller_than_prompts(tables: Path) -> None:
     options = Options.parse(["--model=m", "--enable-chunked-prefill"])
     assert tokens_per_step(options, 4096) == 512

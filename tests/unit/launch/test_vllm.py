@@ -119,6 +119,8 @@ def test_a_part_of_a_rank_table(path: str, model: Path, tables: Path) -> None:
         (["--engine=vllm", "--", "--kv_cache_memory_bytes=7"], "--kv-cache-memory-bytes", None),
         (["--gpu-memory-utilization=0.5"], "--gpu-memory-utilization", "0.5"),
         (["--dtype=half"], "--dtype", "float16"),
+        (["--enforce-eager", "--trust-remote-code", "--max-model-len=8"], "--enforce-eager", "--max-model-len"),
+        (["--enforce-eager", "--trust-remote-code"], "--trust-remote-code", None),
     ],
 )
 def test_flags_in_vllms_words_of_today(

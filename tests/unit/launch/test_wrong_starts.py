@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,36 @@ CASES: list[Case] = [
         "R102 one port for prefill and decode",
         HOST | {"NODE_PORTS": "8088,8088"},
         [],
-        "NODE_PORTS=8088,8088: port 8088 is used by prefill and by decode; give them different ports",
+        "NODE_PORTS=8088,8088: positions 1 and 2 are both 8088, of a prefill and of a decode instance; "
+        "one port never serves two roles",
+    ),
+    (
+        "R102 on different hosts too",
+        {
+            "RANK_TABLE_FILE_PATH": "two/local_ranktable_10.0.0.18_host.json",
+            "GLOBAL_RANK_TABLE_FILE_PATH": "two/global_ranktable_merge.json",
+            "NODE_PORTS": "8088,8090,8091,8088",
+        },
+        [],
+        "NODE_PORTS=8088,8090,8091,8088: positions 1 and 4 are both 8088, of a prefill and of a decode instance; "
+        "one port never serves two roles",
+    ),
+    (
+        "R101 one port for two instances of a host",
+        {
+            "RANK_TABLE_FILE_PATH": "two/local_ranktable_10.0.0.18_host.json",
+            "GLOBAL_RANK_TABLE_FILE_PATH": "two/global_ranktable_merge.json",
+            "NODE_PORTS": "8088,8088,8090,8091",
+        },
+        [],
+        f"NODE_PORTS=8088,8088,8090,8091: positions 1 and 2 are both 8088, of two prefill instances on {IP}; "
+        "give each its own",
+    ),
+    (
+        "R93 no port of a machine",
+        HOST | {"NODE_PORTS": "8088,65536"},
+        [],
+        "NODE_PORTS=8088,65536: position 2 is '65536', which is no port; write it like 8088,8089",
     ),
     (
         "R96 neither API",
@@ -111,7 +141,12 @@ CASES: list[Case] = [
         [*TP, "--device=cpu", "--host=192.0.2.7"],
         "--host 192.0.2.7: is not an address of this machine; use one that is",
     ),
-    ("R101 no port", PREFILL, [*TP, "--device=cpu", "--port=70000"], "--port 70000: must be 0 to 65535"),
+    (
+        "R101 no port",
+        PREFILL,
+        [*TP, "--device=cpu", "--port=70000"],
+        "--port 70000: is out of range; give a number from 0 to 65535",
+    ),
     (
         "R103 fewer ranks than devices",
         PREFILL,
@@ -135,7 +170,7 @@ CASES: list[Case] = [
         "R105 no sequences",
         PREFILL,
         [*TP, "--device=cpu", "--max-num-seqs=0"],
-        "--max-num-seqs 0: must be a number over 0",
+        "--max-num-seqs 0: is out of range; give a number from 1",
     ),
     (
         "R106 a prompt may not fit",
@@ -166,6 +201,19 @@ CASES: list[Case] = [
         "or leave the flag out",
     ),
     (
+        "R108 quantised in a way that is not served",
+        PREFILL | {"MODEL": "awq"},
+        [*TP, "--quantization=awq"],
+        "--quantization awq: such weights cannot be served yet; serve the folder they were made from, "
+        "or give --engine vllm",
+    ),
+    (
+        "R104 the scheduler is told of a longer one, too",
+        HOST,
+        ["--max-model-len=4096"],
+        "--max-model-len 4096: the model was made for 512; lower it",
+    ),
+    (
         "R4 and R5 no accelerator",
         PREFILL,
         TP,
@@ -190,6 +238,13 @@ def start(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     generate("--prefill-server-list", "1,2,3", "--decode-server-list", "0", "--api-server", "--save-dir", "three")
     Path("three", f"local_ranktable_{IP}_123.json").rename("three.json")
     Path("three", whole).rename("three_global.json")
+    generate("--prefill-server-list", "0", "1", "--decode-server-list", "2", "--api-server", "--save-dir", "two")
+    generate("--decode-server-list", "3", "--save-dir", "two", address="10.0.0.19")
+    files = [f"two/global_ranktable_10.0.0.{n}.json" for n in (18, 19)]
+    assert run(["ranktable", "merge", "--global-ranktable-list", *files, "--save-dir", "two"]) == 0
+    shutil.copytree(tiny_model, "awq")
+    config = Path("awq", "config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"quant_method": "awq"}}))
     monkeypatch.delenv("RANK_TABLE_FILE_PATH", raising=False)
     for name in ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")
@@ -199,13 +254,14 @@ def start(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> 
         known = {"GLOBAL_RANK_TABLE_FILE_PATH": str(whole), "NODE_PORTS": "8088,8089", "USE_OPENAI": "1"}
         for name, value in (known | variables).items():
             monkeypatch.setenv(name, value)
-        return run(["serve", "--from-rank-table", f"--model={tiny_model}", "--port=9000", *flags])
+        model = variables.get("MODEL", str(tiny_model))
+        return run(["serve", "--from-rank-table", f"--model={model}", "--port=9000", *flags])
 
     return run_role
 
 
-def generate(*options: str) -> None:
-    assert run(["ranktable", "gen", *options, "--local-ip", IP]) == 0
+def generate(*options: str, address: str = IP) -> None:
+    assert run(["ranktable", "gen", *options, "--local-ip", address]) == 0
 
 
 def changed(source: str, target: str, change: Callable[[dict[str, Any]], None]) -> None:
