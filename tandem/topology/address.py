@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]{1,32})?")
 """What must be an IP address, since no name looks like it; after `%` stands the interface of an IPv6 address."""
@@ -22,6 +23,7 @@ def is_address(text: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=4096)  # a table of many hosts is checked several times
 def is_host(text: str) -> bool:
     """Whether it is the IP address or the name of some host."""
     if ADDRESS.fullmatch(text):

@@ -11,7 +11,6 @@ import json
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -116,14 +115,15 @@ def require_plain(data: Any, source: str) -> None:
         TopologyError: Naming the place.
     """
     seen: set[int] = set()  # YAML's aliases may lead to one list by a million ways, or back to itself
-    waiting = [("$", data, 1)]
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(data, ())]
     while waiting:
-        path, value, depth = waiting.pop()
-        if problem := trouble(value, depth):
-            raise TopologyError(f"{source}: {shortened(path)}: {problem}")
+        value, path = waiting.pop()
+        if problem := trouble(value, len(path) + 1):
+            raise TopologyError(f"{source}: {written(path)}: {problem}")
         if isinstance(value, dict | list) and id(value) not in seen:
             seen.add(id(value))
-            waiting += [(place, inner, depth + 1) for place, inner in reversed(list(inside(value, path)))]
+            inside = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [(one, (*path, key)) for key, one in reversed(list(inside))]
 
 
 def trouble(value: Any, depth: int) -> str | None:
@@ -146,16 +146,11 @@ def trouble(value: Any, depth: int) -> str | None:
     return f"is a {type(value).__name__}; write text between quotes"
 
 
-def inside(value: dict[str, Any] | list[Any], path: str) -> Iterator[tuple[str, Any]]:
-    """The values of an object or a list, each with its path."""
-    if isinstance(value, dict):
-        return ((f"{path}.{key}" if key.isprintable() else f"{path}[{key!r}]", one) for key, one in value.items())
-    return ((f"{path}[{i}]", one) for i, one in enumerate(value))
-
-
-def shortened(path: str) -> str:
-    """A path that fits into one line."""
-    return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}..."
+def written(path: tuple[str | int, ...]) -> str:
+    """`("x", 1, "y")` as `$.x[1].y`, cut where it does not fit into one line."""
+    steps = (f".{step}" if isinstance(step, str) and step.isprintable() else f"[{step!r}]" for step in path)
+    text = f"${''.join(steps)}"
+    return text if len(text) <= LONGEST_PATH else f"{text[:LONGEST_PATH]}..."
 
 
 def encodable(text: str) -> bool:
