@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from tandem.topology.record import Record
 
@@ -38,6 +38,11 @@ class Role(StrEnum):
     GATEWAY = "gateway"
 
 
+def spelled(value: object) -> object:
+    """A switch may be written as YAML's true."""
+    return "" if value is True else value
+
+
 class Device(Record):
     """One accelerator of an instance; its logical rank is its index in the instance's devices."""
 
@@ -58,8 +63,8 @@ class Instance(Record):
     port: Port | None = None
     devices: tuple[Device, ...] = ()
     engine: Engine = "native"
-    arguments: dict[ArgumentName, str] = Field(default_factory=dict)
-    """Further options of its command, names without the leading dashes."""
+    arguments: dict[ArgumentName, Annotated[str, BeforeValidator(spelled)]] = Field(default_factory=dict)
+    """Further options of its command, names without the leading dashes; one without a value, or true, is a switch."""
 
     @property
     def url(self) -> str:
@@ -128,6 +133,11 @@ class Topology(Record):
             raise ValueError(f"{found}; add at least one prefill and one decode instance, or one both instance")
 
     def _require_one_engine(self) -> None:
+        for gateway in self.of(Role.GATEWAY):
+            if gateway.engine != "native":
+                raise ValueError(
+                    f"gateway {gateway.name} has engine {gateway.engine}; remove it, a gateway runs no model"
+                )
         computing = [one for one in self.instances if one.role is not Role.GATEWAY]
         for one in computing:
             if one.engine != computing[0].engine:
