@@ -17,6 +17,11 @@ Every message names the thing, the place and the fix. Foreign errors are mapped 
 """
 
 
+def printable(text: str) -> str:
+    """Text in one line: characters that a terminal would act on, line ends among them, as Python writes them."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class TandemError(Exception):
     """Base of everything tandem raises on purpose."""
 
@@ -34,7 +39,10 @@ class ConfigurationError(UsageError):
 
 
 class TopologyError(UsageError):
-    """A topology or a rank table breaks a rule."""
+    """A topology or a rank table breaks a rule; what it quotes of a file is one line and moves no cursor."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class RecipeError(UsageError):

@@ -44,6 +44,7 @@ def gen(
     from json import dumps
 
     from tandem.errors import UsageError
+    from tandem.topology import visible_devices
     from tandem.topology.rank_table_set import generate, parse_device_addresses, parse_device_list
 
     if hosts is not None:
@@ -59,7 +60,9 @@ def gen(
         api_server=api_server,
         local_ip=local_ip,
         device_addresses=parse_device_addresses(device_ip or ()),
+        device_files=visible_devices.DEV,
     )
+    warn(*tables.warnings)
     if json:
         print(dumps({name: table.model_dump(exclude_unset=True) for name, table in tables.tables.items()}, indent=2))
         return
@@ -86,7 +89,7 @@ def merge(
     merged = merge_tables([(str(path), read_global_table(path)) for path in global_ranktable_list])
     write_table(merged, save_dir / MERGED_NAME)
     if warning := loopback_warning(merged):
-        print(f"tandem: warning: {save_dir / MERGED_NAME}: {warning}", file=sys.stderr)
+        warn(f"{save_dir / MERGED_NAME}: {warning}")
     print(save_dir / MERGED_NAME)
 
 
@@ -218,16 +221,25 @@ def gather(
     """Make the tables of several hosts over ssh, and write them with the merged one."""
     from tandem.topology.rank_table import write_table
     from tandem.topology.rank_table_gathering import gather, shares
-    from tandem.topology.rank_table_merge import MERGED_NAME, merge
+    from tandem.topology.rank_table_merge import MERGED_NAME, loopback_warning, merge
     from tandem.topology.rank_table_set import save
 
     asked = shares(hosts, prefill, decode, api_server=api_server)
     gathered = gather(asked, remote_tandem)
     merged = merge([(share.host, tables.global_table) for share, tables in zip(asked, gathered, strict=True)])
+    warn(*(warning for tables in gathered for warning in tables.warnings))
     for path in save(gathered, save_dir):
         print(path)
     write_table(merged, save_dir / MERGED_NAME)
+    if warning := loopback_warning(merged):
+        warn(f"{save_dir / MERGED_NAME}: {warning}")
     print(save_dir / MERGED_NAME)
+
+
+def warn(*warnings: str) -> None:
+    """Say what may be wrong, each in one line."""
+    for warning in warnings:
+        print(f"tandem: warning: {warning}", file=sys.stderr)
 
 
 def require_without(*, hosts: str, **others: object) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import TandemError, UsageError
+from tandem.topology import visible_devices
 from tandem.topology.rank_table import read_global_table, write_table
 from tandem.topology.rank_table_merge import MERGED_NAME, loopback_warning, merge
 from tandem.topology.rank_table_set import generate, parse_device_addresses, parse_device_list
@@ -81,7 +82,9 @@ def save_generated(options: argparse.Namespace) -> list[Path]:
         api_server=options.api_server,
         local_ip=options.local_ip,
         device_addresses=parse_device_addresses(options.device_ip or ()),
+        device_files=visible_devices.DEV,
     )
+    warn(*tables.warnings)
     return tables.save(options.save_dir)
 
 
@@ -91,5 +94,11 @@ def save_merged(options: argparse.Namespace) -> list[Path]:
     merged = merge([(str(one), read_global_table(one)) for one in options.global_ranktable_list])
     write_table(merged, path)
     if warning := loopback_warning(merged):
-        print(f"pd_ranktable_tools.py: warning: {path}: {warning}", file=sys.stderr)
+        warn(f"{path}: {warning}")
     return [path]
+
+
+def warn(*warnings: str) -> None:
+    """Say what may be wrong, each in one line."""
+    for warning in warnings:
+        print(f"pd_ranktable_tools.py: warning: {warning}", file=sys.stderr)

@@ -11,6 +11,8 @@ ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9_.-]{1,3
 LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 """What a name has between its dots; RFC 1123, and `_`, which names of containers have."""
 LONGEST_NAME = 253
+LOOPBACK_NAMES = {"localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"}
+"""What distributions' /etc/hosts call the loopback addresses."""
 
 
 def is_address(text: str) -> bool:
@@ -29,3 +31,18 @@ def is_host(text: str) -> bool:
     if ADDRESS.fullmatch(text):
         return is_address(text)
     return len(text) <= LONGEST_NAME and all(LABEL.fullmatch(label) for label in text.split("."))
+
+
+@lru_cache(maxsize=4096)
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this host itself, wherever it is read."""
+    if is_address(host):
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    name = host.lower()
+    return name in LOOPBACK_NAMES or name.endswith(".localhost")
+
+
+def normal(host: str) -> str:
+    """A host as it is written everywhere: of an address' spellings the usual one, a name as it is."""
+    return str(ipaddress.ip_address(host)) if is_address(host) else host

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from tandem.errors import TopologyError
 from tandem.topology.plain_data import yaml_mapping
+from tandem.topology.record import ShapeError
 from tandem.topology.text_file import read_text, write_text
 from tandem.topology.topology import Topology
 
@@ -30,8 +30,8 @@ def parse_topology(text: str, source: str) -> Topology:
     fields = yaml_mapping(text, source)
     try:
         return Topology(**fields)
-    except TopologyError as error:
-        raise TopologyError(f"{source}: {error}") from error
+    except ShapeError as error:
+        raise ShapeError(error.faults, source) from error
 
 
 def write_topology(topology: Topology, path: Path) -> None:

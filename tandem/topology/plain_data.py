@@ -146,7 +146,7 @@ def trouble(value: Any, depth: int) -> str | None:
     return f"is a {type(value).__name__}; write text between quotes"
 
 
-def written(path: tuple[str | int, ...]) -> str:
+def written(path: tuple[int | str, ...]) -> str:
     """`("x", 1, "y")` as `$.x[1].y`, cut where it does not fit into one line."""
     steps = (f".{step}" if isinstance(step, str) and step.isprintable() else f"[{step!r}]" for step in path)
     text = f"${''.join(steps)}"

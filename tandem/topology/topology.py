@@ -12,16 +12,24 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from tandem.topology.record import Record
+from tandem.topology.record import Record, like
 
-InstanceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+InstanceName = Annotated[
+    str,
+    like(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "write at most 64 letters, digits, `.`, `_` and `-`, a letter or digit first",
+    ),
+]
 """A name is also the name of a log file, so it holds no slash and starts with a letter or digit."""
 
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:%_-]+$", max_length=255)]
+Host = Annotated[str, like(r"[A-Za-z0-9.:%_-]{1,255}", "write it like 10.0.0.18, 2001:db8::7 or node-1")]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+ArgumentName = Annotated[
+    str, like(r"[A-Za-z][A-Za-z0-9_-]*", "write an option's name without its leading dashes, such as max-num-seqs")
+]
 """A command-line option without its leading dashes."""
 
 

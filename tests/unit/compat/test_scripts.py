@@ -9,6 +9,7 @@ import pytest
 
 import tandem
 from tandem.cli import run
+from tandem.topology.visible_devices import VARIABLES
 
 TOOLS = "llm_tools/PD_separate/pd_ranktable_tools.py"
 SERVERS = "llm_tools/PD_separate/start_servers.sh"
@@ -18,7 +19,8 @@ SOURCE = str(Path(tandem.__file__).parents[1])
 def script(folder: Path, name: str, *words: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess[str]:
     """One of the scripts, run as the documents run it."""
     shell = sys.executable if name.endswith(".py") else "sh"
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "PATH": path}
+    counted = dict.fromkeys(VARIABLES.values(), "0")  # the tables' devices need not be here
+    environment = {**os.environ, **counted, "PYTHONPATH": SOURCE, "PATH": path}
     return subprocess.run(
         [shell, folder / name, *words], capture_output=True, text=True, cwd=folder, env=environment, check=False
     )

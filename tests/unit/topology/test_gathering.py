@@ -87,6 +87,53 @@ def test_a_host_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert message in str(raised.value)
 
 
+ANSWER = f'PYTHONPATH={Path(tandem.__file__).parents[1]} exec {sys.executable} -c "$code" "$@"'
+ALONE = """shift 6; code='
+import sys
+from tandem.cli import run
+from tandem.topology import rank_table_set
+rank_table_set.local_address = lambda: "127.0.0.1"
+sys.exit(run(sys.argv[2:]))'
+"""
+"""An ssh to hosts without a route out."""
+
+
+def test_hosts_of_one_address_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, ALONE + ANSWER)
+    gen = ["ranktable", "gen", "--prefill-server-list", "n1=0", "--decode-server-list", "n2=1", "--api-server"]
+    assert run([*gen, "--hosts", "n1", "n2", "--save-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "tandem: n1 and n2 both made global_ranktable_127.0.0.1.json, so both have one address; name them after "
+        "--hosts by the addresses that others reach, each by its own\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loopback_address_of_a_host_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, ALONE + ANSWER)
+    gen = ["ranktable", "gen", "--prefill-server-list", "0", "--decode-server-list", "1", "--api-server"]
+    assert run([*gen, "--hosts", "n1", "--save-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "tandem: warning: n1: this host has no route to others, so its address in the tables is 127.0.0.1, which means "
+        "another host wherever it is read; give the one that others reach with --local-ip",
+        f"tandem: warning: {tmp_path / MERGED_NAME}: every instance is on 127.0.0.1, so the table holds on one host "
+        "only; for several hosts, generate it again with --local-ip and an address the others can reach",
+    ]
+    assert len(said.out.splitlines()) == 5
+
+
+def test_what_a_host_says_moves_no_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_ssh(tmp_path, monkeypatch, "printf 'a\\033[31mb\\n' >&2; exit 2")
+    with pytest.raises(ProcessError) as raised:
+        gather([Share(host="a", prefill=["0"], decode=[], api_server=False)], "tandem")
+    assert "exit code 2 (a\\x1b[31mb)" in str(raised.value)
+
+
 def test_ssh_gets_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ssh(tmp_path, monkeypatch, f'for word; do echo "$word" >> {tmp_path}/words; done; exit 9')
     with pytest.raises(ProcessError):

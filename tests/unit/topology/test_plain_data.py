@@ -50,12 +50,12 @@ JSON = {
     "a strange key twice": (with_key('{"a\\nb": {"c": 1, "c": 2}}'), "$.x['a\\nb']: key 'c' stands twice"),
     "a number as list": (
         in_group('"group_id": "1", "server_count": "1", "server_list": 5'),
-        "server_group_list[0].server_list is 5; it should be a valid tuple",
+        "$.server_group_list[0].server_list: is 5; write a list between [ and ]",
     ),
     "a number as group": (TABLE.replace('"server_group_list": [', '"server_group_list": [5,'), "server_group_list[0]"),
     "a truth as server": (
         in_group('"group_id": "1", "server_count": "1", "server_list": [true]'),
-        "server_group_list[0].server_list[0] is True",
+        "$.server_group_list[0].server_list[0]: is True; write keys and values between { and }",
     ),
 }
 COMMANDS = [
@@ -116,7 +116,7 @@ YAML = {
     "{~: 1}": A + "has the key None",
     "{2: 1}": A + "has the key 2",
     "!!set {b}": A + "is a set",
-    "&a [*a]": "instances[0].arguments.a is [[[",
+    "&a [*a]": "$.instances[0].arguments.a: is [[[",
     "1, a: 2": "line 3, column 52: key 'a' stands twice; mend the YAML there",
     "1}, host: h, x: {": "line 3, column 53: key 'host' stands twice",
 }
@@ -144,7 +144,7 @@ def test_aliases_are_no_repetition_and_cost_no_time() -> None:
     text = "model: m\ninstances:\n- &a {name: p, role: both, host: h}\n- {<<: *a, name: q}\n"
     assert [one.name for one in parse_topology(text, "t").instances] == ["p", "q"]
     lists = (f"a{i + 1}: &a{i + 1} [{','.join([f'*a{i}'] * 9)}]\n" for i in range(40))
-    with pytest.raises(TopologyError, match="a0 is not a known field"):
+    with pytest.raises(TopologyError, match=r"\$\.a0: is not a known field"):
         parse_topology(f"{text}a0: &a0 [x]\n{''.join(lists)}", "t")
 
 
