@@ -57,13 +57,23 @@ class RequestError(TandemError, ValueError):
         status: HTTP status code.
         code: OpenAI's machine-readable error code, such as ``model_not_found``.
         param: The body field at fault, if one is.
+        retry_after: Seconds until it is worth another try, where that is known.
     """
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.retry_after = retry_after
 
 
 class DataError(TandemError):

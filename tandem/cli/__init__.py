@@ -29,6 +29,7 @@ COMMANDS = {
     "instance": ("tandem.cli.instance:instance", "Run one inference instance in the foreground."),
     "vllm": ("tandem.cli.vllm:vllm", "Run one vLLM server in the foreground, set up to hand over keys and values."),
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
+    "gateway-key": ("tandem.cli.gateway_key:gateway_key", "Make an API key for the gateway."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
     "model": ("tandem.cli.model:app", "List, show and fetch models, check a folder, make random ones."),

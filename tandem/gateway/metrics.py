@@ -51,6 +51,13 @@ class GatewayMetrics:
             registry=self.registry,
         )
 
+        self._by_key = Counter(
+            "tandem_gateway_key_requests",
+            "Requests let in, by the name of their key.",
+            ("key",),
+            registry=self.registry,
+        )
+
     @contextmanager
     def request(self, endpoint: str) -> Iterator[Count]:
         """Count one request from here to the end of the block, and how it ended."""
@@ -68,6 +75,10 @@ class GatewayMetrics:
     def failed(self, worker: Worker) -> None:
         """Count a leg that `worker` failed."""
         self._failures.labels(worker.name).inc()
+
+    def asked(self, key: str) -> None:
+        """Count a request that was let in by its key."""
+        self._by_key.labels(key).inc()
 
     def page(self) -> bytes:
         """The page a Prometheus server reads."""

@@ -17,6 +17,7 @@ from tandem.errors import UsageError
 from tandem.gateway.expected import Expected
 from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
+from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import GatewayMetrics
@@ -56,6 +57,8 @@ class GatewayConfig:
     """Longest wait for those expected; None waits for ever."""
     api: Api = "openai"
     """What clients speak: OpenAI's API, or that of vLLM 0.5.0's own server."""
+    keys: Keys | None = None
+    """Who may ask; None lets everybody."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
 
@@ -96,6 +99,7 @@ class Gateway:
             legs=self._legs,
             metrics=self.metrics,
             limit=self.config.limit,
+            keys=self.config.keys,
         )
         self._runner = app_runner(service.application(self.config.body_limit), self.config.grace_s)
         await self._runner.setup()

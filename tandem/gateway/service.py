@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tandem.errors import RequestError
 from tandem.gateway.attempt import Attempt
 from tandem.gateway.front import Front
+from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import Count, GatewayMetrics
@@ -34,9 +37,11 @@ class Service:
         legs: Legs,
         metrics: GatewayMetrics,
         limit: LengthLimit | None,
+        keys: Keys | None,
     ) -> None:
         self._front = front
         self._limit = limit
+        self._keys = keys
         self._pool = pool
         self._client = client
         self._legs = legs
@@ -57,7 +62,7 @@ class Service:
         """Answer a request for generated text."""
         headers = {"X-Request-Id": request_id(request.headers)}
         try:
-            with self._metrics.request(request.path) as count:
+            with self._metrics.request(request.path) as count, self._admitted(request):
                 return await self._generate(request, headers, count)
         except RequestError as error:
             response = refusal_response(error)
@@ -67,9 +72,29 @@ class Service:
             log.info("%s %s 499: its client has left", request.path, headers["X-Request-Id"])
             raise
 
+    @contextmanager
+    def _admitted(self, request: web.Request) -> Iterator[None]:
+        """Let a request in that has a key, where keys are wanted; a key of ours is not passed on.
+
+        Raises:
+            RequestError: 401 or 429.
+        """
+        if self._keys is None:
+            yield
+            return
+        with self._keys.admitted(request.headers) as name:
+            self._metrics.asked(name)
+            yield
+
+    def _passed_on(self, request: web.Request) -> dict[str, str]:
+        """The client's headers for the instances: without its key, where that is between it and us."""
+        return {name: value for name, value in request.headers.items() if self._keys is None or name != "Authorization"}
+
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        asked = self._front.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
+        asked = self._front.begin(
+            headers["X-Request-Id"], request.path, await read_body(request), self._passed_on(request)
+        )
         if self._limit is not None:
             await self._limit.check(asked.body)
         attempt = Attempt.plan(self._pool)
@@ -79,8 +104,12 @@ class Service:
 
     async def models(self, request: web.Request) -> web.Response:
         """What a decode worker says it serves."""
+        with self._admitted(request):
+            return await self._models(request)
+
+    async def _models(self, request: web.Request) -> web.Response:
         worker = self._pool.pick("decode" if self._pool.apart else "both")
-        passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
+        passed_on = {name: value for name, value in self._passed_on(request).items() if name == "Authorization"}
         async with self._client.get(worker, "/v1/models", passed_on) as answer:
             listed = without_seat_names(await self._client.read(worker, answer))
             return web.Response(body=listed, content_type="application/json")
