@@ -103,14 +103,14 @@ def _deviations(ask: Ask, told: Told) -> Iterator[str]:
             yield "a choice that was not asked for"
         else:
             yield from _deviation(ask, choice, expected)
-    if any(ids != list(ask.wish.prompt) for ids in told.prompt):
+    if ask.wish.token_ids and any(ids != list(ask.wish.prompt) for ids in told.prompt):
         yield "another prompt_token_ids"
 
 
 def _deviation(ask: Ask, choice: Choice, expected: Whole) -> Iterator[str]:
     if not expected.text.startswith(choice.text):
         yield _where(expected.text, choice.text)
-    if choice.tokens and list(expected.tokens[: len(choice.tokens)]) != choice.tokens:
+    if ask.wish.token_ids and list(expected.tokens[: len(choice.tokens)]) != choice.tokens:
         yield "other token ids"
     if choice.logprobs != _logprobs(ask, expected)[: len(choice.logprobs)]:
         yield "other log-probabilities"
@@ -118,7 +118,7 @@ def _deviation(ask: Ask, choice: Choice, expected: Whole) -> Iterator[str]:
         yield "another finish_reason"
     if choice.roles > 1:
         yield "a role twice"
-    if any(ids != list(ask.wish.prompt) for ids in choice.prompt):
+    if ask.wish.token_ids and any(ids != list(ask.wish.prompt) for ids in choice.prompt):
         yield "another prompt_token_ids"
 
 

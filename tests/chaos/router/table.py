@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, Final
 
 from chaos.router.trial import Result
@@ -47,8 +46,22 @@ def footing(results: Sequence[Result]) -> str:
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
     """For machines."""
-    told = []
-    for result in results:
-        reasons = [{"outcome": how, "reason": why, "count": n} for (how, why), n in result.reasons.items()]
-        told.append({**asdict(result), "reasons": reasons, "passed": result.passed})
-    return told
+    return [_as_json(result) for result in results]
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    reasons = [{"outcome": how, "reason": why, "count": n} for (how, why), n in result.reasons.most_common()]
+    return {
+        "row": result.row,
+        "title": result.title,
+        "passed": result.passed,
+        "total": result.total,
+        "outcomes": {name: result.outcomes[name] for name in OUTCOMES},
+        "reasons": reasons,
+        "misuse": dict(result.misuse),
+        "held": result.held,
+        "stranded": result.stranded,
+        "faults": result.faults,
+        "slowest_s": round(result.slowest_s, 2),
+        "seconds": round(result.seconds, 2),
+    }

@@ -66,12 +66,12 @@ class Line:
         return self.response
 
     async def whole(self, payload: Any) -> None:
-        """An answer that is not streamed, in two halves, so that it can break in between."""
+        """An answer that is not streamed; it is cut in its middle, whatever `after` says."""
         data = msgspec.json.encode(payload)
         await self.begin("application/json", len(data))
-        half = len(data) // 2
-        if self._fault is not None and self._fault.kind.startswith("cut"):
-            await self.response.write(data[:half])
+        if self._is("cut cleanly"):
+            await self.response.write(data[: len(data) // 2])
+        if self._fault is not None:
             await self._break(data)
         await self.write(data)
 
