@@ -20,6 +20,8 @@ from chaos.router.strikes import (
 )
 
 STREAMS: Final = 40
+CROWD: Final = 112
+"""So many that each of two decode instances has 40 at a time, even where one in eight is refused for its `n`."""
 PATIENCE_S: Final = 30.0
 """What a client waits in all where the row does not say otherwise."""
 
@@ -133,8 +135,8 @@ ROWS: Final = (
         name="decode-killed",
         title="one decode killed mid-stream with 40 streams on it",
         midway=once("decode", "decoding", kill("decode"), least=STREAMS, tokens=2 * MIDWAY),
-        settings=SLOW_STEPS,
-        streams=2 * STREAMS,
+        settings={"step_s": 0.06},
+        streams=CROWD,
     ),
     Row(name="decode-frozen", title="one decode frozen", before=freeze("decode")),
     Row(

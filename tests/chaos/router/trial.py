@@ -25,6 +25,9 @@ from chaos.router.strikes import Scars, StrikeError
 QUIET_S: Final = 5.0
 """So soon after a row nothing may be held on any instance that lives."""
 
+TRIES: Final = 2
+"""For processes to start: a port may be taken between the look and the start."""
+
 WARM: Final = 8
 """Requests before a strike, so that every instance is known and connected to."""
 WARM_S: Final = 30.0
@@ -77,27 +80,36 @@ class Result:
 
 
 async def play(row: Row, setting: Setting) -> Result:
-    """Play one row with fresh instances and a fresh router."""
-    result = Result(row=row.name, title=row.title, total=row.streams)
-    logs = setting.logs / row.name
-    logs.mkdir(parents=True, exist_ok=True)
-    scars, begun = Scars(), time.monotonic()
-    try:
-        async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(session())
-            cluster = Cluster(setting.dialect, setting.lease_s, setting.ports, logs, http, row.settings)
-            await stack.enter_async_context(cluster)
-            stack.callback(scars.clear)
-            url, router = await _router(cluster, setting, logs, http)
-            stack.callback(router.kill)
-            await _warm_up(http, url, router, setting.seed)
-            await _attack(row, setting, cluster, scars, http, url, result)
-            await _aftermath(setting, cluster, router, result)
-            await router.stop()
-    except (NotStartedError, StrikeError) as error:
-        result.faults.append(str(error))
+    """Play one row with fresh instances and a fresh router; once more where these did not start."""
+    begun, result = time.monotonic(), Result(row=row.name, title=row.title, total=row.streams)
+    for _ in range(TRIES):
+        result = Result(row=row.name, title=row.title, total=row.streams)
+        try:
+            await _play(row, setting, result)
+            break
+        except StrikeError as error:
+            result.faults.append(str(error))
+            break
+        except NotStartedError as error:
+            result.faults.append(str(error))
     result.seconds = time.monotonic() - begun
     return result
+
+
+async def _play(row: Row, setting: Setting, result: Result) -> None:
+    logs, scars = setting.logs / row.name, Scars()
+    logs.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(session())
+        cluster = Cluster(setting.dialect, setting.lease_s, setting.ports, logs, http, row.settings)
+        await stack.enter_async_context(cluster)
+        stack.callback(scars.clear)
+        url, router = await _router(cluster, setting, logs, http)
+        stack.callback(router.kill)
+        await _warm_up(http, url, router, setting.seed)
+        await _attack(row, setting, cluster, scars, http, url, result)
+        await _aftermath(setting, cluster, router, result)
+        await router.stop()
 
 
 async def _router(cluster: Cluster, setting: Setting, logs: Path, http: aiohttp.ClientSession) -> tuple[str, Process]:

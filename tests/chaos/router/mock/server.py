@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ctypes
 import signal
+import socket
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -28,6 +30,7 @@ from chaos.router.mock.wire import MODEL, error_answer
 CAPABILITIES = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "choices")
 MAX_MODEL_LEN = 8192
 PR_SET_PDEATHSIG = 1
+BIND_S = 20.0
 
 
 class Server:
@@ -181,6 +184,27 @@ class Server:
         return web.json_response(settings)
 
 
+def bound(port: int) -> socket.socket:
+    """A socket that listens on a port, as soon as nobody's outgoing connection happens to have its number.
+
+    Raises:
+        OSError: It stays taken.
+    """
+    limit = time.monotonic() + BIND_S
+    while True:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            sock.close()
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
+        else:
+            return sock
+
+
 def die_with_parent() -> None:
     """Linux kills this process when its parent ends, even while it is frozen."""
     if sys.platform == "linux":
@@ -198,8 +222,7 @@ def main() -> None:
     die_with_parent()
     web.run_app(
         Server(given.role, given.port, given.dialect, given.lease).application(),
-        host="127.0.0.1",
-        port=given.port,
+        sock=bound(given.port),
         print=None,
         access_log=None,
         handler_cancellation=True,
