@@ -19,7 +19,9 @@ from chaos.router.process import Process
 
 Role = Literal["prefill", "decode"]
 
-LOOK = aiohttp.ClientTimeout(total=2.0)
+LOOK = aiohttp.ClientTimeout(total=10.0)
+"""Generous: the kit, the router and all instances may share two busy processors."""
+KNOCK = aiohttp.ClientTimeout(total=2.0)
 START_S = 60.0
 """On a busy machine."""
 
@@ -90,7 +92,7 @@ async def answering(http: aiohttp.ClientSession, url: str, process: Process, unr
     limit = time.monotonic() + START_S
     while process.ended is None and time.monotonic() < limit:
         try:
-            async with http.get(url, timeout=LOOK) as response:
+            async with http.get(url, timeout=KNOCK) as response:
                 if response.status not in unready:
                     return
         except (aiohttp.ClientError, OSError, TimeoutError):
@@ -119,6 +121,8 @@ class Cluster:
         self.prefill = [self._mock("prefill", number) for number in range(2)]
         self.decode = [self._mock("decode", number) for number in range(2)]
         self.engine_ids: set[str] = set()
+        self.misuse: list[str] = []
+        """What was done to processes that are gone."""
 
     def _mock(self, role: Role, number: int) -> Mock:
         port = self._ports.take()
@@ -147,6 +151,12 @@ class Cluster:
         await mock.serving()
         await mock.tell("/mock/settings", self._settings)
         self.engine_ids.add((await mock.state())["engine_id"])
+
+    async def restart(self, mock: Mock) -> None:
+        """Stop one in order, and start it again."""
+        self.misuse += (await mock.state())["misuse"]
+        await mock.process.stop()
+        await self.start(mock)
 
     def of(self, role: Role) -> list[Mock]:
         return self.prefill if role == "prefill" else self.decode

@@ -126,7 +126,8 @@ def _where(expected: str, text: str) -> str:
     same = next((at for at, (one, other) in enumerate(zip(expected, text, strict=False)) if one != other), None)
     if same is None:
         return "text after the answer's end"
-    return "another text from the beginning" if same == 0 else "another text from somewhere on"
+    # Two words may have their first characters in common.
+    return "another text from the beginning" if same < 3 else "another text from somewhere on"
 
 
 def _lacking(ask: Ask, told: Told) -> Iterator[str]:

@@ -71,11 +71,11 @@ def _streamed(_: random.Random) -> Body:
 
 
 def _penalised(rng: random.Random) -> Body:
-    return {"presence_penalty": rng.uniform(0.1, 1.5), "frequency_penalty": rng.uniform(0.1, 1.0)}
+    return {"presence_penalty": rng.randint(1, 15) / 10, "frequency_penalty": rng.randint(1, 10) / 10}
 
 
 def _repetition(rng: random.Random) -> Body:
-    return {"repetition_penalty": rng.uniform(1.05, 1.5)}
+    return {"repetition_penalty": rng.randint(105, 150) / 100}
 
 
 def _fixed(**fields: Any) -> Callable[[random.Random], Body]:

@@ -98,8 +98,7 @@ def half_open(role: Role) -> Strike:
 async def rolling_restart(cluster: Cluster, _: Scars) -> None:
     """Every instance, one after the other, each when the one before has served for a while."""
     for mock in cluster.mocks:
-        await mock.process.stop()
-        await cluster.start(mock)
+        await cluster.restart(mock)
         await asyncio.sleep(SETTLE_S)
 
 

@@ -31,6 +31,8 @@ def remarks(result: Result) -> list[str]:
     """Why, most frequent first; kinds of requests are left out."""
     grouped: Counter[str] = Counter()
     for (outcome, reason), count in result.reasons.items():
+        if outcome == "refused":
+            continue
         grouped[f"{outcome}: {reason.rpartition(' [')[0]}"] += count
     said = [f"{count} {what}" for what, count in grouped.most_common(REASONS)]
     said += [f"misuse: {what}, {count} times" for what, count in result.misuse.items()]

@@ -92,6 +92,9 @@ async def play(row: Row, setting: Setting) -> Result:
             break
         except NotStartedError as error:
             result.faults.append(str(error))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            result.faults.append(f"an instance does not answer the kit: {error!r}")
+            break
     result.seconds = time.monotonic() - begun
     return result
 
@@ -200,6 +203,7 @@ async def _aftermath(setting: Setting, cluster: Cluster, router: Process, result
         await asyncio.sleep(0.1)
     result.held = held
     result.stranded = sum(state["leases"] for state in states.values())
+    result.misuse.update(cluster.misuse)
     for state in states.values():
         result.misuse.update(state["misuse"])
     result.faults += cluster.lost

@@ -70,11 +70,11 @@ class Wish:
             min_tokens=body.get("min_tokens") or 0,
             ignore_eos=bool(body.get("ignore_eos")),
             stops=_stops(body.get("stop")),
-            temperature=body.get("temperature") or 0.0,
+            temperature=_real(body, "temperature", 0.0),
             seed=body.get("seed"),
-            presence=body.get("presence_penalty") or 0.0,
-            frequency=body.get("frequency_penalty") or 0.0,
-            repetition=body.get("repetition_penalty") or 1.0,
+            presence=_real(body, "presence_penalty", 0.0),
+            frequency=_real(body, "frequency_penalty", 0.0),
+            repetition=_real(body, "repetition_penalty", 1.0),
             logprobs=_logprobs(body, chat=chat),
             stream=bool(body.get("stream")),
             usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -99,6 +99,11 @@ class Wish:
     def one_more(self) -> Wish:
         """The prefill leg of it: whatever `max_tokens` says, one new token."""
         return replace(self, max_tokens=len(self.output) + 1)
+
+
+def _real(body: Mapping[str, Any], name: str, default: float) -> float:
+    """A number as single precision has it: routers that keep no more of it change no real answer either."""
+    return round(body.get(name) or default, 4)
 
 
 def _prompt(prompt: Any) -> list[int]:
