@@ -64,9 +64,8 @@ class Process:
     def kill(self) -> None:
         """SIGKILL; the kernel resets or closes what it had open."""
         self.condemned = True
-        if self._child is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+        if self._child is not None and self.ended is None:  # else its number may be somebody else's by now
+            os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
         self._lifeline.close()
 
