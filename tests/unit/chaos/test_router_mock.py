@@ -340,6 +340,15 @@ async def test_dead_connections_say_nothing_and_new_ones_work() -> None:
 
 
 @played
+async def test_vllms_helpers_for_texts() -> None:
+    async with pair("vllm") as both:
+        _, told = await both.post(both.decode, "/tokenize", {"prompt": WHOLE.body["prompt"]})
+        assert tuple(json.loads(told)["tokens"]) == WHOLE.wish.prompt
+        _, told = await both.post(both.decode, "/detokenize", {"tokens": STREAM.expected[0].tokens})
+        assert json.loads(told)["prompt"].startswith(STREAM.expected[0].text)
+
+
+@played
 async def test_the_native_dialect_refuses_what_it_does_not_know() -> None:
     async with pair("native") as both:
         status, told = await both.post(both.decode, WHOLE.path, WHOLE.body | {"colour": "red"})

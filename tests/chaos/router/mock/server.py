@@ -19,7 +19,7 @@ from aiohttp import web
 
 from chaos.router.mock.account import Account
 from chaos.router.mock.faults import Fault, Faults
-from chaos.router.mock.language import shown, tokenized
+from chaos.router.mock.language import spelled, tokenized
 from chaos.router.mock.puller import Puller
 from chaos.router.mock.rooms import Rooms
 from chaos.router.mock.serving import Serving
@@ -30,7 +30,7 @@ from chaos.router.mock.wire import MODEL, error_answer
 CAPABILITIES = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "choices")
 MAX_MODEL_LEN = 8192
 PR_SET_PDEATHSIG = 1
-BIND_S = 20.0
+BIND_S = 8.0
 
 
 class Server:
@@ -70,7 +70,6 @@ class Server:
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(connector=connector) as http:
             self.serving = Serving(
-                role=self.role,
                 dialect=self.dialect,
                 engine_id=self.engine_id,
                 port=self.port,
@@ -140,7 +139,8 @@ class Server:
         return web.json_response({"count": len(ids), "max_model_len": MAX_MODEL_LEN, "tokens": ids})
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        return web.json_response({"prompt": "".join(map(shown, (await request.json())["tokens"]))})
+        spelling = b"".join(map(spelled, (await request.json())["tokens"]))
+        return web.json_response({"prompt": spelling.decode(errors="replace")})
 
     async def pull(self, request: web.Request) -> web.Response:
         """Another instance reads a ticket's blocks."""

@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -23,7 +23,6 @@ from chaos.router.mock.tickets import Ticket, TicketBook
 from chaos.router.mock.wire import MODEL, Wire, error_answer, joined
 from chaos.router.mock.wish import BadRequestError, Dialect, Wish
 
-Role = Literal["prefill", "decode"]
 Salts = dict[int, bytes]
 """What is wrong with the keys and values of each choice; empty where nothing is."""
 
@@ -38,7 +37,6 @@ class ReleasedError(Exception):
 class Serving:
     """Answers requests for generated text, over the parts of one instance."""
 
-    role: Role
     dialect: Dialect
     engine_id: str
     port: int

@@ -92,9 +92,6 @@ class TicketBook:
         """Nobody will pull it."""
         return name in self._tickets and self.end(self._tickets[name], "released")
 
-    def find(self, name: str) -> Ticket | None:
-        return self._tickets.get(name)
-
     async def pull(self, engine_id: str, name: str, content: str, *, strict: bool) -> Verdict:
         """Somebody reads the blocks; waits for those that are still computed.
 
