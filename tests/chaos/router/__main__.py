@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=30.0, help="seconds a ticket waits to be pulled")
     parser.add_argument("--strict", action="store_true", help="stranded tickets fail a row in the vllm dialect, too")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--ports", default="36000-36999", help="range to listen on")
+    parser.add_argument("--ports", default="26000-26999", help="range to listen on")
     parser.add_argument("--logs", type=Path, help="folder to keep the processes' output in")
     given = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""One mock instance as a process: `python -m chaos.router.mock.server --role prefill --port 36001 --dialect vllm`."""
+"""One mock instance as a process: `python -m chaos.router.mock.server --role prefill --port 26001 --dialect vllm`."""
 
 from __future__ import annotations
 
