@@ -6,14 +6,22 @@ import asyncio
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tandem.protocol.lifeline import Lifeline
 
+TESTS = Path(__file__).parents[2]
 STOP_S = 5.0
 """For a process to end by itself, once asked."""
+
+
+def with_tests(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a Python finds this package, wherever the kit was started."""
+    known = environment.get("PYTHONPATH")
+    return {**environment, "PYTHONPATH": os.pathsep.join([str(TESTS), *([known] if known else [])])}
 
 
 @dataclass(eq=False)
@@ -55,7 +63,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self._lifeline.environment,
+                env=with_tests(os.environ) | self._lifeline.environment,
                 pass_fds=[self._lifeline.descriptor],
                 start_new_session=True,
             )
