@@ -17,6 +17,11 @@ Every message names the thing, the place and the fix. Foreign errors are mapped 
 """
 
 
+def printable(text: str) -> str:
+    """Text in one line: characters that a terminal would act on, line ends among them, as Python writes them."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class TandemError(Exception):
     """Base of everything tandem raises on purpose."""
 
@@ -34,7 +39,10 @@ class ConfigurationError(UsageError):
 
 
 class TopologyError(UsageError):
-    """A topology or a rank table breaks a rule."""
+    """A topology or a rank table breaks a rule; what it quotes of a file is one line and moves no cursor."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class RecipeError(UsageError):
@@ -49,13 +57,23 @@ class RequestError(TandemError, ValueError):
         status: HTTP status code.
         code: OpenAI's machine-readable error code, such as ``model_not_found``.
         param: The body field at fault, if one is.
+        retry_after: Seconds until it is worth another try, where that is known.
     """
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
+        self.retry_after = retry_after
 
 
 class DataError(TandemError):

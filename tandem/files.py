@@ -1,6 +1,8 @@
 """Files that are either whole or not there, and files and JSON objects read with one clear error.
 
 Everything is written beside its final name and renamed, so a kill at any moment leaves the old state or the new one.
+A rename puts a file in the place of whatever is there, so what is no regular file is refused before, and links are
+followed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import platform
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,13 @@ from tandem.errors import TandemError
 
 LARGEST_JSON = 1 << 28
 """Bytes. The largest that models have, indices and vocabularies, take some tens of megabytes."""
+
+
+class NotRegularError(OSError):
+    """What bears a name is no regular file: a folder, a pipe, a socket, a device."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "is not a regular file", str(path))
 
 
 def there(path: Path) -> bool:
@@ -31,10 +40,11 @@ def require_regular(path: Path) -> None:
     """Refuse what can be read for ever, or never answers: pipes, devices.
 
     Raises:
-        OSError: It is no regular file, or cannot be looked at.
+        NotRegularError: It is no regular file, nor a link to one.
+        OSError: It is not there, or cannot be looked at.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise NotRegularError(path)
 
 
 def read_bytes(path: Path, error: type[TandemError], most: int = -1) -> bytes:
@@ -75,7 +85,15 @@ def json_bytes(fields: dict[str, Any]) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step, on disk before it bears the name."""
+    """Put `content` at `path` in one step, on disk before it bears the name.
+
+    A link stays, and the file that it points to is replaced, or created.
+
+    Raises:
+        NotRegularError: Something else than a regular file is there.
+        OSError: The folder or the file cannot be written.
+    """
+    path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
     _remove_orphans(path)
@@ -87,6 +105,13 @@ def write_whole(path: Path, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _followed(path: Path) -> Path:
+    """Where a regular file may be put by the name `path`: there, or where a link of that name ends."""
+    with suppress(FileNotFoundError, NotADirectoryError):  # nothing is there, or a link to nowhere
+        require_regular(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests share two cores between several processes; threads that spin for tiny matrices only get in each other's way.
@@ -10,6 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from tiny import TINY, write_model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_device_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tables of tests are about devices that this machine need not have, though it may have others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tandem.topology.visible_devices.DEV", tmp_path_factory.mktemp("dev"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The front door: one file per command, imported only when it is called, and no logic here.
 
+Next to nothing is imported with this file either, so that Ctrl-C is answered in one line from the first moment on.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found a problem, 130 stopped by Ctrl-C.
 """
 
@@ -9,11 +11,13 @@ import io
 import os
 import signal
 import sys
-
-import cyclopts
+from typing import TYPE_CHECKING
 
 import tandem
 from tandem.errors import TandemError, UsageError
+
+if TYPE_CHECKING:
+    import cyclopts
 
 COMMANDS = {
     "quickstart": ("tandem.cli.quickstart:quickstart", "Train a small model on this machine and serve it apart."),
@@ -25,6 +29,7 @@ COMMANDS = {
     "instance": ("tandem.cli.instance:instance", "Run one inference instance in the foreground."),
     "vllm": ("tandem.cli.vllm:vllm", "Run one vLLM server in the foreground, set up to hand over keys and values."),
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
+    "gateway-key": ("tandem.cli.gateway_key:gateway_key", "Make an API key for the gateway."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
     "model": ("tandem.cli.model:app", "List, show and fetch models, check a folder, make random ones."),
@@ -40,6 +45,8 @@ FROM_RANK_TABLE = "--from-rank-table"
 
 def build_app() -> cyclopts.App:
     """The command tree, with every command still unimported."""
+    import cyclopts
+
     app = cyclopts.App(
         name="tandem",
         help=tandem.__doc__,
@@ -55,6 +62,15 @@ def build_app() -> cyclopts.App:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every error becomes one line on stderr."""
     try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        return _said("stopped", 130)
+
+
+def _run(arguments: list[str]) -> int:
+    import cyclopts
+
+    try:
         result = build_app()(
             spelled_out(arguments), result_action="return_value", exit_on_error=False, print_error=False
         )
@@ -69,8 +85,6 @@ def run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         return _said(_what_failed(error), 1)
-    except KeyboardInterrupt:
-        return _said("stopped", 130)
     return result if isinstance(result, int) else 0
 
 
@@ -94,6 +108,17 @@ def _said(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the `tandem` command."""
+    try:
+        _prepare()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = _said("stopped", 130)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in `nohup`
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is Python's own end, which answers with tracebacks
+    sys.exit(code)
+
+
+def _prepare() -> None:
     if sys.platform == "win32":
         sys.exit("tandem: Windows is not supported; use Linux, or WSL 2 on Windows")
     for stream in (sys.stdout, sys.stderr):
@@ -101,4 +126,3 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
     # A plain kill leaves nothing half-written either; commands that serve or train bring handlers of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(run(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,7 +10,14 @@ from cyclopts import Parameter
 Urls = Annotated[list[str] | None, Parameter(negative=())]
 
 
-def gateway(*, prefill: Urls = None, decode: Urls = None, port: int = 9000, host: str = "127.0.0.1") -> None:
+def gateway(
+    *,
+    prefill: Urls = None,
+    decode: Urls = None,
+    port: int = 9000,
+    host: str = "127.0.0.1",
+    api_keys: Path | None = None,
+) -> None:
     """Run the gateway in front of running instances.
 
     Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:9101.
@@ -19,7 +27,10 @@ def gateway(*, prefill: Urls = None, decode: Urls = None, port: int = 9000, host
         decode: URL of a decode instance; repeatable, at least one.
         port: Port to listen on.
         host: Address to listen on; 0.0.0.0 for every interface.
+        api_keys: File with the keys that clients must have, as `tandem gateway-key` writes them. Default: none is asked
+            for.
     """
+    from tandem.gateway.keys import Keys
     from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
     from tandem.protocol.lifeline import hold_lifeline
 
@@ -27,6 +38,7 @@ def gateway(*, prefill: Urls = None, decode: Urls = None, port: int = 9000, host
         names = ", ".join(worker.name for worker in started.pool.workers)
         print(f"gateway: {started.url}/v1 in front of {names}", flush=True)
 
-    config = GatewayConfig(prefill=tuple(prefill or ()), decode=tuple(decode or ()), port=port, host=host)
+    keys = None if api_keys is None else Keys.from_file(api_keys)
+    config = GatewayConfig(prefill=tuple(prefill or ()), decode=tuple(decode or ()), port=port, host=host, keys=keys)
     hold_lifeline()
     run_gateway(config, announce)

@@ -22,7 +22,7 @@ def gen(
     local_ip: str | None = None,
     device_ip: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
     hosts: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
-    remote_tandem: str = "tandem",
+    remote_tandem: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Write the rank tables of this host: its global table, and a local one for each instance.
@@ -38,24 +38,31 @@ def gen(
         device_ip: Addresses of devices as NUMBER=ADDRESS; by default asked from hccn_tool, else the host's.
         hosts: Hosts as ssh takes them, the one with the service entry first. A device list may have HOST= before it;
             it is then for that host only, else for each.
-        remote_tandem: The tandem command on those hosts.
+        remote_tandem: The tandem command on those hosts; `tandem` by default.
         json: Print the tables as JSON instead of writing them.
     """
     from json import dumps
 
-    from tandem.topology.rank_table_set import generate, parse_device_address, parse_device_list
+    from tandem.errors import UsageError
+    from tandem.topology import visible_devices
+    from tandem.topology.rank_table_set import generate, parse_device_addresses, parse_device_list
 
-    if hosts:
+    if hosts is not None:
         require_without(hosts="--hosts", local_ip=local_ip, device_ip=device_ip, json=json)
-        gather(hosts, prefill_server_list or [], decode_server_list or [], api_server, remote_tandem, save_dir)
+        program = "tandem" if remote_tandem is None else remote_tandem
+        gather(hosts, prefill_server_list or [], decode_server_list or [], api_server, program, save_dir)
         return
+    if remote_tandem is not None:
+        raise UsageError("--remote-tandem is the command on other hosts; name them with --hosts, or leave it out")
     tables = generate(
         prefill=[parse_device_list(text) for text in prefill_server_list or ()],
         decode=[parse_device_list(text) for text in decode_server_list or ()],
         api_server=api_server,
         local_ip=local_ip,
-        device_addresses=dict(parse_device_address(text) for text in device_ip or ()),
+        device_addresses=parse_device_addresses(device_ip or ()),
+        device_files=visible_devices.DEV,
     )
+    warn(*tables.warnings)
     if json:
         print(dumps({name: table.model_dump(exclude_unset=True) for name, table in tables.tables.items()}, indent=2))
         return
@@ -82,7 +89,7 @@ def merge(
     merged = merge_tables([(str(path), read_global_table(path)) for path in global_ranktable_list])
     write_table(merged, save_dir / MERGED_NAME)
     if warning := loopback_warning(merged):
-        print(f"tandem: warning: {save_dir / MERGED_NAME}: {warning}", file=sys.stderr)
+        warn(f"{save_dir / MERGED_NAME}: {warning}")
     print(save_dir / MERGED_NAME)
 
 
@@ -214,16 +221,25 @@ def gather(
     """Make the tables of several hosts over ssh, and write them with the merged one."""
     from tandem.topology.rank_table import write_table
     from tandem.topology.rank_table_gathering import gather, shares
-    from tandem.topology.rank_table_merge import MERGED_NAME, merge
+    from tandem.topology.rank_table_merge import MERGED_NAME, loopback_warning, merge
     from tandem.topology.rank_table_set import save
 
     asked = shares(hosts, prefill, decode, api_server=api_server)
     gathered = gather(asked, remote_tandem)
     merged = merge([(share.host, tables.global_table) for share, tables in zip(asked, gathered, strict=True)])
+    warn(*(warning for tables in gathered for warning in tables.warnings))
     for path in save(gathered, save_dir):
         print(path)
     write_table(merged, save_dir / MERGED_NAME)
+    if warning := loopback_warning(merged):
+        warn(f"{save_dir / MERGED_NAME}: {warning}")
     print(save_dir / MERGED_NAME)
+
+
+def warn(*warnings: str) -> None:
+    """Say what may be wrong, each in one line."""
+    for warning in warnings:
+        print(f"tandem: warning: {warning}", file=sys.stderr)
 
 
 def require_without(*, hosts: str, **others: object) -> None:
@@ -231,6 +247,6 @@ def require_without(*, hosts: str, **others: object) -> None:
     from tandem.errors import UsageError
 
     for name, value in others.items():
-        if value:
+        if value not in (None, False):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} does not go with {hosts}; leave it out, or run gen on that host itself")

@@ -134,8 +134,7 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
 
 def become_vllm(options: Options, part: Part, folder: Path, tokens: int) -> NoReturn:
     """Let `vllm serve` take the place of this process."""
-    import shlex
-
+    from tandem.cli.vllm import run_vllm
     from tandem.errors import UsageError
     from tandem.launch.vllm_part import vllm_part
     from tandem.topology.visible_devices import accelerator_here
@@ -143,9 +142,7 @@ def become_vllm(options: Options, part: Part, folder: Path, tokens: int) -> NoRe
     device = accelerator_here() if options.device == "auto" else options.device
     if device is None:
         raise UsageError(f"{part.role} needs an accelerator and none is here; give --device cpu to compute on the CPU")
-    server = vllm_part(options, part, folder, tokens, device)
-    say(shlex.join(server.command()))
-    server.become()
+    run_vllm(vllm_part(options, part, folder, tokens, device))
 
 
 def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> InstanceConfig:

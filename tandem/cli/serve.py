@@ -65,13 +65,24 @@ def new_topology(model: str, given: dict[str, Any]) -> Topology:
     """A service of a model on this host."""
     from tandem.catalogue.source import model_folder, served_name
     from tandem.deploy.service import local_topology
-    from tandem.model.examination import require_whole
 
     source = model_folder(model)
     topology = local_topology(source, **({"served_model_name": served_name(model)} | given))
-    if topology.instances[0].engine == "native":
-        require_whole(source)
+    require_startable(topology)
     return topology
+
+
+def require_startable(topology: Topology) -> None:
+    """Refuse what cannot run, before any process is started for it."""
+    from tandem.catalogue.source import model_folder
+    from tandem.launch.vllm_server import vllm_program
+    from tandem.model.examination import require_whole
+
+    folder = model_folder(topology.model)
+    if any(one.engine == "vllm" for one in topology.instances):
+        vllm_program()
+    else:
+        require_whole(folder)
 
 
 def topology_of_file(path: Path, given: dict[str, Any]) -> Topology:
@@ -81,10 +92,12 @@ def topology_of_file(path: Path, given: dict[str, Any]) -> Topology:
     from tandem.topology.topology import Role
 
     topology = read_topology(path)
-    for name in given:
-        raise UsageError(f"--{name.replace('_', '-')}: {path} says that; change it there, or leave the option out")
+    if given:
+        option = next(iter(given)).replace("_", "-")
+        raise UsageError(f"--{option}: {path} says that; change it there, or leave the option out")
     if not topology.of(Role.GATEWAY):
         raise UsageError(f"{path}: has no instance with role gateway, so nobody could reach the service; add one")
+    require_startable(topology)
     return topology
 
 
@@ -100,12 +113,15 @@ def greet(topology: Topology, prompt: str = "Once upon a time") -> None:
     import shlex
     import sys
 
+    from tandem.catalogue.source import served_name
     from tandem.deploy.health import ANY_ADDRESS
     from tandem.topology.topology import Role
 
     gateway = topology.of(Role.GATEWAY)[0]
     url = gateway.model_copy(update={"host": ANY_ADDRESS.get(gateway.host, gateway.host)}).url
-    body = json.dumps({"model": topology.served_model_name, "prompt": prompt, "max_tokens": 32})
+    body = json.dumps(
+        {"model": topology.served_model_name or served_name(topology.model), "prompt": prompt, "max_tokens": 32}
+    )
     say(f"ready: {url}/v1  (Ctrl-C stops it)")
     say(f"try:   curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}")
     say(f"or:    {Path(sys.executable).with_name('tandem')} chat {url}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from tandem.launch.vllm_server import VllmServer
 
 
 def vllm(
@@ -43,10 +46,7 @@ def vllm(
             each position.
         position: Place among the service's instances, so that no two on a host have the same side-channel port.
     """
-    import shlex
-
     from tandem.catalogue.source import model_folder, served_name
-    from tandem.cli.serve import say
     from tandem.launch.connector import connector_of
     from tandem.launch.vllm_server import VllmServer
     from tandem.topology.visible_devices import accelerator_here
@@ -72,5 +72,18 @@ def vllm(
         ),
         flags=flags,
     )
+    run_vllm(server)
+
+
+def run_vllm(server: VllmServer) -> NoReturn:
+    """Say what is started, and become it."""
+    import shlex
+
+    from tandem.cli.serve import say
+    from tandem.deploy.port import require_free
+
+    require_free(server.host, server.port, "--port")
+    if server.connector is not None:
+        require_free(server.own_host, server.connector.port, "--kv-port")
     say(shlex.join(server.command()))
     server.become()

@@ -10,11 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tandem.errors import TandemError, UsageError
+from tandem.topology import visible_devices
 from tandem.topology.rank_table import read_global_table, write_table
 from tandem.topology.rank_table_merge import MERGED_NAME, loopback_warning, merge
-from tandem.topology.rank_table_set import generate, parse_device_address, parse_device_list
+from tandem.topology.rank_table_set import generate, parse_device_addresses, parse_device_list
 
 FLAGS = {
     "gen": ("api_server", "prefill_server_list", "decode_server_list", "local_ip", "device_ip"),
@@ -47,13 +49,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=list(FLAGS), required=True, help="gen makes tables, merge joins global ones")
     parser.add_argument("--save-dir", type=Path, default=Path(), help="folder for the tables; here by default")
     gen = parser.add_argument_group("only with --mode gen")
-    gen.add_argument("--prefill-server-list", nargs="*", metavar="4,5", help="prefill instances by their devices")
-    gen.add_argument("--decode-server-list", nargs="*", metavar="6,7", help="decode instances by their devices")
+    listed: dict[str, Any] = {"action": "extend", "nargs": "*"}  # given twice, both count
+    gen.add_argument("--prefill-server-list", **listed, metavar="4,5", help="prefill instances by their devices")
+    gen.add_argument("--decode-server-list", **listed, metavar="6,7", help="decode instances by their devices")
     gen.add_argument("--api-server", action="store_true", help="the service entry is on this host")
     gen.add_argument("--local-ip", help="address of this host; found out by default")
-    gen.add_argument("--device-ip", nargs="*", metavar="4=ADDRESS", help="addresses of devices; asked by default")
+    gen.add_argument("--device-ip", **listed, metavar="4=ADDRESS", help="addresses of devices; asked by default")
     joining = parser.add_argument_group("only with --mode merge")
-    joining.add_argument("--global-ranktable-list", nargs="+", type=Path, metavar="FILE", help="global tables")
+    joining.add_argument(
+        "--global-ranktable-list", action="extend", nargs="+", type=Path, metavar="FILE", help="global tables"
+    )
     return parser
 
 
@@ -76,8 +81,10 @@ def save_generated(options: argparse.Namespace) -> list[Path]:
         decode=[parse_device_list(text) for text in options.decode_server_list or ()],
         api_server=options.api_server,
         local_ip=options.local_ip,
-        device_addresses=dict(parse_device_address(text) for text in options.device_ip or ()),
+        device_addresses=parse_device_addresses(options.device_ip or ()),
+        device_files=visible_devices.DEV,
     )
+    warn(*tables.warnings)
     return tables.save(options.save_dir)
 
 
@@ -87,5 +94,11 @@ def save_merged(options: argparse.Namespace) -> list[Path]:
     merged = merge([(str(one), read_global_table(one)) for one in options.global_ranktable_list])
     write_table(merged, path)
     if warning := loopback_warning(merged):
-        print(f"pd_ranktable_tools.py: warning: {path}: {warning}", file=sys.stderr)
+        warn(f"{path}: {warning}")
     return [path]
+
+
+def warn(*warnings: str) -> None:
+    """Say what may be wrong, each in one line."""
+    for warning in warnings:
+        print(f"pd_ranktable_tools.py: warning: {warning}", file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tandem.errors import UsageError
-from tandem.files import write_whole
+from tandem.files import NotRegularError, require_regular, write_whole
 
 SOURCE = Path(__file__).parent
 TREES = ("llm_tools",)
@@ -25,7 +25,8 @@ def write_scripts(out: Path, *, force: bool = False) -> list[Path]:
         force: Whether files with other contents may be overwritten.
 
     Raises:
-        UsageError: When a file there has other contents; nothing is written then.
+        UsageError: When a file there has other contents, or something else has its name, and nothing is written then;
+            or when one cannot be read or written.
     """
     scripts = {
         out / path.relative_to(SOURCE): path.read_bytes()
@@ -34,9 +35,30 @@ def write_scripts(out: Path, *, force: bool = False) -> list[Path]:
         if path.suffix in SUFFIXES
     }
     for path, content in scripts.items():
-        if not force and path.exists() and not (path.is_file() and path.read_bytes() == content):
-            raise UsageError(f"{path}: is there with other contents; move it away, or overwrite it with --force")
+        require_free(path, content, force=force)
     for path, content in scripts.items():
+        write(path, content)
+    return list(scripts)
+
+
+def require_free(path: Path, content: bytes, *, force: bool) -> None:
+    """Refuse what may not be overwritten."""
+    try:
+        require_regular(path)
+        if not force and path.read_bytes() != content:
+            raise UsageError(f"{path}: is there with other contents; move it away, or overwrite it with --force")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except NotRegularError as error:
+        raise UsageError(f"{path}: {error.strerror}; move it away") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); choose a folder you may write to") from None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write one script, executable."""
+    try:
         write_whole(path, content)
         path.chmod(EXECUTABLE)
-    return list(scripts)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from None

@@ -15,18 +15,23 @@ THREADS = "OMP_NUM_THREADS"
 
 RANKS = "tensor-parallel-size"
 
-TO_TANDEM = (RANKS, "device", "kv-host", "kv-port")
+TO_TANDEM = (RANKS, "device", "kv-host", "kv-port", "position", "prefill-ranks", "decode-ranks")
 """Arguments of a vLLM instance that `tandem vllm` takes; all others are flags of vLLM's own."""
+FIELDS = ("role", "host", "port", "served-model-name")
+"""What an instance's own fields say, or its topology's."""
 
 
 def instance_command(topology: Topology, instance: Instance) -> list[str]:
     """`tandem instance` or `tandem gateway` with the options that the topology gives it.
 
     Raises:
-        UsageError: When the instance has no port.
+        UsageError: When the instance has no port, or its arguments say what its fields say.
     """
     if instance.port is None:
         raise UsageError(f"instance {instance.name} has no port; give it one in the topology")
+    for name in FIELDS:
+        if name in instance.arguments:
+            raise UsageError(f"instance {instance.name}: arguments hold {name}; say it beside them, not in them")
     part = gateway_part(topology) if instance.role is Role.GATEWAY else model_part(topology, instance)
     further = vllm_arguments(topology, instance) if instance.engine == "vllm" else options(instance.arguments)
     return [
@@ -57,11 +62,8 @@ def vllm_arguments(topology: Topology, instance: Instance) -> list[str]:
 
 
 def options(arguments: Mapping[str, str]) -> Iterator[str]:
-    """A command line's options; one without a value is a switch."""
-    for name, value in arguments.items():
-        yield f"--{name}"
-        if value:
-            yield value
+    """A command line's options, each one word, so that a value may begin with a dash; without a value, a switch."""
+    return (f"--{name}={value}" if value else f"--{name}" for name, value in arguments.items())
 
 
 def gateway_part(topology: Topology) -> list[str]:

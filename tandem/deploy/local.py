@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -69,6 +69,7 @@ class LocalDeployment:
             raise ProcessError("start: this deployment was started before; make a new LocalDeployment")
         for instance in self._instances:
             require_free_port(instance)
+        require_different_side_channels(self._instances)
         commands = [self._command(self.topology, instance) for instance in self._instances]
         make_folder(self.log_dir)
         try:
@@ -170,6 +171,21 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be created ({error.strerror}); choose a folder you may write to") from None
+
+
+def require_different_side_channels(instances: Sequence[Instance]) -> None:
+    """Refuse a `kv-port` that is another instance's on the same host, or any one's HTTP port.
+
+    Raises:
+        UsageError: Naming both instances.
+    """
+    taken = {(one.host, str(one.port)): f"{one.name}'s port" for one in instances}
+    for one in instances:
+        place = one.host, one.arguments.get("kv-port", "0")
+        if place in taken:
+            raise UsageError(f"{one.name}'s kv-port {place[1]} is {taken[place]}, too; give it another")
+        if place[1] != "0":
+            taken[place] = f"{one.name}'s kv-port"
 
 
 def require_free_port(instance: Instance) -> None:

@@ -24,6 +24,16 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
+def require_free(host: str, port: int, option: str) -> None:
+    """Refuse a port that somebody listens on.
+
+    Raises:
+        UsageError: Naming the option that sets it.
+    """
+    if not port_is_free(host, port):
+        raise UsageError(f"{option} {port}: is in use on {host}; stop what listens there, or choose another")
+
+
 def require_port_number(port: int) -> None:
     """Refuse what is no port.
 

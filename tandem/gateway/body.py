@@ -13,6 +13,7 @@ import msgspec
 from tandem.errors import RequestError
 from tandem.protocol.json_body import decode_body, decode_object
 from tandem.protocol.kv import REMOTE_DECODE
+from tandem.protocol.seat_name import PREFIX
 
 Fields = dict[str, msgspec.Raw]
 
@@ -34,11 +35,18 @@ class ClientBody:
         """Read a request body; a client's own `kv_transfer_params` are dropped, they are between us and the instances.
 
         Raises:
-            RequestError: 400, when the body is not a JSON object.
+            RequestError: 400, when the body is not a JSON object; 404, when it names a seat as its model.
         """
         fields = decode_object(raw, msgspec.Raw)
         fields.pop(KV_FIELD, None)
-        return cls(fields)
+        body = cls(fields)
+        body._require_a_model_for_clients()
+        return body
+
+    def _require_a_model_for_clients(self) -> None:
+        raw = bytes(self.fields.get("model", b""))
+        if PREFIX.encode() in raw:
+            raise RequestError("model: is not served here", status=404, code="model_not_found", param="model")
 
     @property
     def deadline_s(self) -> float | None:

@@ -75,8 +75,9 @@ class HealthWatch:
         await asyncio.gather(*map(self._check, self._pool.workers))
 
     async def _check(self, worker: Worker) -> None:
-        self._remarks.pop(worker, None)
         status, _ = await self._get(worker, "/health")
+        if status == HTTPStatus.SERVICE_UNAVAILABLE or not status:
+            self._remarks.pop(worker, None)
         if status not in (0, HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
             self._remarks[worker] = f"it answers /health with status {status}; is it an instance of this service?"
         known = self._misses.get(worker.name) == 0
@@ -92,18 +93,25 @@ class HealthWatch:
         """Learn who a worker is and what it can do; False if it does not say, or is somebody else."""
         status, body = await self._get(worker, "/identity")
         if status == HTTPStatus.NOT_FOUND:
-            return self._met(worker, await self._told_by_its_models(worker))
+            return await self._introduced_by_its_models(worker)
         said = read(body, Introduction) if status == HTTPStatus.OK else None
         if said is None:
             what = "nothing readable" if status == HTTPStatus.OK else f"status {status}" if status else "nothing"
             self._remarks[worker] = f"it answers /health, but /identity with {what}; is it an instance of this service?"
         return said is not None and self._met(worker, said)
 
-    async def _told_by_its_models(self, worker: Worker) -> Introduction:
-        """Nothing, where they are not told, as by a vLLM that wants a key."""
+    async def _introduced_by_its_models(self, worker: Worker) -> bool:
+        """Of an engine without `/identity`; where anybody may stand at its place, it need not tell them."""
         status, body = await self._get(worker, "/v1/models")
         listed = read(body, ModelList) if status == HTTPStatus.OK else None
-        return Introduction() if listed is None else listed.introduction()
+        if listed is not None:
+            return self._met(worker, listed.introduction())
+        if worker not in self._expected:
+            return self._met(worker, Introduction())
+        wants_key = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        why = "which wants a key; start it without one" if wants_key else "so it cannot be known"
+        self._remarks[worker] = f"it answers /v1/models with {f'status {status}' if status else 'nothing'}, {why}"
+        return False
 
     def _met(self, worker: Worker, said: Introduction) -> bool:
         """Whether it is who it should be; what is wrong with it is logged when it is new."""

@@ -62,6 +62,12 @@ class GatewayMetrics:
         self._routes = Counter(
             "tandem_gateway_routes", "Tries by the kind of their route.", ("kind",), registry=self.registry
         )
+        self._by_key = Counter(
+            "tandem_gateway_key_requests",
+            "Requests let in, by the name of their key.",
+            ("key",),
+            registry=self.registry,
+        )
 
     @contextmanager
     def request(self, endpoint: str) -> Iterator[Count]:
@@ -92,6 +98,10 @@ class GatewayMetrics:
     def routed(self, kind: str) -> None:
         """Count a try, by the kind of its route."""
         self._routes.labels(kind).inc()
+
+    def asked(self, key: str) -> None:
+        """Count a request that was let in by its key."""
+        self._by_key.labels(key).inc()
 
     def page(self) -> bytes:
         """The page a Prometheus server reads."""

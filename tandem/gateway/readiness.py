@@ -80,12 +80,12 @@ class Readiness:
         return f"{worker.name} at {worker.url}{f' ({remark})' if remark else ''}"
 
     async def _first_hand_off(self, prefill: Worker, decode: Worker) -> None:
+        self._tell(f"trying the hand-off from {prefill.name} to {decode.name}")
         while not await self._hands_over(prefill, decode):
             await asyncio.sleep(self._period_s)
             await self._everybody()
 
     async def _hands_over(self, prefill: Worker, decode: Worker) -> bool:
-        self._tell(f"trying the hand-off from {prefill.name} to {decode.name}")
         asked = ClientRequest.begin(f"trial-{prefill.name}-{decode.name}", "/v1/completions", TRIAL, {})
         try:
             async with (

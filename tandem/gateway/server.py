@@ -19,6 +19,7 @@ from tandem.gateway.delivery import Courier
 from tandem.gateway.expected import Expected
 from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
+from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import GatewayMetrics
@@ -61,6 +62,8 @@ class GatewayConfig:
     """What clients speak: OpenAI's API, or that of vLLM 0.5.0's own server."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker may be silent."""
+    keys: Keys | None = None
+    """Who may ask; None lets everybody."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
 
@@ -103,6 +106,7 @@ class Gateway:
             budget=budget,
             metrics=self.metrics,
             limit=self.config.limit,
+            keys=self.config.keys,
         )
         self._runner = app_runner(service.application(self.config.body_limit), self.config.grace_s)
         await self._runner.setup()

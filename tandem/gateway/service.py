@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,6 +15,7 @@ from tandem.gateway.budget import RetryBudget
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier
 from tandem.gateway.front import Front
+from tandem.gateway.keys import Keys
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import Count, GatewayMetrics
 from tandem.gateway.pool import Pool
@@ -38,9 +41,11 @@ class Service:
         budget: RetryBudget,
         metrics: GatewayMetrics,
         limit: LengthLimit | None,
+        keys: Keys | None,
     ) -> None:
         self._front = front
         self._limit = limit
+        self._keys = keys
         self._pool = pool
         self._client = client
         self._courier = courier
@@ -63,7 +68,7 @@ class Service:
         headers = {"X-Request-Id": request_id(request.headers)}
         self._budget.in_flight += 1
         try:
-            with self._metrics.request(request.path) as count:
+            with self._metrics.request(request.path) as count, self._admitted(request):
                 return await self._generate(request, headers, count)
         except RequestError as error:
             response = refusal_response(error)
@@ -75,9 +80,29 @@ class Service:
         finally:
             self._budget.in_flight -= 1
 
+    @contextmanager
+    def _admitted(self, request: web.Request) -> Iterator[None]:
+        """Let a request in that has a key, where keys are wanted; a key of ours is not passed on.
+
+        Raises:
+            RequestError: 401 or 429.
+        """
+        if self._keys is None:
+            yield
+            return
+        with self._keys.admitted(request.headers) as name:
+            self._metrics.asked(name)
+            yield
+
+    def _passed_on(self, request: web.Request) -> dict[str, str]:
+        """The client's headers for the instances: without its key, where that is between it and us."""
+        return {name: value for name, value in request.headers.items() if self._keys is None or name != "Authorization"}
+
     async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        asked = self._front.begin(headers["X-Request-Id"], request.path, await read_body(request), request.headers)
+        asked = self._front.begin(
+            headers["X-Request-Id"], request.path, await read_body(request), self._passed_on(request)
+        )
         if self._limit is not None:
             await self._limit.check(asked.body)
         answer = self._answer(asked)
@@ -92,8 +117,12 @@ class Service:
 
     async def models(self, request: web.Request) -> web.Response:
         """What a worker says it serves."""
+        with self._admitted(request):
+            return await self._models(request)
+
+    async def _models(self, request: web.Request) -> web.Response:
         self._pool.require_open()
-        passed_on = {name: request.headers[name] for name in ("Authorization",) if name in request.headers}
+        passed_on = {name: value for name, value in self._passed_on(request).items() if name == "Authorization"}
         async with self._client.get(self._pool.somebody, "/v1/models", passed_on) as exchange:
             return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
 

@@ -19,6 +19,7 @@ from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 from tandem.protocol.answers import ENDINGS
 from tandem.protocol.http import VerbatimError
+from tandem.protocol.seat_name import hide_seat_names
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class WorkerClient:
             raise self.reported(worker, _reason(body), f"answered with status {status}", status=told)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
         message = f"{worker.name} refused the request with status {status}"
-        raise VerbatimError(message, status=status, body=body, headers=shown)
+        raise VerbatimError(message, status=status, body=hide_seat_names(body), headers=shown)
 
 
 def _log_words(worker: Worker, what: str, words: bytes) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from tandem.errors import UsageError
 from tandem.protocol.identity import Role
 
 Device = Literal["cpu", "cuda", "npu"]
@@ -30,6 +31,8 @@ thousand for each NPU of a host, belong to its transport: with 16 NPUs up to 359
 class Connector:
     """One instance's side of the hand-off."""
 
+    port: int
+    """Its side-channel port."""
     config: Mapping[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,18 +49,34 @@ def connector_of(
         port: Its side-channel port; None takes the one that its position gives.
         position: Place among all instances of the service, prefill first, so that no two ports are the same.
         ranks: Tensor-parallel size of each role's instances.
+
+    Raises:
+        UsageError: There is no such port.
     """
     if role == "both":
         return None
-    if device == "npu":
-        return mooncake(role, host, MOONCAKE_PORTS[position] if port is None else port, ranks)
-    return nixl(role, device, host, NIXL_PORTS[position] if port is None else port)
+    chosen = port_at(position, MOONCAKE_PORTS if device == "npu" else NIXL_PORTS) if port is None else port
+    if not 0 < chosen < 2**16:
+        raise UsageError(f"--kv-port {chosen}: is no port; choose one from 1 to 65535")
+    return mooncake(role, host, chosen, ranks) if device == "npu" else nixl(role, device, host, chosen)
+
+
+def port_at(position: int, ports: range) -> int:
+    """The port of an instance at a position.
+
+    Raises:
+        UsageError: There are not so many.
+    """
+    if not 0 <= position < len(ports):
+        raise UsageError(f"--position {position}: is outside 0..{len(ports) - 1}; give --kv-port")
+    return ports[position]
 
 
 def nixl(role: Role, device: Device, host: str, port: int) -> Connector:
     """NIXL: one side-channel port for each instance; the blocks find their own way."""
     buffer = {"kv_buffer_device": "cpu"} if device == "cpu" else {}
     return Connector(
+        port=port,
         config={"kv_connector": "NixlConnector", "kv_role": KV_ROLES[role], **buffer},
         environment={"VLLM_NIXL_SIDE_CHANNEL_HOST": host, "VLLM_NIXL_SIDE_CHANNEL_PORT": str(port)},
     )
@@ -67,6 +86,7 @@ def mooncake(role: Role, host: str, port: int, ranks: Mapping[Role, int]) -> Con
     """Mooncake: each side is told the sizes of both."""
     sizes = {side: {"dp_size": 1, "tp_size": size} for side, size in ranks.items()}
     return Connector(
+        port=port,
         config={
             "kv_connector": "MooncakeConnectorV1",
             "kv_role": KV_ROLES[role],

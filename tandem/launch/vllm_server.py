@@ -16,12 +16,15 @@ from typing import Final, NoReturn
 
 from tandem.errors import UsageError
 from tandem.launch.connector import Connector, Device
-from tandem.protocol.lifeline import hand_lifeline_to_kernel
+from tandem.protocol.lifeline import leave_watcher
 
 OWN: Final = (
     "--model", "--host", "--port", "--served-model-name", "--tensor-parallel-size", "-tp", "--kv-transfer-config",
 )  # fmt: skip
 """What is set here, and may not be set again by further flags."""
+UNSEEN: Final = ("--config",)
+"""A file that may say the same where it is not seen here."""
+ANYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - named to be recognised, not to be bound
 CACHE: Final = "--kv-cache-memory-bytes"
 CPU_CACHE_BYTES: Final = 2**30
 """As our own instances take on a CPU; vLLM would take most of the host's memory, for every instance."""
@@ -37,7 +40,7 @@ class VllmServer:
     """One `vllm serve`.
 
     Raises:
-        UsageError: A further flag says what is set here.
+        UsageError: A further flag says what is set here, or a value is out of range.
     """
 
     model: Path
@@ -56,9 +59,18 @@ class VllmServer:
     """Further flags, handed on as they are."""
 
     def __post_init__(self) -> None:
-        for flag in self.flags:
-            if (name := flag.partition("=")[0].replace("_", "-")) in OWN:
-                raise UsageError(f"{name}: tandem sets it for this instance; leave it out of the flags for vllm serve")
+        for flag in map(flag_name, self.flags):
+            if any(sets(flag, own) for own in OWN) or flag in UNSEEN:
+                raise UsageError(f"{flag}: tandem sets this for the instance; leave it out of the flags for vllm serve")
+        if not 0 < self.port < 2**16:
+            raise UsageError(f"--port {self.port}: is no port; choose one from 1 to 65535")
+        if self.ranks < 1:
+            raise UsageError(f"--tensor-parallel-size {self.ranks}: is no number of devices; give 1 or more")
+        if self.connector is not None and self.own_host in ANYWHERE:
+            raise UsageError(
+                f"{self.own_host or 'an empty host'}: the other side cannot reach this instance there; "
+                "name this host's own address with --kv-host"
+            )
 
     def command(self) -> list[str]:
         """Program and arguments.
@@ -78,7 +90,7 @@ class VllmServer:
         ]
 
     def _cache(self) -> Sequence[str]:
-        said = any(flag.partition("=")[0].replace("_", "-") == CACHE for flag in self.flags)
+        said = any(sets(flag_name(flag), CACHE) for flag in self.flags)
         return () if said or self.device != "cpu" else (CACHE, str(CPU_CACHE_BYTES))
 
     def environment(self, given: Mapping[str, str]) -> dict[str, str]:
@@ -93,12 +105,22 @@ class VllmServer:
         Raises:
             UsageError: There is no `vllm`, or it cannot be run.
         """
-        hand_lifeline_to_kernel()
         command, environment = self.command(), self.environment(os.environ)
+        leave_watcher()
         try:
             os.execve(command[0], command, environment)  # noqa: S606 - a list, and no shell is wanted
         except OSError as error:
             raise UsageError(f"{command[0]}: cannot be run ({error.strerror}); install vLLM again") from None
+
+
+def flag_name(word: str) -> str:
+    """A word of a command line as vLLM reads it: without its value, with dashes."""
+    return word.partition("=")[0].replace("_", "-")
+
+
+def sets(flag: str, name: str) -> bool:
+    """Whether vLLM takes a flag for one of that name, shortened, or a part of it (`--name.part`)."""
+    return flag == name or flag.startswith(f"{name}.") or (len(flag) > 2 and flag[:2] == "--" and name.startswith(flag))
 
 
 def vllm_program() -> str:

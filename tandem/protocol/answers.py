@@ -138,7 +138,7 @@ def error_answer(error: RequestError) -> Answer:
 
 def error_body(message: str, *, status: int, code: str | None = None, param: str | None = None) -> Answer:
     """OpenAI's error shape; the `type` follows from the status."""
-    kinds = {404: "not_found_error", 429: "rate_limit_error"}
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -101,8 +102,10 @@ def refusal_response(error: RequestError) -> web.Response:
     if isinstance(error, VerbatimError):
         return web.Response(status=error.status, body=error.body, headers=error.headers)
     response = json_response(error_answer(error), error.status)
-    if error.status == 503:
-        response.headers["Retry-After"] = "1"
+    if error.status == 503 or error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

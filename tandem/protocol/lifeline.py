@@ -10,22 +10,21 @@ returns. The write end is closed on exec, so no other child keeps it open; a par
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
 import stat
-import sys
 import threading
 import time
+from typing import NoReturn
 
 from tandem.errors import ProcessError
 
 LIFELINE_VARIABLE = "TANDEM_LIFELINE_FD"
 """Environment variable with the number of the read end in the child."""
 
-PR_SET_PDEATHSIG = 1
-"""Of Linux' prctl: the signal a process gets when its parent ends; it survives exec."""
+WATCH_SECONDS = 1.0
+"""Between two looks of a watcher at whether the process it watches over still runs."""
 
 GRACE = 5.0
 """Seconds a child has to end in order after its parent is gone."""
@@ -86,27 +85,42 @@ def hold_lifeline(grace: float = GRACE) -> bool:
     return True
 
 
-def hand_lifeline_to_kernel() -> bool:
+def leave_watcher(grace: float = GRACE) -> bool:
     """For a process that is about to become another program, which knows nothing of lifelines (exec).
 
-    On Linux the kernel then sends it SIGTERM when the parent ends, in whatever way; elsewhere it may outlive a parent
-    that was killed.
+    A child of this process stays behind in its process group and holds the lifeline: when the parent is gone, it sends
+    this process SIGTERM and, after the grace, kills the whole group. It ends with this process.
+
+    Args:
+        grace: Seconds between the two.
 
     Returns:
         Whether there is a lifeline; without the variable nothing is done.
 
     Raises:
-        ProcessError: When the variable does not name an open pipe, or the parent is gone already.
+        ProcessError: When the variable does not name an open pipe.
     """
     descriptor = _take_descriptor()
     if descriptor is None:
         return False
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # Only now: a parent that went before the line above is not told of by the kernel.
-    if select.select([descriptor], [], [], 0)[0]:
-        raise ProcessError("the process that started this one is gone; start it again")
+    watched = os.getpid()
+    if os.fork() == 0:
+        watch_over(watched, descriptor, grace)
     return True
+
+
+def watch_over(watched: int, descriptor: int, grace: float) -> NoReturn:
+    """Wait until the pipe ends or the watched process does; the former ends the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what stops the group is not for this one
+        signal.signal(number, signal.SIG_IGN)
+    gone = False
+    while not gone and os.getppid() == watched:
+        gone = bool(select.select([descriptor], [], [], WATCH_SECONDS)[0])
+    if os.getppid() == watched:
+        os.kill(watched, signal.SIGTERM)
+        time.sleep(grace)
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)
 
 
 def _take_descriptor() -> int | None:

@@ -7,7 +7,7 @@ what our own instances tell at `/identity`, and the gateway takes it out of what
 from __future__ import annotations
 
 import re
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -15,6 +15,8 @@ from tandem.protocol.identity import Role, Seat
 
 PREFIX: Final = "tandem-seat/"
 PATTERN: Final = re.compile(rf"{PREFIX}({'|'.join(get_args(Role))})/([0-9]+(?:,[0-9]+)*)@([^/]+)/([0-9a-f]+)")
+
+IN_WORDS: Final = re.compile(rb",? ?" + PREFIX.encode() + rb"[a-z]+/[0-9,]+@[^/\s]+/[0-9a-f]+")
 
 
 def seat_name(role: Role, seat: Seat) -> str:
@@ -30,9 +32,25 @@ def read_seat_name(name: str) -> tuple[Role, Seat] | None:
     return role, Seat(host=found[3], devices=tuple(map(int, found[2].split(","))), table=found[4])
 
 
+class Listed(msgspec.Struct, frozen=True):
+    """One entry of a model list."""
+
+    id: str = ""
+
+
 def without_seat_names(models: bytes) -> bytes:
     """The answer of `/v1/models` as a client may see it; what is no such answer stays as it is."""
     if PREFIX.encode() not in models:
         return models
-    listed = msgspec.json.decode(models)
-    return msgspec.json.encode(listed | {"data": [card for card in listed["data"] if not read_seat_name(card["id"])]})
+    try:
+        listed = msgspec.json.decode(models, type=dict[str, Any])
+        cards = msgspec.convert(listed["data"], list[Listed])
+    except (msgspec.DecodeError, UnicodeError, KeyError):
+        return hide_seat_names(models)
+    kept = [whole for whole, card in zip(listed["data"], cards, strict=True) if read_seat_name(card.id) is None]
+    return msgspec.json.encode(listed | {"data": kept})
+
+
+def hide_seat_names(text: bytes) -> bytes:
+    """An engine's words as a client may see them: vLLM lists all its names where it does not know one."""
+    return IN_WORDS.sub(b"", text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.text import Text
 from rich.tree import Tree
 
+from tandem.errors import printable
 from tandem.topology.formats.inventory import Inventory, Placement
 from tandem.topology.formats.known import read_any
 from tandem.topology.rank_table_codec import instance_name
@@ -66,7 +67,7 @@ def draw(title: str, rows: Sequence[Row]) -> Tree:
     """A tree of hosts and their instances, to be printed on a rich console."""
     tree = Tree(Text(title, style="bold"))
     for host in dict.fromkeys(row.host for row in rows):
-        branch = tree.add(Text(host, style="bold"))
+        branch = tree.add(Text(printable(host), style="bold"))
         for row in rows:
             if row.host == host:
                 branch.add(line(row))
@@ -82,5 +83,5 @@ def line(row: Row) -> Text:
         text.append(f" port {row.port}")
     if row.devices:
         labels = (f"{number} ({address})" if address else str(number) for number, address in row.devices.items())
-        text.append(f" devices {', '.join(labels)}")
+        text.append(f" devices {', '.join(map(printable, labels))}")
     return text

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from tandem.errors import TopologyError
+from tandem.topology.plain_data import yaml_mapping
+from tandem.topology.record import ShapeError
 from tandem.topology.text_file import read_text, write_text
 from tandem.topology.topology import Topology
 
@@ -27,30 +27,11 @@ def parse_topology(text: str, source: str) -> Topology:
     Raises:
         TopologyError: As `read_topology`.
     """
-    fields = mapping(source, text)
+    fields = yaml_mapping(text, source)
     try:
         return Topology(**fields)
-    except TopologyError as error:
-        raise TopologyError(f"{source}: {error}") from error
-
-
-def mapping(source: str, text: str) -> dict[str, Any]:
-    """The mapping at the top of a YAML text; `source` names it in error messages."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TopologyError(f"{source}: {place_of(error)}; mend the YAML syntax") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise TopologyError(f"{source}: is not a mapping; write `model:` and `instances:` at its top")
-    return data
-
-
-def place_of(error: yaml.YAMLError) -> str:
-    """Line, column and problem of a YAML syntax error, in one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    except ShapeError as error:
+        raise ShapeError(error.faults, source) from error
 
 
 def write_topology(topology: Topology, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tandem.errors import printable
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -19,4 +21,4 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.path}: {self.problem}; {self.fix}"
+        return printable(f"{self.source}: {self.path}: {self.problem}; {self.fix}")

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from tandem.topology.finding import Finding
 from tandem.topology.rank_table import GlobalTable, LocalTable
 from tandem.topology.rank_table_match import Place, Places
-from tandem.topology.rank_table_rules import devices_of, header_findings, repeated_devices, server_findings
+from tandem.topology.rank_table_rules import (
+    address_findings,
+    devices_of,
+    header_findings,
+    repeated_devices,
+    server_findings,
+)
 
 
 def check_local_tables(
@@ -54,6 +60,8 @@ def format_findings(table: LocalTable, source: str) -> Iterator[Finding]:
         paths = (f"$.server_list[0].device[{j}].device_id" for j in range(len(server.device_ids)))
         places = ((path, server.server_ip, number) for path, number in zip(paths, server.device_ids, strict=True))
         yield from repeated_devices(places, source)
+    for i, server in enumerate(table.server_list):
+        yield from address_findings(f"$.server_list[{i}]", server, source)
 
 
 def duplicate_findings(place: Place, owner: str, source: str) -> Iterator[Finding]:

@@ -13,16 +13,17 @@ checked here; the rules that need the whole table are in rank_table_rules.py.
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, StringConstraints
 
-from tandem.errors import TopologyError
-from tandem.topology.record import Record
+from tandem.topology.plain_data import json_object
+from tandem.topology.record import Fault, Record, ShapeError, misfit
 from tandem.topology.text_file import read_text, write_text
 from tandem.topology.topology import Role
 
@@ -37,7 +38,18 @@ GROUP_IDS = {Role.GATEWAY: "0", Role.PREFILL: "1", Role.DECODE: "2"}
 
 ROLES = {group_id: role for role, group_id in GROUP_IDS.items()}
 
-Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def whole_number(value: object) -> str:
+    """A number of a table as its text; a table may have a plain integer."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and NUMBER.fullmatch(text):
+        return text
+    raise misfit("write a whole number, of nine digits at most")
+
+
+Number = Annotated[str, BeforeValidator(whole_number)]
 """A whole number written as a string."""
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -109,6 +121,9 @@ class LocalTable(Entry):
     server_list: tuple[Server, ...]
 
 
+KEYS = {GlobalTable: "server_group_list", LocalTable: "group_id"}
+"""Kind of table -> the key at its top that the other has not."""
+
 AnyTable = TypeVar("AnyTable", bound=Entry)
 
 
@@ -162,25 +177,32 @@ def parse_table(kind: type[AnyTable], text: str, source: str) -> AnyTable:
 
 
 def parse_object(kind: type[AnyTable], fields: Mapping[str, Any], source: str) -> AnyTable:
-    """A table from JSON data; `source` names it in error messages."""
+    """A table from JSON data; `source` names it in error messages.
+
+    Raises:
+        ShapeError: Naming the source, and the first field at fault.
+    """
+    if fault := other_kind(kind, fields):
+        raise ShapeError((fault,), source)
     try:
         return kind(**fields)
-    except TopologyError as error:
-        raise TopologyError(f"{source}: {error}") from error
+    except ShapeError as error:
+        raise ShapeError(error.faults, source) from error
 
 
-def json_object(text: str, source: str) -> dict[str, Any]:
-    """The object at the top of a JSON text."""
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise TopologyError(f"{source}: {place}: {error.msg}; mend the JSON syntax") from None
-    except RecursionError:
-        raise TopologyError(f"{source}: is nested too deeply to be a rank table; check the file") from None
-    if not isinstance(data, dict):
-        raise TopologyError(f"{source}: is not a JSON object; a rank table starts with {{")
-    return data
+def other_kind(kind: type[Entry], fields: Mapping[str, Any]) -> Fault | None:
+    """What to say of a local table that is read as a global one, and the other way round."""
+    found = {one for one, key in KEYS.items() if key in fields}
+    if kind is GlobalTable and found == {LocalTable}:
+        fix = "name a global table here; a local one goes to --local of check, --rank-table of serve, or --from local"
+        return Fault((), "is a local table, of one instance, and no global one", fix)
+    if kind is LocalTable and found == {GlobalTable}:
+        fix = (
+            "name a local table here; a global one goes to --global of check, --global-rank-table of serve, or "
+            "--from global"
+        )
+        return Fault((), "is a global table, of all instances, and no local one", fix)
+    return None
 
 
 def render(table: Entry) -> str:

@@ -10,6 +10,7 @@ from tandem.topology.finding import Finding
 from tandem.topology.local_table_rules import check_local_tables
 from tandem.topology.rank_table import AnyTable, GlobalTable, LocalTable, parse_table
 from tandem.topology.rank_table_rules import check_global_table
+from tandem.topology.record import ShapeError
 from tandem.topology.text_file import read_text
 
 
@@ -53,11 +54,14 @@ def check_files(global_path: Path, local_paths: Sequence[Path] = (), *, complete
 
 
 def parsed(kind: type[AnyTable], path: Path, findings: list[Finding]) -> AnyTable | None:
-    """The table of a file; None after adding a finding where it does not have the shape of one."""
+    """The table of a file; None after adding what makes its text none."""
     text = read_text(path)
     try:
         return parse_table(kind, text, str(path))
+    except ShapeError as error:
+        findings += [Finding(str(path), one.path, "format", one.problem, one.fix) for one in error.faults]
     except TopologyError as error:
         problem, _, fix = str(error).removeprefix(f"{path}: ").rpartition("; ")
-        findings.append(Finding(str(path), "$", "format", problem, fix))
-        return None
+        place, _, trouble = problem.partition(": ") if problem.startswith("$") else ("$", "", problem)
+        findings.append(Finding(str(path), place, "format", trouble, fix))
+    return None

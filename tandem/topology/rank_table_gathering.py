@@ -6,23 +6,26 @@ numbers, commas, addresses and options, nothing that a shell could take for some
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tandem.errors import ProcessError, TopologyError
-from tandem.topology.rank_table import GlobalTable, LocalTable, json_object, parse_object
+from tandem.errors import ProcessError, TopologyError, printable
+from tandem.topology.address import is_address, is_host
+from tandem.topology.plain_data import json_object
+from tandem.topology.rank_table import GlobalTable, LocalTable, parse_object
 from tandem.topology.rank_table_set import RankTableSet, parse_device_list
 
-HOST = re.compile(r"([A-Za-z0-9_.-]+@)?(?P<address>[A-Za-z0-9][A-Za-z0-9_.:-]*)")
+USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 PROGRAM = re.compile(r"[A-Za-z0-9_./-]+")
-TABLE_NAME = re.compile(r"(global|local)_ranktable_[A-Za-z0-9_.:-]+\.json")
+TABLE_NAME = re.compile(r"(global|local)_ranktable_[A-Za-z0-9_.:%-]+\.json")
 """Another host names the files written here, so not any name will do."""
 PATIENCE = 120.0
 """Seconds that a host may take; one with 16 devices asks hccn_tool 16 times."""
+WARNING = "tandem: warning: "
+"""How a line begins with which tandem warns on stderr."""
 AT_ONCE = 16
 """ssh connections at a time."""
 
@@ -54,10 +57,14 @@ def shares(hosts: Sequence[str], prefill: Sequence[str], decode: Sequence[str], 
     """Each host's part; a list without `HOST=` before it is for every host, and the service entry is on the first.
 
     Raises:
-        TopologyError: When a host or a list is malformed, or a list is for a host that is not among them.
+        TopologyError: When there is no host, a host or a list is malformed, or a list is for a host that is not
+            among them.
     """
+    if not hosts:
+        raise TopologyError("--hosts names no host; name those to ask after it, or leave it out to ask none")
     for host in hosts:
-        if not HOST.fullmatch(host):
+        user, at, address = host.rpartition("@")
+        if not is_host(address) or (at and not USER.fullmatch(user)):
             raise TopologyError(f"host {host!r} is not an address or a name; write it like 10.0.0.18 or user@node-1")
     if twice := next((host for host in hosts if hosts.count(host) > 1), None):
         raise TopologyError(f"host {twice} is given twice; name each host once")
@@ -96,18 +103,32 @@ def gather(asked: Sequence[Share], program: str) -> list[RankTableSet]:
         program: The tandem command on the hosts.
 
     Raises:
-        TopologyError: When `program` is no path, or an answer holds no rank tables.
+        TopologyError: When `program` is no path, an answer holds no rank tables, or two hosts have one address.
         ProcessError: When a host cannot be reached, or its command fails.
     """
     if not PROGRAM.fullmatch(program):
         raise TopologyError(f"--remote-tandem {program!r} is not a path; write it like /opt/tandem/bin/tandem")
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        return list(threads.map(lambda share: tables_of(share, program), asked))
+        gathered = list(threads.map(lambda share: tables_of(share, program), asked))
+    require_own_names(asked, gathered)
+    return gathered
+
+
+def require_own_names(asked: Sequence[Share], gathered: Sequence[RankTableSet]) -> None:
+    """Refuse hosts whose tables have the names of another host's: both take the same address for theirs."""
+    owners: dict[str, str] = {}
+    for share, one in zip(asked, gathered, strict=True):
+        for name in one.tables:
+            if (owner := owners.setdefault(name, share.host)) != share.host:
+                raise TopologyError(
+                    f"{owner} and {share.host} both made {name}, so both have one address; "
+                    "name them after --hosts by the addresses that others reach, each by its own"
+                )
 
 
 def tables_of(share: Share, program: str) -> RankTableSet:
     """One host's tables."""
-    answer = ask(share, [program, "ranktable", "gen", "--json", *share.words])
+    answer, said = ask(share, [program, "ranktable", "gen", "--json", *share.words])
     tables = json_object(answer, share.host)
     strange = [name for name, one in tables.items() if not (TABLE_NAME.fullmatch(name) and isinstance(one, dict))]
     if strange or not tables:
@@ -118,26 +139,31 @@ def tables_of(share: Share, program: str) -> RankTableSet:
         global_name=name,
         global_table=parse_object(GlobalTable, tables[name], f"{share.host}: {name}"),
         local_tables={one: parse_object(LocalTable, tables[one], f"{share.host}: {one}") for one in local_names},
+        warnings=[
+            f"{share.host}: {printable(line.removeprefix(WARNING))}"
+            for line in said.splitlines()
+            if line.startswith(WARNING)
+        ],
     )
 
 
-def ask(share: Share, words: Sequence[str]) -> str:
-    """What a command on a host prints; ssh asks for no password, and takes no host for an option."""
+def ask(share: Share, words: Sequence[str]) -> tuple[str, str]:
+    """What a command on a host prints, and says on stderr; ssh asks for no password and takes no host for an option."""
     command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "--", share.host, *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
         raise ProcessError(f"{share.host}: no answer in {PATIENCE:.0f} s; check it with `ssh {share.host}`") from None
     except FileNotFoundError:
         raise ProcessError("ssh is not installed; install an OpenSSH client, or run gen on each host") from None
     if done.returncode == 0:
-        return done.stdout
+        return done.stdout, done.stderr
     raise ProcessError(f"{share.host}: {trouble(done)}")
 
 
 def trouble(done: subprocess.CompletedProcess[str]) -> str:
     """What went wrong, by the exit codes of ssh (255) and of a shell without the command (127)."""
-    said = " ".join(done.stderr.split())[-300:]
+    said = printable(" ".join(done.stderr.split())[-300:])
     match done.returncode:
         case 255:
             return f"ssh failed ({said}); make `ssh` to it work without a password"
@@ -150,12 +176,3 @@ def trouble(done: subprocess.CompletedProcess[str]) -> str:
 def address_of(host: str) -> str:
     """A host without its user."""
     return host.rpartition("@")[2]
-
-
-def is_address(host: str) -> bool:
-    """Whether it is an IP address and not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tandem.errors import TopologyError
+from tandem.topology.address import is_loopback
 from tandem.topology.finding import Finding
 from tandem.topology.rank_table import GROUP_IDS, Entry, GlobalTable, Server, ServerGroup
-from tandem.topology.rank_table_rules import check_global_table, devices_of, is_loopback
+from tandem.topology.rank_table_rules import check_global_table, devices_of
 from tandem.topology.topology import Role
 
 MERGED_NAME = "global_ranktable_merge.json"
@@ -33,6 +34,7 @@ def merge(tables: Sources) -> GlobalTable:
     require_one_scheduler(tables)
     for source, table in tables:
         raise_first(check_global_table(table, complete=False, source=source))
+    require_instances(tables)
     require_distinct_devices(tables)
     require_reachable_hosts(tables)
     merged = joined(tables)
@@ -94,6 +96,16 @@ def require_one_scheduler(tables: Sources) -> None:
         raise TopologyError(
             f"{len(places)} schedulers: {', '.join(places)}; generate only one host's table with --api-server"
         )
+
+
+def require_instances(tables: Sources) -> None:
+    """Refuse tables that have no prefill or no decode instance between them."""
+    there = {role for _, _, role, _ in all_entries(tables)}
+    for role in (Role.PREFILL, Role.DECODE):
+        if role not in there:
+            files = ", ".join(source for source, _ in tables)
+            fix = f"generate one with --{role}-server-list, and merge its table too"
+            raise TopologyError(f"no {role} instance in {files}; {fix}")
 
 
 def require_distinct_devices(tables: Sources) -> None:

@@ -7,8 +7,10 @@ the rules that ask for them. Rules about local tables are in local_table_rules.p
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from tandem.topology.address import is_host, is_loopback
 from tandem.topology.finding import Finding
 from tandem.topology.rank_table import GROUP_IDS, STATUS, VERSION, GlobalTable, Server, ServerGroup
 from tandem.topology.topology import Role
@@ -31,6 +33,7 @@ def check_global_table(table: GlobalTable, *, complete: bool = True, source: str
         *(finding for path, role, server in devices_of(table) for finding in server_findings(path, server, source)),
         *repeated_devices(device_places(table), source),
         *localhost_findings(table, source),
+        *(finding for path, _, server in table.entries() for finding in address_findings(path, server, source)),
     ]
 
 
@@ -98,9 +101,12 @@ def missing_role_findings(table: GlobalTable, source: str) -> Iterator[Finding]:
         Role.PREFILL: ("prefill", "no prefill instance", "generate one with --prefill-server-list, then merge"),
         Role.DECODE: ("decode", "no decode instance", "generate one with --decode-server-list, then merge"),
     }
-    for i, (role, (rule, problem, fix)) in enumerate(fixes.items()):
+    positions = {group.group_id: i for i, group in enumerate(table.server_group_list)}
+    for role, (rule, problem, fix) in fixes.items():
         if not table.servers(role):
-            yield Finding(source, f"$.server_group_list[{i}].server_list", rule, problem, fix)
+            position = positions.get(GROUP_IDS[role])
+            place = "" if position is None else f"[{position}].server_list"
+            yield Finding(source, f"$.server_group_list{place}", rule, problem, fix)
 
 
 def devices_of(table: GlobalTable) -> Iterator[tuple[str, Role, Server]]:
@@ -158,6 +164,18 @@ def localhost_findings(table: GlobalTable, source: str) -> Iterator[Finding]:
             )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this host itself."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+def address_findings(path: str, server: Server, source: str) -> Iterator[Finding]:
+    """A server and its devices have addresses or names, which become parts of file names and of URLs."""
+    places = ((f"{path}.device[{j}].device_ip", device.device_ip) for j, device in enumerate(server.device or ()))
+    yield from no_address_findings([(f"{path}.server_ip", server.server_ip), *places], source)
+
+
+def no_address_findings(places: Iterable[tuple[str, str | None]], source: str) -> Iterator[Finding]:
+    """Every address that is none; `places` gives the path of each and its text.
+
+    In addresses of devices an octet may be `**`, as tables are published.
+    """
+    for path, text in places:
+        if text is not None and not is_host(text.replace("**", "1") if path.endswith(".device_ip") else text):
+            problem = f"{reprlib.repr(text)} is no address or name of a host"
+            yield Finding(source, path, "addresses", problem, "write it like 10.0.0.18, 2001:db8::7 or node-1")

@@ -5,19 +5,21 @@ Names follow the documents:
     global_ranktable_<ip>.json         local_ranktable_<ip>_host.json     the service entry
     local_ranktable_<ip>_45.json       an instance on devices 4 and 5
     local_ranktable_<ip>_8_15.json     an instance with a device of two digits
+    local_ranktable_<ip>_1_5.json      an instance on devices 1 and 5 beside one on device 15, which has _15
 """
 
 from __future__ import annotations
 
-import ipaddress
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.errors import TopologyError
-from tandem.topology.device_address import addresses_of, local_address
+from tandem.topology.address import is_host, is_loopback, normal
+from tandem.topology.device_address import HCCN_TOOL_PATH, USUAL_TOOL, addresses_of, hccn_tool, local_address
 from tandem.topology.rank_table import (
     GlobalTable,
     LocalTable,
@@ -28,6 +30,7 @@ from tandem.topology.rank_table import (
     write_tables,
 )
 from tandem.topology.topology import Role
+from tandem.topology.visible_devices import device_numbers, require_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class RankTableSet:
     global_table: GlobalTable
     local_tables: Mapping[str, LocalTable]
     """File name -> table: prefill instances, decode instances, service entry."""
+    warnings: Sequence[str] = ()
+    """What may be wrong with what was found out, each in one line."""
 
     @property
     def tables(self) -> dict[str, GlobalTable | LocalTable]:
@@ -63,6 +68,7 @@ def generate(
     api_server: bool = False,
     local_ip: str | None = None,
     device_addresses: Mapping[int, str] | None = None,
+    device_files: Path | None = None,
 ) -> RankTableSet:
     """The tables of this host.
 
@@ -72,17 +78,22 @@ def generate(
         api_server: Whether the service entry runs on this host.
         local_ip: Address of this host; found out where None.
         device_addresses: Device number -> its address, for devices that need not be asked.
+        device_files: Folder of this host's device files, among which each device must be where there are any; None
+            compares with nothing.
 
     Raises:
         TopologyError: When nothing is asked for, a device is used twice, or an address cannot be found.
+        UsageError: When a device is not here.
     """
     if not (prefill or decode or api_server):
         raise TopologyError("no instance to write; give --prefill-server-list, --decode-server-list or --api-server")
     require_each_device_once(prefill, decode)
-    ip = checked_host(local_ip or local_address())
+    ip = checked_host(local_address() if local_ip is None else local_ip)
     numbers = [number for ids in (*prefill, *decode) for number in ids]
     if strangers := sorted(set(device_addresses or {}) - set(numbers)):
         raise TopologyError(f"--device-ip {strangers[0]}=...: no instance uses device {strangers[0]}; leave it out")
+    if device_files is not None:
+        require_here(numbers, os.environ, device_files)
     addresses = addresses_of(numbers, ip, device_addresses)
     servers = {
         Role.GATEWAY: [Server(server_id=ip, server_ip=ip)] if api_server else [],
@@ -93,7 +104,29 @@ def generate(
         global_name=f"global_ranktable_{ip}.json",
         global_table=new_global_table(servers),
         local_tables=named_local_tables([*servers[Role.PREFILL], *servers[Role.DECODE], *servers[Role.GATEWAY]]),
+        warnings=[
+            *(found_address_warnings(ip) if local_ip is None else ()),
+            *missing_tool_warnings(set(numbers) - set(device_addresses or {}), ip, device_files),
+        ],
     )
+
+
+def found_address_warnings(ip: str) -> Iterator[str]:
+    """What to say of an address that was found out and leads nowhere else."""
+    if is_loopback(ip):
+        yield (
+            f"this host has no route to others, so its address in the tables is {ip}, which means another host "
+            "wherever it is read; give the one that others reach with --local-ip"
+        )
+
+
+def missing_tool_warnings(asked: Collection[int], ip: str, device_files: Path | None) -> Iterator[str]:
+    """What to say of NPUs whose addresses nothing here tells."""
+    if asked and device_files is not None and device_numbers("npu", device_files) and hccn_tool() is None:
+        yield (
+            f"hccn_tool is neither on the PATH nor {USUAL_TOOL}, so each device_ip is the host's address, {ip}; "
+            f"say where it is with {HCCN_TOOL_PATH}, or give the addresses with --device-ip"
+        )
 
 
 def instance_server(ip: str, device_ids: Sequence[int], addresses: Mapping[int, str]) -> Server:
@@ -106,27 +139,22 @@ def instance_server(ip: str, device_ids: Sequence[int], addresses: Mapping[int, 
 
 
 def named_local_tables(servers: Sequence[Server]) -> dict[str, LocalTable]:
-    """File name -> local table, refusing two instances whose names would be the same (devices 1,5 and device 15)."""
-    tables: dict[str, LocalTable] = {}
-    for server in servers:
-        name = local_table_name(server)
-        if name in tables:
-            raise TopologyError(
-                f"{name} would be written for two instances, the devices of one read like those of the other; "
-                "generate one of the two in a run of its own with another --save-dir, then merge"
-            )
-        tables[name] = new_local_table(server)
-    return tables
+    """File name -> local table; instances whose names would be the same have `_` between their devices."""
+    usual = Counter(local_table_name(server) for server in servers)
+    return {
+        local_table_name(server, apart=usual[local_table_name(server)] > 1): new_local_table(server)
+        for server in servers
+    }
 
 
-def local_table_name(server: Server) -> str:
-    """File name of an instance's local table."""
-    return f"local_ranktable_{server.server_ip}_{device_suffix(server.device_ids) or 'host'}.json"
+def local_table_name(server: Server, *, apart: bool = False) -> str:
+    """File name of an instance's local table; `apart` where another instance's would be the same."""
+    return f"local_ranktable_{server.server_ip}_{device_suffix(server.device_ids, apart=apart) or 'host'}.json"
 
 
-def device_suffix(device_ids: Sequence[int]) -> str:
-    """Device numbers as a file name carries them: `45`, or `8_15` as soon as one has two digits."""
-    separator = "_" if any(number >= 10 for number in device_ids) else ""
+def device_suffix(device_ids: Sequence[int], *, apart: bool = False) -> str:
+    """Device numbers as a file name carries them: `45`, or `8_15` as soon as one has two digits, or if `apart`."""
+    separator = "_" if apart or any(number >= 10 for number in device_ids) else ""
     return separator.join(map(str, device_ids))
 
 
@@ -148,14 +176,9 @@ def require_each_device_once(prefill: Sequence[Sequence[int]], decode: Sequence[
 
 def checked_host(host: str) -> str:
     """The host as it may stand in a table and in a file name: an address, or a name."""
-    sound = re.fullmatch(r"[A-Za-z0-9.:_-]+", host) is not None
-    if sound and re.fullmatch(r"[0-9.]+|.*:.*", host):
-        with suppress(ValueError):
-            return str(ipaddress.ip_address(host))
-        sound = False
-    if not sound:
-        raise TopologyError(f"local ip {host!r} is not an address; give it as --local-ip 10.0.0.18")
-    return host
+    if not is_host(host):
+        raise TopologyError(f"local ip {host!r} is no address or name of a host; give it as --local-ip 10.0.0.18")
+    return normal(host)
 
 
 def parse_device_list(text: str) -> list[int]:
@@ -175,6 +198,21 @@ def parse_device_address(text: str) -> tuple[int, str]:
     Raises:
         TopologyError: When it is not a device number, an equals sign and an address.
     """
-    if not (match := re.fullmatch(r"([0-9]{1,5})=([A-Za-z0-9.:_-]+)", text)):
+    match = re.fullmatch(r"([0-9]{1,5})=(.+)", text)
+    if not match or not is_host(match[2]):
         raise TopologyError(f"device address {text!r} is not NUMBER=ADDRESS; write it like 4=10.0.0.22")
-    return int(match[1]), match[2]
+    return int(match[1]), normal(match[2])
+
+
+def parse_device_addresses(texts: Iterable[str]) -> dict[int, str]:
+    """Device number -> its address.
+
+    Raises:
+        TopologyError: When a text is no NUMBER=ADDRESS, or two are for one device.
+    """
+    addresses: dict[int, str] = {}
+    for number, address in map(parse_device_address, texts):
+        if number in addresses:
+            raise TopologyError(f"--device-ip {number}=... is given twice; keep one of the two")
+        addresses[number] = address
+    return addresses

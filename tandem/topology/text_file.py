@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tandem.errors import TopologyError
-from tandem.files import write_whole
+from tandem.files import NotRegularError, require_regular, write_whole
+
+LARGEST = 1 << 26
+"""Bytes. The table of 128 hosts with 16 devices each has half a megabyte."""
 
 
 def read_text(path: Path) -> str:
@@ -13,16 +16,23 @@ def read_text(path: Path) -> str:
 
     Raises:
         TopologyError: When it is missing (naming the other spelling of a rank table's name where that file exists),
-            is a folder, may not be read or is not text.
+            is no regular file, may not be read, is not text or has more than LARGEST bytes.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        require_regular(path)
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise TopologyError(f"{path}: has more than {LARGEST} bytes, which no such file has; check the path")
+        return content.decode()
     except FileNotFoundError:
         raise TopologyError(f"{path}: no such file; {suggestion(path)}") from None
     except UnicodeDecodeError as error:
         raise TopologyError(
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
+    except NotRegularError as error:
+        raise TopologyError(f"{path}: cannot be read ({error.strerror}); name a file") from None
     except OSError as error:
         raise TopologyError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
@@ -38,12 +48,14 @@ def suggestion(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; creates the folder where missing.
+    """Write a file whole or not at all; creates the folder where missing, and follows a link.
 
     Raises:
-        TopologyError: When the folder or the file cannot be written.
+        TopologyError: When the folder or the file cannot be written, or something else than a file has its name.
     """
     try:
         write_whole(path, text.encode())
+    except NotRegularError as error:
+        raise TopologyError(f"{path}: cannot be written ({error.strerror}); name a file") from None
     except OSError as error:
         raise TopologyError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from None

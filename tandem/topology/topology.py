@@ -10,18 +10,26 @@ from collections.abc import Hashable, Iterator
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from tandem.topology.record import Record
+from tandem.topology.record import Record, like
 
-InstanceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+InstanceName = Annotated[
+    str,
+    like(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "write at most 64 letters, digits, `.`, `_` and `-`, a letter or digit first",
+    ),
+]
 """A name is also the name of a log file, so it holds no slash and starts with a letter or digit."""
 
-Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:%_-]+$", max_length=255)]
+Host = Annotated[str, like(r"[A-Za-z0-9.:%_-]{1,255}", "write it like 10.0.0.18, 2001:db8::7 or node-1")]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-ArgumentName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+ArgumentName = Annotated[
+    str, like(r"[A-Za-z][A-Za-z0-9_-]*", "write an option's name without its leading dashes, such as max-num-seqs")
+]
 """A command-line option without its leading dashes."""
 
 
@@ -36,6 +44,11 @@ class Role(StrEnum):
     DECODE = "decode"
     BOTH = "both"
     GATEWAY = "gateway"
+
+
+def spelled(value: object) -> object:
+    """A switch may be written as YAML's true."""
+    return "" if value is True else value
 
 
 class Device(Record):
@@ -58,8 +71,8 @@ class Instance(Record):
     port: Port | None = None
     devices: tuple[Device, ...] = ()
     engine: Engine = "native"
-    arguments: dict[ArgumentName, str] = Field(default_factory=dict)
-    """Further options of its command, names without the leading dashes."""
+    arguments: dict[ArgumentName, Annotated[str, BeforeValidator(spelled)]] = Field(default_factory=dict)
+    """Further options of its command, names without the leading dashes; one without a value, or true, is a switch."""
 
     @property
     def url(self) -> str:
@@ -128,6 +141,11 @@ class Topology(Record):
             raise ValueError(f"{found}; add at least one prefill and one decode instance, or one both instance")
 
     def _require_one_engine(self) -> None:
+        for gateway in self.of(Role.GATEWAY):
+            if gateway.engine != "native":
+                raise ValueError(
+                    f"gateway {gateway.name} has engine {gateway.engine}; remove it, a gateway runs no model"
+                )
         computing = [one for one in self.instances if one.role is not Role.GATEWAY]
         for one in computing:
             if one.engine != computing[0].engine:

@@ -47,12 +47,29 @@ def visible_devices(devices: Sequence[int], environment: Mapping[str, str], fold
     kind = accelerator_here(folder)
     if kind is None or not devices or VARIABLES[kind] in environment:
         return {}
+    require_here(devices, environment, folder)
     there = device_numbers(kind, folder)
-    for number in devices:
-        if number not in there:
-            found_here = ", ".join(f"{FILES[kind]}{one}" for one in there)
-            raise UsageError(
-                f"device {number} is not here: {folder} has {found_here}; "
-                "give it to the container, or give the instance other devices"
-            )
     return {VARIABLES[kind]: ",".join(str(there.index(number)) for number in devices)}
+
+
+def require_here(devices: Sequence[int], environment: Mapping[str, str], folder: Path = DEV) -> None:
+    """Refuse a device that is not here, where there are any; not where the variable is set, whose numbers are others.
+
+    Args:
+        devices: Physical numbers.
+        environment: Of this process.
+        folder: Where the device files are.
+
+    Raises:
+        UsageError: Naming the device and those that are here.
+    """
+    kind = accelerator_here(folder)
+    if kind is None or VARIABLES[kind] in environment:
+        return
+    there = device_numbers(kind, folder)
+    if strangers := [number for number in devices if number not in there]:
+        found_here = ", ".join(f"{FILES[kind]}{one}" for one in there)
+        raise UsageError(
+            f"device {strangers[0]} is not here: {folder} has {found_here}; "
+            "give it to the container, or give the instance other devices"
+        )

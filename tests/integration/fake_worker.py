@@ -51,6 +51,8 @@ class FakeWorker:
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
+    listing: int = 200
+    """The status of its list of models."""
     released: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,7 +91,7 @@ class FakeWorker:
         return web.json_response({"capabilities": self.capabilities} | self.said)
 
     async def listed(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": self.models})
+        return web.json_response({"object": "list", "data": self.models}, status=self.listing)
 
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])

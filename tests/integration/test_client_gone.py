@@ -48,8 +48,9 @@ async def leave(there: Standing, instance: Instance, asked: list[dict[str, Any]]
     """Seconds from leaving until nobody holds a block on either side, and steps that were made by then."""
     before = await steps(there, instance)
     asking = [asyncio.create_task(there.ask(instance, one)) for one in asked]
-    await asyncio.sleep(0.3)
-    assert not any(one.done() for one in asking)
+    while await steps(there, instance) < before + 3:  # under way, however busy the machine is
+        assert not any(one.done() for one in asking)
+        await asyncio.sleep(0.01)
     assert not await there.all_idle()
     left = time.monotonic()
     for one in asking:

@@ -27,10 +27,9 @@ from tandem.deploy.port import free_ports, port_is_free
 
 HOST = "127.0.0.1"
 PATIENCE = 90.0
-GEN = [
-    "ranktable", "gen", "--prefill-server-list", "4,5", "--decode-server-list", "6,7", "--api-server",
-    "--local-ip", HOST,
-]  # fmt: skip
+GEN = ["--mode", "gen", "--prefill-server-list", "4,5", "--decode-server-list", "6,7", "--api-server"]
+TOOLS = Path("llm_tools", "PD_separate")
+WITH_TANDEM = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,11 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the documents' own tool, whose scripts lie beside them."""
     folder = tmp_path_factory.mktemp("tables")
-    assert run([*GEN, "--save-dir", str(folder)]) == 0
+    assert run(["compat", "scripts", str(folder)]) == 0
+    command = [sys.executable, folder / TOOLS / "pd_ranktable_tools.py", *GEN, "--local-ip", HOST, "--save-dir", folder]
+    subprocess.run(command, check=True, env=WITH_TANDEM)
     return folder
 
 
@@ -76,7 +78,7 @@ class Starts:
             "USE_OPENAI": "1",
         }
         command = [
-            sys.executable, "-m", "tandem", "serve", "--from-rank-table",
+            "sh", str(self.tables / TOOLS / "start_servers.sh"),
             f"--model={self.model}",
             "--tensor-parallel-size=2",
             "--max-model-len=4096",
@@ -89,7 +91,7 @@ class Starts:
         ]  # fmt: skip
         with (self.folder / f"{suffix}-{port}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment, **variables}
+                command, stdout=log, stderr=subprocess.STDOUT, env={**WITH_TANDEM, **environment, **variables}
             )
         self.stack.callback(stopped, process)
         return process

@@ -42,6 +42,7 @@ from tandem.errors import UsageError
 from tandem.gateway import delivery
 from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
+from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.server import Gateway, GatewayConfig
 
 
@@ -648,3 +649,37 @@ async def said(*arguments: str, typed: str = "", code: int = 0) -> str:
     out, _ = await process.communicate(typed.encode())
     assert process.returncode == code, out
     return out.decode()
+
+
+@trial
+async def test_keys_keep_others_out_and_are_not_passed_on() -> None:
+    key = new_key()
+    keys = Keys((Key(name="alice", sha256=digest_of(key), in_flight=1),))
+    async with rigged(keys=keys) as rig:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            async with rig.post(BODY, headers=headers) as response:
+                error = (await response.json())["error"]
+                assert (response.status, error["code"], error["type"]) == (
+                    401, "invalid_api_key", "authentication_error"
+                )  # fmt: skip
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+            async with rig.http.get(rig.url + "/v1/models", headers=headers) as response:
+                assert response.status == 401
+        assert rig.prefill.bodies == []
+        mine = {"Authorization": f"Bearer {key}"}
+        async with rig.post(BODY, headers=mine) as response:
+            assert response.status == 200
+        async with rig.http.get(rig.url + "/v1/models", headers=mine) as response:
+            assert response.status == 200
+        assert all("Authorization" not in headers for headers in (*rig.prefill.headers, *rig.decode.headers))
+        assert await rig.metric('tandem_gateway_key_requests_total{key="alice"}') == 2
+        async with rig.http.get(rig.url + "/health") as response:
+            assert response.status == 200
+        rig.prefill.script = never
+        first = asyncio.create_task(rig.http.post(rig.url + "/v1/completions", json=BODY, headers=mine))
+        rig.prefill.arrived.clear()
+        await rig.prefill.arrived.wait()
+        async with rig.post(BODY, headers=mine) as response:
+            assert (response.status, response.headers["Retry-After"]) == (429, "1")
+            assert (await response.json())["error"]["type"] == "rate_limit_error"
+        first.cancel()

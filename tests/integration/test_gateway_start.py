@@ -281,6 +281,57 @@ def test_who_answers_with_what_nobody_can_read_is_waited_for_by_name(
         uvloop.run(asyncio.wait_for(scenario(), 15))
 
 
+@pytest.mark.parametrize(
+    ("status", "why"), [(401, "which wants a key; start it without one"), (503, "so it cannot be")]
+)
+def test_an_engine_that_does_not_list_its_models_is_waited_for(
+    status: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with starting() as start:
+            start.prefill[0].capabilities, start.prefill[0].listing = (), status
+            start.prefill[0].healthy = True
+
+            async def told() -> bool:
+                return f"(it answers /v1/models with status {status}, {why}" in caplog.text
+
+            await until(told)
+            before = len(caplog.records)
+            await asyncio.sleep(0.2)
+            assert len(caplog.records) == before
+            start.prefill[0].listing, start.prefill[0].models = 200, models_of(expected(0, "prefill"))
+            await start.ready()
+
+    with caplog.at_level(logging.INFO):
+        uvloop.run(asyncio.wait_for(scenario(), 15))
+
+
+@trial
+async def test_where_anybody_may_stand_an_engine_need_not_tell_its_models() -> None:
+    async with running(words, ()) as worker, aiohttp.ClientSession() as http:
+        worker.listing = 401
+        gateway = Gateway(GatewayConfig(decode=(worker.url,), port=0, grace_s=0.1))
+        await gateway.start()
+        async with http.post(gateway.url + "/v1/completions", json=BODY) as response:
+            assert response.status == 200
+        await gateway.stop()
+
+
+@trial
+async def test_seats_are_not_told_to_clients() -> None:
+    async with starting() as start:
+        start.prefill[0].healthy = True
+        await start.ready()
+        seat = seat_name("prefill", expected(0, "prefill").seat)
+        async with start.http.post(start.gateway.url + "/v1/completions", json=BODY | {"model": seat}) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (404, "model_not_found")
+        asked = len(start.prefill[0].bodies)
+        start.prefill[0].script = answers(404, {"error": {"message": f"unknown; valid aliases: m, {seat}."}})
+        status, text = await start.ask()
+        assert (status, "10.0.0.1" in text, "valid aliases: m." in text) == (404, False, True)
+        assert len(start.prefill[0].bodies) == asked + 1
+
+
 @trial
 async def test_a_foreign_service_is_named_too() -> None:
     async with AsyncExitStack() as stack:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from test_from_rank_table import ask, stopped
 from tiny import TINY, write_model
@@ -112,19 +113,41 @@ def test_from_rank_tables(model: Path, tables: Path) -> None:
         assert [card["id"] for card in json.loads(ask(f"{urls[0]}/v1/models")[1])["data"]] == ["tiny"]
 
 
-@pytest.fixture
-def topology(model: Path, tmp_path: Path) -> Iterator[Topology]:
-    """Two vLLM instances and the gateway, read from the file that a user would write."""
+def written_topology(model: Path, folder: Path) -> Path:
+    """Two vLLM instances and the gateway, in the file that a user would write."""
     made = local_topology(model, port=0, served_model_name="tiny", engine="vllm")
     instances = tuple(
         one if one.role is Role.GATEWAY else one.model_copy(update={"arguments": {**one.arguments, **OWN_FLAGS}})
         for one in made.instances
     )
-    write_topology(Topology(**{**dict(made), "instances": instances}), tmp_path / "topology.yaml")
-    topology = read_topology(tmp_path / "topology.yaml")
+    write_topology(Topology(**{**dict(made), "instances": instances}), folder / "topology.yaml")
+    return folder / "topology.yaml"
+
+
+@pytest.fixture
+def topology(model: Path, tmp_path: Path) -> Iterator[Topology]:
+    topology = read_topology(written_topology(model, tmp_path))
     with running(topology, tmp_path / "logs", timeout=PATIENCE):
         yield topology
 
 
 def test_in_a_topology(topology: Topology) -> None:
     serves_apart(*(topology.of(role)[0].url for role in (Role.GATEWAY, Role.PREFILL, Role.DECODE)))
+
+
+def test_a_killed_supervisor_leaves_nothing_however_far_the_start_is(model: Path, tmp_path: Path) -> None:
+    path, logs = written_topology(model, tmp_path), tmp_path / "run" / "logs"
+    command = [sys.executable, "-m", "tandem", "serve", str(path), "--run-dir", str(tmp_path / "run")]
+    with (tmp_path / "log").open("wb") as log:
+        supervisor = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + PATIENCE
+    # Its engine is loading: in this phase vLLM does not heed a first SIGTERM.
+    while not all("EngineCore" in log.read_text() for log in logs.glob("[pd]*.log")) or not list(logs.glob("d*.log")):
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    started = psutil.Process(supervisor.pid).children(recursive=True)
+    assert len(started) > 4
+    supervisor.kill()
+    supervisor.wait()
+    _, alive = psutil.wait_procs(started, timeout=15)
+    assert not [one for one in alive if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
 from tandem.errors import CheckpointError
-from tandem.files import json_bytes, read_json_object, there, whole_folder, write_whole
+from tandem.files import NotRegularError, json_bytes, read_json_object, there, whole_folder, write_whole
 
 
 def test_written_files_are_replaced_whole(tmp_path: Path) -> None:
@@ -20,6 +24,72 @@ def test_written_files_are_replaced_whole(tmp_path: Path) -> None:
     write_whole(path, b"two")
     assert path.read_bytes() == b"two"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name, target in (("link", "elsewhere/file"), ("far", "link"), ("dangling", "new/folder/file")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "file").write_bytes(b"old")
+    for name, end in (("link", "elsewhere/file"), ("far", "elsewhere/file"), ("dangling", "new/folder/file")):
+        write_whole(tmp_path / name, name.encode())
+        assert (tmp_path / name).is_symlink()
+        assert not (tmp_path / end).is_symlink()
+        assert (tmp_path / end).read_bytes() == name.encode()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def make_device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one, chdir(path.parent):  # the length of its name is limited
+        one.bind(path.name)
+
+
+IRREGULAR: dict[str, Callable[[Path], None]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": make_socket,
+    "device": make_device,
+}
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_what_is_no_file_is_not_replaced(kind: str, link: bool, tmp_path: Path) -> None:
+    path = there = tmp_path / kind
+    IRREGULAR[kind](there)
+    before = there.stat()
+    if link:
+        path = tmp_path / "link"
+        path.symlink_to(kind)
+    with pytest.raises(NotRegularError, match="is not a regular file") as raised:
+        write_whole(path, b"new")
+    assert raised.value.filename == str(path)
+    assert (there.lstat().st_mode, there.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert path.is_symlink() == link
+    assert len(list(tmp_path.iterdir())) == 1 + link
+
+
+def test_what_an_open_pipe_is_called_is_not_replaced() -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(NotRegularError, match="is not a regular file"):
+        write_whole(Path(f"/proc/self/fd/{writing}"), b"new")
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_ring_of_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        write_whole(tmp_path / "a", b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def write(inventory: Inventory) -> str:
 GLOBAL = Format(
     name="global",
     title="a global table",
-    says=frozenset(Kind) - {Kind.BOTH, Kind.CONTROLLER, Kind.SUPER_POD, Kind.TOPOLOGY_FIELD},
+    says=frozenset(Kind) - {Kind.BOTH, Kind.CONTROLLER, Kind.SUPER_POD, Kind.VERSION, Kind.TOPOLOGY_FIELD},
     needs=frozenset({"devices", "role", "instances"}),
     own=frozenset(
         {"version", "status", "server_group_list", "group_id", "server_count", "server_list", "server_id", "server_ip"}

@@ -23,22 +23,17 @@ from tandem.topology.formats.server_list import (
     placement_of,
     server_list_findings,
 )
-from tandem.topology.formats.super_pod import SuperPod, pods_of, stranger_findings, super_pods
+from tandem.topology.formats.super_pod import VERSIONS, SuperPod, pods_of, stranger_findings, super_pods, usual_version
 from tandem.topology.rank_table import STATUS, Entry, Number, Text, parse_table, render
 from tandem.topology.rank_table_rules import header_findings
-
-PLAIN_VERSION, SUPER_POD_VERSION = "1.0", "1.2"
 
 
 class HcclServer(ListedServer):
     """One host."""
 
-    host_ip: Text | None = None
+    address_key = "host_ip"
 
-    @property
-    def host(self) -> str:
-        """Its address; where none is given its name is one."""
-        return self.host_ip or self.server_id
+    host_ip: Text | None = None
 
 
 class HcclTable(Entry):
@@ -57,11 +52,12 @@ def read(text: str, source: str) -> Reading:
     table = parse_table(HcclTable, text, source)
     pods = pods_of(table.super_pod_list)
     placements = tuple(placement_of(one, pods.get(one.server_id)) for one in in_rank_order(table.server_list))
+    version = None if table.version == usual_version(table.super_pod_list) else table.version
     names = {server.server_id for server in table.server_list}
     return Reading(
-        inventory=Inventory(placements=placements, cut=len(placements) == 1, keys=unknown(table)),
+        inventory=Inventory(placements=placements, cut=len(placements) == 1, version=version, keys=unknown(table)),
         findings=[
-            *header_findings(table.version, table.status, source, (PLAIN_VERSION, SUPER_POD_VERSION)),
+            *header_findings(table.version, table.status, source, VERSIONS),
             *server_list_findings(table.server_list, table.server_count, source),
             *stranger_findings(table.super_pod_list, names, "$", source),
         ],
@@ -74,7 +70,7 @@ def write(inventory: Inventory) -> str:
     listed = tuple(map(server_of, servers, listed_devices(servers)))
     pods = super_pods(servers)
     table = HcclTable(
-        version=SUPER_POD_VERSION if pods else PLAIN_VERSION,
+        version=inventory.version or usual_version(pods),
         status=STATUS,
         server_count=str(len(listed)),
         server_list=listed,
@@ -93,7 +89,7 @@ def server_of(placement: Placement, devices: tuple[ListedDevice, ...]) -> HcclSe
 HCCL = Format(
     name="hccl",
     title="an HCCL table",
-    says=SAYS | {Kind.SUPER_POD},
+    says=SAYS | {Kind.SUPER_POD, Kind.VERSION},
     needs=frozenset({"devices"}),
     own=OWN | {"host_ip", "super_pod_list", "super_pod_id"},
     read=read,

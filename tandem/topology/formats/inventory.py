@@ -27,6 +27,8 @@ class Kind(StrEnum):
     SERVER_ID = "server_id"
     """A name of a server that is not its address."""
     SUPER_POD = "super_pod"
+    VERSION = "version"
+    """One that does not follow from whether there are super pods."""
     TOPOLOGY_FIELD = "field of a topology"
     DEVICE_KEY = "further key of a device"
     SERVER_KEY = "further key of a server"
@@ -69,9 +71,7 @@ class Placement:
 
     def said(self) -> Iterator[tuple[str, Kind, str]]:
         """What is said here beside host and devices: its name, its kind, the place."""
-        place = (
-            f"{self.host} devices {','.join(str(device.id) for device in self.devices)}" if self.devices else self.host
-        )
+        place = self.place
         if self.role is not None:
             kind = {Role.GATEWAY: Kind.SCHEDULER, Role.BOTH: Kind.BOTH}.get(self.role, Kind.ROLE)
             yield "scheduler" if kind is Kind.SCHEDULER else "role", kind, place
@@ -109,6 +109,8 @@ class Inventory:
     """MindIE's second process without devices."""
     cut: bool = True
     """Whether each placement with devices is one instance; else they are hosts, and instances are not told apart."""
+    version: str | None = None
+    """Where it is not the one that the format has by whether there are super pods."""
     keys: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a topology: model, served_model_name, epoch."""
@@ -131,6 +133,8 @@ class Inventory:
         if self.controller is not None:
             yield "controller", Kind.CONTROLLER, self.controller.host
             yield from (said for said in self.controller.said() if said[1] is not Kind.SCHEDULER)
+        if self.version is not None:
+            yield "version", Kind.VERSION, "the whole"
         yield from ((name, Kind.TOPOLOGY_FIELD, "the whole") for name in self.fields)
         yield from ((name, Kind.TABLE_KEY, "the whole") for name in self.keys)
 
@@ -141,6 +145,7 @@ class Inventory:
             placements=tuple(placement.without(names) for placement in kept),
             controller=None if self.controller is None or "controller" in names else self.controller.without(names),
             cut=self.cut and "instances" not in names,
+            version=None if "version" in names else self.version,
             keys=less(self.keys, names),
             fields=less(self.fields, names),
         )

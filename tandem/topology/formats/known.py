@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tandem.errors import TopologyError
-from tandem.topology.file import mapping
 from tandem.topology.formats.format import Format, Reading
 from tandem.topology.formats.global_table import GLOBAL
 from tandem.topology.formats.hccl import HCCL
@@ -16,7 +14,7 @@ from tandem.topology.formats.mindie import MINDIE
 from tandem.topology.formats.one_click import ONE_CLICK
 from tandem.topology.formats.topology_file import TOPOLOGY
 from tandem.topology.formats.vllm_ascend import VLLM_ASCEND
-from tandem.topology.rank_table import json_object
+from tandem.topology.plain_data import json_object, yaml_mapping
 from tandem.topology.text_file import read_text
 
 FORMATS = {one.name: one for one in (TOPOLOGY, GLOBAL, LOCAL, HCCL, MINDIE, VLLM_ASCEND, ONE_CLICK)}
@@ -50,7 +48,7 @@ def recognised(text: str, source: str) -> Format:
     Raises:
         TopologyError: When the text is neither JSON nor YAML, or has the keys of no format.
     """
-    keys = json_object(text, source) if text.lstrip()[:1] in ("{", "[") else mapping(source, text)
+    keys = json_object(text, source) if text.lstrip()[:1] in ("{", "[") else yaml_mapping(text, source)
     match keys:
         case {"instances": _}:
             return TOPOLOGY
@@ -61,7 +59,7 @@ def recognised(text: str, source: str) -> Format:
         case {"group_id": _, "server_list": _}:
             return LOCAL
         case {"server_list": servers}:
-            return ONE_CLICK if '"container_ip"' in json.dumps(servers) else HCCL
+            return ONE_CLICK if any("container_ip" in server for server in objects(servers)) else HCCL
     raise TopologyError(
         f"{source}: has none of the keys by which a format is known (instances, server_group_list, server_list, "
         f"prefill_device_list); check the file, or name its format of {', '.join(FORMATS)} with --from"
@@ -73,13 +71,15 @@ def is_mindie(groups: Any) -> bool:
 
     Without an entry in group 1 that decides, what only MindIE writes does.
     """
-    entries = [
-        server
-        for group in groups
-        if isinstance(group, dict) and str(group.get("group_id")) == "1"
-        for server in group.get("server_list") or ()
-    ]
-    if entries:
-        return not any("device" in server for server in entries)
-    text = json.dumps(groups)
-    return '"deploy_server"' in text or '"device_logical_id"' in text
+    found = [(group, server) for group in objects(groups) for server in objects(group.get("server_list"))]
+    controllers = [server for group, server in found if str(group.get("group_id")) == "1"]
+    if controllers:
+        return not any("device" in server for server in controllers)
+    return any("deploy_server" in group for group in objects(groups)) or any(
+        "device_logical_id" in device for _, server in found for device in objects(server.get("device"))
+    )
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in what should be a list of them."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

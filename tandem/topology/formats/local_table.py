@@ -33,7 +33,7 @@ def write_local_tables(inventory: Inventory, target: Format, folder: Path) -> li
     """Write the local table of every instance under the documents' names; returns the paths written.
 
     Raises:
-        TopologyError: When the format they would belong to is not the global table, or two would have one name.
+        TopologyError: When the format they would belong to is not the global table, or one cannot be written.
     """
     if target is not GLOBAL:
         raise TopologyError(f"--local-tables belong to a global table, not to {target.title}; use --to global")

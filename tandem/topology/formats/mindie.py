@@ -4,8 +4,9 @@
 
 An entry of group 2 is one instance, prefill or decode: which of them is decided by the controller while it runs, so
 the file does not say. Devices have a `device_logical_id` too, their number inside the container. Version 1.2 is for
-super pods, which then are listed in their group. `deploy_server` of a group is kept where it is not "0", which is what
-the reference's example for ordinary servers has. Source: MindCluster's reference, SubscribeRankTable.
+super pods, which then are listed in group 2. `deploy_server` of that group is kept where it is not "0", which is what
+the reference's example for ordinary servers has; that of the other groups always. Source: MindCluster's reference,
+SubscribeRankTable.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from tandem.topology.formats.format import Format, Reading
 from tandem.topology.formats.global_table import GLOBAL
 from tandem.topology.formats.inventory import Inventory, Kind, Placement
 from tandem.topology.formats.server_entry import agreed, empty_group_findings, placement_of, server_of, unknown
-from tandem.topology.formats.super_pod import SuperPod, pods_of, stranger_findings, super_pods
+from tandem.topology.formats.super_pod import VERSIONS, SuperPod, pods_of, stranger_findings, super_pods, usual_version
 from tandem.topology.rank_table import STATUS, Entry, Server, ServerGroup, Text, parse_table, render
-from tandem.topology.rank_table_rules import count_findings, header_findings, repeated_devices, server_findings
+from tandem.topology.rank_table_rules import (
+    address_findings,
+    count_findings,
+    header_findings,
+    repeated_devices,
+    server_findings,
+)
 from tandem.topology.topology import Role
 
 COORDINATOR, CONTROLLER, SERVERS = "0", "1", "2"
-PLAIN_VERSION, SUPER_POD_VERSION = "1.0", "1.2"
 ORDINARY = {"deploy_server": "0"}
 
 
@@ -56,9 +62,11 @@ def read(text: str, source: str) -> Reading:
     coordinators = [placed(server, group, Role.GATEWAY) for _, group, server in table.entries(COORDINATOR)]
     controllers = [placed(server, group, Role.GATEWAY) for _, group, server in table.entries(CONTROLLER)]
     servers = [placed(server, group, None) for _, group, server in table.entries(SERVERS)]
+    pods = [pod for group in table.server_group_list for pod in group.super_pod_list]
     inventory = Inventory(
         placements=(*coordinators, *servers),
         controller=controllers[0] if controllers else None,
+        version=None if table.version == usual_version(pods) else table.version,
         keys=unknown(table),
     )
     return Reading(inventory=inventory, findings=list(findings_of(table, source)))
@@ -66,7 +74,8 @@ def read(text: str, source: str) -> Reading:
 
 def placed(server: Server, group: MindieGroup, role: Role | None) -> Placement:
     """An entry; logical numbers and deploy_server are left out where they are what would be written."""
-    keys = {key: value for key, value in unknown(group).items() if ORDINARY.get(key) != str(value)}
+    usual = ORDINARY if group.group_id == SERVERS else {}
+    keys = {key: value for key, value in unknown(group).items() if usual.get(key) != str(value)}
     placement = placement_of(server, role, keys)
     devices = tuple(
         replace(device, keys={key: value for key, value in device.keys.items() if not is_rank(key, value, rank)})
@@ -82,7 +91,7 @@ def is_rank(key: str, value: Any, rank: int) -> bool:
 
 def findings_of(table: MindieTable, source: str) -> Iterator[Finding]:
     """Every broken rule."""
-    yield from header_findings(table.version, table.status, source, (PLAIN_VERSION, SUPER_POD_VERSION))
+    yield from header_findings(table.version, table.status, source, VERSIONS)
     found = [group.group_id for group in table.server_group_list]
     if len(set(found)) < len(found) or not set(found) <= {COORDINATOR, CONTROLLER, SERVERS}:
         problem = f"holds the groups {', '.join(found)}"
@@ -91,6 +100,10 @@ def findings_of(table: MindieTable, source: str) -> Iterator[Finding]:
     yield from count_findings(table.server_group_list, source)
     yield from empty_group_findings(table.server_group_list, source)
     for i, group in enumerate(table.server_group_list):
+        if group.super_pod_list and group.group_id != SERVERS:
+            problem = f"super pods are said of group {group.group_id}, which has no devices"
+            fix = "move them to group 2, or remove them"
+            yield Finding(source, f"$.server_group_list[{i}].super_pod_list", "super-pods", problem, fix)
         names = {server.server_id for server in group.server_list}
         yield from stranger_findings(group.super_pod_list, names, f"$.server_group_list[{i}]", source)
     for group_id, name in ((COORDINATOR, "coordinator"), (CONTROLLER, "controller")):
@@ -109,6 +122,9 @@ def findings_of(table: MindieTable, source: str) -> Iterator[Finding]:
         for j, number in enumerate(server.device_ids)
     )
     yield from repeated_devices(devices, source)
+    for group_id in (COORDINATOR, CONTROLLER, SERVERS):
+        for path, _, server in table.entries(group_id):
+            yield from address_findings(path, server, source)
 
 
 def write(inventory: Inventory) -> str:
@@ -120,7 +136,7 @@ def write(inventory: Inventory) -> str:
         group_of(CONTROLLER, controllers, {}),
         group_of(SERVERS, [numbered(one) for one in inventory.working], {"super_pod_list": pods} if pods else {}),
     )
-    version = SUPER_POD_VERSION if pods else PLAIN_VERSION
+    version = inventory.version or usual_version(pods)
     return render(MindieTable(version=version, status=STATUS, server_group_list=groups, **dict(inventory.keys)))
 
 

@@ -29,12 +29,10 @@ from tandem.topology.rank_table_rules import header_findings
 class OneClickServer(ListedServer):
     """One machine."""
 
-    container_ip: Text
+    address_key = "container_ip"
 
-    @property
-    def host(self) -> str:
-        """The address inside the container, the same as the node's unless the network is special."""
-        return self.container_ip
+    container_ip: Text
+    """The address inside the container, the same as the node's unless the network is special."""
 
 
 class OneClickTable(Entry):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import ClassVar
 
 from tandem.topology.finding import Finding
 from tandem.topology.formats.inventory import Kind, PlacedDevice, Placement
 from tandem.topology.formats.server_entry import agreed, unknown
 from tandem.topology.rank_table import Entry, Number, Text
-from tandem.topology.rank_table_rules import repeated_devices
+from tandem.topology.rank_table_rules import no_address_findings, repeated_devices
 
 SAYS = frozenset({Kind.SERVER_ID, Kind.DEVICE_KEY, Kind.SERVER_KEY, Kind.TABLE_KEY})
 OWN = frozenset(
@@ -38,10 +39,19 @@ class ListedServer(Entry):
     server_id: Text
     device: tuple[ListedDevice, ...]
 
+    address_key: ClassVar[str]
+    """The format's own name for a server's address."""
+
+    @property
+    def address(self) -> str | None:
+        """As the file says it."""
+        address: str | None = getattr(self, self.address_key)
+        return address
+
     @property
     def host(self) -> str:
-        """Its address, for which each of the formats has a name of its own."""
-        return self.server_id
+        """Its address; where none is given its name is one."""
+        return self.address or self.server_id
 
     @property
     def ranks(self) -> list[int]:
@@ -78,6 +88,15 @@ def server_list_findings(servers: Sequence[ListedServer], server_count: str | No
         for j, device in enumerate(server.device)
     )
     yield from repeated_devices(devices, source)
+    yield from no_address_findings(address_places(servers), source)
+
+
+def address_places(servers: Sequence[ListedServer]) -> Iterator[tuple[str, str | None]]:
+    """Every address of a server or a device: JSON path, text."""
+    for i, server in enumerate(servers):
+        yield f"$.server_list[{i}].{server.address_key}", server.address
+        for j, device in enumerate(server.device):
+            yield f"$.server_list[{i}].device[{j}].device_ip", device.device_ip
 
 
 def server_findings(servers: Sequence[ListedServer], server_count: str | None, source: str) -> Iterator[Finding]:

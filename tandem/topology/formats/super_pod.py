@@ -14,6 +14,14 @@ from tandem.topology.formats.inventory import Placement
 from tandem.topology.rank_table import Text
 from tandem.topology.record import Record
 
+PLAIN_VERSION, SUPER_POD_VERSION = "1.0", "1.2"
+VERSIONS = (PLAIN_VERSION, SUPER_POD_VERSION)
+
+
+def usual_version(super_pod_list: Sequence[SuperPod]) -> str:
+    """The version of a table with these super pods."""
+    return SUPER_POD_VERSION if super_pod_list else PLAIN_VERSION
+
 
 class SuperPodServer(Record):
     """A server by its name in `server_list`."""
@@ -40,9 +48,14 @@ def pods_of(super_pod_list: Sequence[SuperPod]) -> dict[str, str]:
 def stranger_findings(
     super_pod_list: Sequence[SuperPod], servers: Collection[str], path: str, source: str
 ) -> Iterator[Finding]:
-    """A super pod is made of servers of the table, and a server is in one."""
+    """A super pod is made of servers of the table, one at least, and a server is in one."""
     seen: set[str] = set()
     for i, pod in enumerate(super_pod_list):
+        if not pod.server_list:
+            problem = f"super pod {pod.super_pod_id} has no server"
+            yield Finding(
+                source, f"{path}.super_pod_list[{i}].server_list", "super-pods", problem, "list it, or remove the pod"
+            )
         for j, server in enumerate(pod.server_list):
             place = f"{path}.super_pod_list[{i}].server_list[{j}].server_id"
             if server.server_id not in servers:

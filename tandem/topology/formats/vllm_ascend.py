@@ -18,7 +18,7 @@ from tandem.topology.formats.format import Format, Reading
 from tandem.topology.formats.inventory import Inventory, Kind, PlacedDevice, Placement
 from tandem.topology.formats.server_entry import unknown
 from tandem.topology.rank_table import STATUS, Entry, Number, Text, parse_table, render
-from tandem.topology.rank_table_rules import header_findings, repeated_devices
+from tandem.topology.rank_table_rules import header_findings, no_address_findings, repeated_devices
 from tandem.topology.topology import Role
 
 VERSION = "1.2"
@@ -65,6 +65,7 @@ def read(text: str, source: str) -> Reading:
             *header_findings(table.version, table.status, source, (VERSION,)),
             *cluster_findings(table, source),
             *repeated_devices(devices, source),
+            *no_address_findings(((f"{path}.device_ip", device.device_ip) for path, device in table.places()), source),
         ],
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tandem.deploy.port import free_port
 from tandem.deploy.service import local_topology, new_run_directory
 from tandem.errors import UsageError
 from tandem.topology.topology import Device, Instance, Role, Topology
+from tandem.topology.visible_devices import visible_devices
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ G = Instance(name="g", role=Role.GATEWAY, host="0.0.0.0", port=4)
     ("one", "instance", "line"),
     [
         (topology(P, D, G), P,
-         "instance /m --role prefill --served-model-name name --host ::1 --port 1 --max-num-seqs 8"),
+         "instance /m --role prefill --served-model-name name --host ::1 --port 1 --max-num-seqs=8"),
         (topology(P, D, G), G, "gateway --prefill http://[::1]:1 --decode http://h:2 --host 0.0.0.0 --port 4"),
         (topology(B, G), B, "instance /m --role both --served-model-name name --host h --port 3"),
         (topology(B, G), G, "gateway --decode http://h:3 --host 0.0.0.0 --port 4"),
@@ -97,20 +99,23 @@ def test_commands(one: Topology, instance: Instance, line: str) -> None:
     assert instance_command(one, instance) == [sys.executable, "-m", "tandem", *line.split()]
 
 
-def test_devices_are_made_visible_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_made_visible_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = topology(P, D, G)
-    seen: list[list[int]] = []
-
-    def visible(devices: list[int], _: object) -> dict[str, str]:
-        seen.append(devices)
-        return {"CUDA_VISIBLE_DEVICES": "0"}
-
+    monkeypatch.setattr(command, "visible_devices", partial(visible_devices, folder=tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert "CUDA_VISIBLE_DEVICES" not in instance_environment(one, P)
-    monkeypatch.setattr(command, "visible_devices", visible)
-    assert instance_environment(one, P)["CUDA_VISIBLE_DEVICES"] == "0"
+    for number in (2, 4):
+        (tmp_path / f"nvidia{number}").touch()
+    assert instance_environment(one, P)["CUDA_VISIBLE_DEVICES"] == "1"
     on_cpu = P.model_copy(update={"arguments": {"device": "cpu"}})
     assert "CUDA_VISIBLE_DEVICES" not in instance_environment(topology(on_cpu, D, G), on_cpu)
-    assert seen == [[4]]
+
+
+@pytest.mark.parametrize("name", ["role", "host", "port", "served-model-name"])
+def test_arguments_do_not_say_what_fields_say(name: str) -> None:
+    one = D.model_copy(update={"arguments": {name: "x"}})
+    with pytest.raises(UsageError, match=f"instance d: arguments hold {name}; say it beside them, not in them"):
+        instance_command(topology(P, one, G), one)
 
 
 def with_ranks(instance: Instance, ranks: int | str) -> Instance:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tandem.errors import ProcessError
-from tandem.protocol.lifeline import LIFELINE_VARIABLE, Lifeline, hand_lifeline_to_kernel, hold_lifeline
+from tandem.protocol.lifeline import LIFELINE_VARIABLE, Lifeline, hold_lifeline, leave_watcher
 
 CHILD = """
 import os, signal, sys, time
@@ -67,10 +67,12 @@ def test_a_wrong_variable_is_refused(monkeypatch: pytest.MonkeyPatch, value: str
 
 
 BECOMES_ANOTHER = """
-import os
-from tandem.protocol.lifeline import LIFELINE_VARIABLE, hand_lifeline_to_kernel
-hand_lifeline_to_kernel()
-os.execvp("sh", ["sh", "-c", "echo $PPID ${%s-none}; exec sleep 60"])
+import os, sys
+from tandem.protocol.lifeline import LIFELINE_VARIABLE, leave_watcher
+os.setsid()
+leave_watcher(grace=0.5)
+program = "trap '' TERM; " if "deaf" in sys.argv else ""
+os.execvp("sh", ["sh", "-c", program + "sleep 60 & echo $! ${%s-none}; wait; sleep 60"])
 """.replace("%s", LIFELINE_VARIABLE)
 
 PARENT = """
@@ -78,7 +80,7 @@ import os, subprocess, sys, time
 from tandem.protocol.lifeline import Lifeline
 line = Lifeline()
 child = subprocess.Popen(
-    [sys.executable, "-c", sys.argv[1]], pass_fds=(line.descriptor,), env={**os.environ, **line.environment}
+    [sys.executable, "-c", *sys.argv[1:]], pass_fds=(line.descriptor,), env={**os.environ, **line.environment}
 )
 line.handed_over()
 print(child.pid, flush=True)
@@ -86,26 +88,45 @@ time.sleep(60)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's end on Linux only")
-def test_a_child_that_became_another_program_ends_with_a_killed_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, BECOMES_ANOTHER], stdout=subprocess.PIPE, text=True)
-    with parent:
+@pytest.mark.parametrize("kind", ["plain", "deaf"])
+def test_a_child_that_became_another_program_ends_with_a_killed_parent(kind: str) -> None:
+    """Whatever it started itself too, and though it ignores SIGTERM."""
+    command = [sys.executable, "-c", PARENT, BECOMES_ANOTHER, kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert parent.stdout.readline() == f"{parent.pid} none\n"
-        os.kill(pid, 0)
+        grandchild, variable = parent.stdout.readline().split()
+        assert variable == "none"
+        watcher = next(one.pid for one in psutil.Process(pid).children() if one.pid != int(grandchild))
         parent.kill()
         parent.wait()
-        deadline = time.monotonic() + 5
-        while psutil.pid_exists(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        assert all(ended(one) for one in (pid, int(grandchild), watcher))
 
 
-def test_a_parent_that_is_gone_already_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = Lifeline()
-    monkeypatch.setenv(LIFELINE_VARIABLE, str(os.dup(line.descriptor)))
-    line.close()
-    with pytest.raises(ProcessError, match="the process that started this one is gone"):
-        hand_lifeline_to_kernel()
-    assert hand_lifeline_to_kernel() is False
+def test_the_watcher_ends_with_what_it_watches_over() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, BECOMES_ANOTHER, "plain"], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        grandchild = int(parent.stdout.readline().split()[0])
+        watcher = next(one.pid for one in psutil.Process(pid).children() if one.pid != grandchild)
+        os.kill(pid, signal.SIGKILL)
+        assert ended(watcher)
+        os.kill(grandchild, signal.SIGKILL)
+        parent.kill()
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone within a few seconds; one that nobody has waited for is."""
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_without_a_lifeline_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIFELINE_VARIABLE, raising=False)
+    assert leave_watcher() is False

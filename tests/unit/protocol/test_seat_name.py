@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.protocol.identity import Role, Seat
-from tandem.protocol.seat_name import read_seat_name, seat_name, without_seat_names
+from tandem.protocol.seat_name import hide_seat_names, read_seat_name, seat_name, without_seat_names
 
 SEATS = st.builds(
     Seat,
@@ -49,3 +49,16 @@ def test_clients_do_not_see_them() -> None:
     seen = json.loads(without_seat_names(json.dumps(models).encode()))
     assert seen == models | {"data": [card | {"id": "m"}, card | {"id": "n"}]}
     assert without_seat_names(b"no JSON") == b"no JSON"
+
+
+@pytest.mark.parametrize("odd", [b"tandem-seat/ no JSON", b'{"x": "tandem-seat/"}', b'{"data": [{"tandem-seat/": 1}]}'])
+def test_an_odd_list_is_no_failure(odd: bytes) -> None:
+    assert b"data" not in odd or json.loads(without_seat_names(odd)) == json.loads(odd)
+    without_seat_names(odd)
+
+
+def test_an_engine_that_lists_its_names_does_not_tell_seats() -> None:
+    seat = seat_name("prefill", Seat(host="10.0.0.1", devices=(4, 5), table="ab12"))
+    said = f"The model `x` does not exist. Valid aliases: m, {seat}."
+    assert hide_seat_names(said.encode()) == b"The model `x` does not exist. Valid aliases: m."
+    assert hide_seat_names(f"[{seat}, m]".encode()) == b"[, m]"

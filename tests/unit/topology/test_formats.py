@@ -206,6 +206,61 @@ def test_what_mindie_says_beyond_the_usual_is_kept() -> None:
     assert json.loads(turned(table, "mindie", "role", controller="10.0.0.9")) == special
 
 
+OWN_WAYS = [
+    ("mindie", "g[0]['deploy_server'] = '0'; g[1]['deploy_server'] = '0'"),
+    ("mindie", "g[1]['deploy_server'] = 0"),
+    ("mindie", "g[2]['deploy_server'] = '2'"),
+    ("mindie", "t['version'] = '1.2'"),
+    ("hccl", "del t['super_pod_list']"),
+    ("hccl", "t['version'] = '1.0'"),
+    ("hccl", "t['version'] = '1.0'; del t['super_pod_list']"),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), OWN_WAYS)
+def test_what_is_unusual_stays_in_a_file_of_the_same_format(name: str, change: str) -> None:
+    table = changed(name, change)
+    assert json.loads(turned(table, name)) == table
+
+
+def test_a_version_goes_where_it_means_the_same() -> None:
+    table = changed("hccl", "del t['super_pod_list']")
+    given: dict[str, Any] = {"scheduler": "10.0.0.1", "controller": "10.0.0.1", "instance_size": 2}
+    mindie = json.loads(turned(table, "mindie", **given))
+    assert mindie["version"] == "1.2"
+    assert json.loads(turned(mindie, "hccl", "scheduler controller instances")) == table
+    assert json.loads(turned(table, "hccl", "version"))["version"] == "1.0"
+
+
+EMPTY = "g[1] = dict(g[1], server_count='0', server_list=[]);"
+PLAIN = "[d.pop('device_logical_id') for s in g[2]['server_list'] for d in s['device']];"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("", "mindie"),
+        (EMPTY, "mindie"),
+        (EMPTY + PLAIN, "mindie"),  # by deploy_server
+        (EMPTY + "del g[2]['deploy_server']", "mindie"),  # by device_logical_id
+        (EMPTY + PLAIN + "del g[2]['deploy_server']", "global"),
+        (PLAIN + "del g[2]['deploy_server']", "mindie"),  # by the controller without devices
+        ("g[1]['server_list'][0]['device'] = []", "global"),
+    ],
+)
+def test_what_makes_a_table_mindies(change: str, name: str) -> None:
+    assert recognised(json.dumps(changed("mindie", change)), "in").name == name
+
+
+def test_a_result_that_breaks_a_rule_of_its_format_is_not_written() -> None:
+    with pytest.raises(TopologyError) as raised:
+        turned(GLOBAL, "global", "scheduler", scheduler="..")
+    assert str(raised.value) == (
+        "in.json as a global table: $.server_group_list[0].server_list[0].server_ip: '..' is no address or name of a "
+        "host; write it like 10.0.0.18, 2001:db8::7 or node-1"
+    )
+
+
 def test_one_click_and_hccl_differ_in_names() -> None:
     table = json.loads(turned(ONE_CLICK, "hccl"))
     assert "host_ip" not in table["server_list"][0]
@@ -316,6 +371,28 @@ REFUSALS: list[Refusal] = [
     ("hccl", "s[0]['device'] = []", "one-click", "", {}, "$.server_list[0].device: the server has no devices"),
     ("hccl", "s[1].update(host_ip='10.0.0.1')", "one-click", "super_pod", {},
      "device 0 of 10.0.0.1 is also at $.server_list[0]"),
+    ("hccl", "del t['super_pod_list']", "one-click", "", {},
+     "a one-click table has no words for version (the whole); leave out what may be lost with --leave-out version"),
+    ("hccl", "t['super_pod_list'].append({'super_pod_id': '1', 'server_list': []})", "hccl", "", {},
+     "$.super_pod_list[1].server_list: super pod 1 has no server; list it, or remove the pod"),
+    ("mindie", "g[0]['super_pod_list'] = [{'super_pod_id': '0', 'server_list': [{'server_id': '10.0.0.1'}]}]", "mindie",
+     "", {}, "$.server_group_list[0].super_pod_list: super pods are said of group 0, which has no devices; move them"),
+    ("mindie", "g[1]['deploy_server'] = '0'", "hccl", "scheduler instances", {},
+     "no words for controller (10.0.0.9), deploy_server (the group of 10.0.0.9)"),
+    ("mindie", "t['version'] = '2.0'", "mindie", "", {}, '$.version: version is "2.0"; write "1.0" or "1.2"'),
+    ("mindie", "t['status'] = 'initializing'", "mindie", "", {}, '$.status: status is "initializing"; wait for'),
+    ("mindie", "g[2]['server_count'] = '3'", "mindie", "", {},
+     '$.server_group_list[2].server_count: server_count is "3" but server_list holds 2'),
+    ("mindie", "del g[2]['server_list'][1]['device']", "mindie", "", {},
+     "$.server_group_list[2].server_list[1].device: the instance has no devices"),
+    ("mindie", "g[2]['server_list'][1]['device'][1]['rank_id'] = '5'", "mindie", "", {},
+     '$.server_group_list[2].server_list[1].device[1].rank_id: rank_id is "5"; write "1"'),
+    ("mindie", "g[2]['server_list'][1]['server_ip'] = '10.0.0.1'; "
+     "g[2]['server_list'][1]['device'][1]['device_id'] = '4'", "mindie", "", {},
+     "$.server_group_list[2].server_list[1].device[1].device_id: device 4 of 10.0.0.1 is also at "
+     "$.server_group_list[2].server_list[0].device[0].device_id"),
+    ("one-click", "t['version'] = '2.0'", "one-click", "", {}, '$.version: version is "2.0"; write "1.0"'),
+    ("one-click", "t['status'] = 'initializing'", "one-click", "", {}, '$.status: status is "initializing"; wait for'),
     ("mindie", "", "global", "controller", {}, "does not say which instance is prefill or decode"),
     ("mindie", "", "global", "", {"roles": [P, D]}, "a global table has no words for controller (10.0.0.9)"),
     ("mindie", "g[2]['group_id'] = '3'", "global", "", {},
@@ -333,7 +410,7 @@ REFUSALS: list[Refusal] = [
     ("vllm-ascend", "t['version'] = '1.0'", "global", "", {}, '$.version: version is "1.0"; write "1.2"'),
     ("vllm-ascend", "t['decode_device_list'] = []", "topology", "", {"instance_size": 4, "model": "m"},
      "as a topology: instances holds 1 prefill, 0 decode and 0 both; add"),
-    ("one-click", "del s[0]['container_ip']", "hccl", "", {}, "server_list[0].container_ip is missing; add it"),
+    ("one-click", "del s[0]['container_ip']", "hccl", "", {}, "$.server_list[0].container_ip: is missing; add it"),
     ("one-click", "s[0]['host_ip'] = 'x'", "hccl", "", {},
      "host_ip (10.0.0.1 devices 0,1,2,3,4,5,6,7) means something else"),
     ("one-click", "", "vllm-ascend", "", {},
@@ -354,6 +431,50 @@ def test_refusals(source: str, change: str, target: str, left_out: str, given: d
     assert message in str(raised.value)
     assert "in.json" in str(raised.value) or "the MindIE table" in message or "as a topology" in message
     assert "\n" not in str(raised.value)
+
+
+WRONG_ADDRESSES = [
+    ("global", "g[1]['server_list'][0]['server_ip'] = BAD", "$.server_group_list[1].server_list[0].server_ip"),
+    ("global", "g[2]['server_list'][1]['device'][0]['device_ip'] = BAD", "[2].server_list[1].device[0].device_ip"),
+    ("local", "s[0]['server_ip'] = BAD", "$.server_list[0].server_ip"),
+    ("hccl", "s[1]['host_ip'] = BAD", "$.server_list[1].host_ip"),
+    ("hccl", "s[1]['device'][1]['device_ip'] = BAD", "$.server_list[1].device[1].device_ip"),
+    ("mindie", "g[1]['server_list'][0]['server_ip'] = BAD", "$.server_group_list[1].server_list[0].server_ip"),
+    ("vllm-ascend", "p[2]['device_ip'] = BAD", "$.prefill_device_list[2].device_ip"),
+    ("one-click", "s[1]['container_ip'] = BAD", "$.server_list[1].container_ip"),
+]
+
+
+@pytest.mark.parametrize(("source", "change", "path"), WRONG_ADDRESSES)
+def test_every_format_checks_addresses(source: str, change: str, path: str) -> None:
+    with pytest.raises(TopologyError) as raised:
+        turned(changed(source, change.replace("BAD", "'../../x'")), source)
+    assert f"{path}: '../../x' is no address or name of a host; write it like" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "left_out", "given"),
+    [
+        ("hccl", "global", "super_pod super_device_id", {"instance_size": 2, "roles": [P, D]}),
+        ("vllm-ascend", "global", "", {"instance_size": 4}),
+        ("mindie", "global", "controller", {"scheduler": "../../x", "roles": [P, D]}),
+    ],
+)
+def test_a_free_server_id_makes_no_address(source: str, target: str, left_out: str, given: dict[str, Any]) -> None:
+    table = changed(source)
+    if source == "hccl":
+        table["server_list"][0].update(server_id="../../x")
+        del table["server_list"][0]["host_ip"], table["super_pod_list"]
+        table["version"] = "1.0"
+        turned(table, "hccl")  # HCCL's names are free
+        left_out = left_out.replace("super_pod ", "")
+    elif source == "vllm-ascend":
+        for one in table["prefill_device_list"]:
+            one["server_id"] = "../../x"
+    else:
+        table["server_group_list"][0].update(server_count="0", server_list=[])
+    with pytest.raises(TopologyError, match=r"server_ip: '\.\./\.\./x' is no address or name of a host"):
+        turned(table, target, left_out, **given)
 
 
 def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -439,8 +560,10 @@ def inventories(draw: st.DrawFn, own: Format, single: bool) -> Inventory:
     if own.name == "mindie" and single:
         placements.insert(0, Placement(host="10.0.0.8", server_id="10.0.0.8", role=Role.GATEWAY))
     controller = Placement(host="c", server_id="c", role=Role.GATEWAY) if own.name == "mindie" else None
+    usual = "1.2" if any(pods.values()) else "1.0"
+    version = draw(st.sampled_from([None, "1.0", "1.2"])) if Kind.VERSION in says else None
     return Inventory(
-        placements=tuple(placements), controller=controller, cut=cut,
+        placements=tuple(placements), controller=controller, cut=cut, version=None if version == usual else version,
         keys=keys(Kind.TABLE_KEY, "hardware_type", {"a": None}),
         fields={"model": "m"} if own.name == "topology" else {},
     )  # fmt: skip
@@ -468,7 +591,7 @@ def there(text: str, own: Format, target: Format, *, single: bool, added: bool =
 def facts(inventory: Inventory, kinds: frozenset[Kind]) -> list[str]:
     """What two formats can both say of a service, in an order that both keep."""
     kept = inventory.without({name for name, kind, _ in inventory.said() if kind not in kinds})
-    said: list[Any] = [kept.keys, kept.fields, kept.controller and kept.controller.host]
+    said: list[Any] = [kept.keys, kept.fields, kept.version, kept.controller and kept.controller.host]
     rows: list[Any] = []
     for one in kept.placements:
         head = [one.role, one.host, one.server_id, one.super_pod, one.keys, one.group_keys, one.fields]
@@ -493,3 +616,31 @@ def test_what_both_can_say_survives_there_and_back(first: str, data: st.DataObje
             added = not reading.inventory.of(Role.GATEWAY) and "10.0.0.8" in way
             back = there(way, other, one, single=single, added=added)
             assert facts(one.read(back, "back").inventory, both) == facts(reading.inventory, both), other.name
+
+
+def varied(data: st.DataObject, table: dict[str, Any]) -> dict[str, Any]:
+    """A table with more of what the readers of its format know, or may stumble over."""
+    if data.draw(st.booleans()):
+        table["version"] = data.draw(st.sampled_from(["1.0", "1.2"]))
+    for one in table.get("server_group_list", []):
+        if data.draw(st.booleans()):
+            one["deploy_server"] = data.draw(st.sampled_from(["0", "1"]))
+        if data.draw(st.booleans()):
+            members = [{"server_id": server["server_id"]} for server in one["server_list"][:1]]
+            one["super_pod_list"] = [{"super_pod_id": "7", "server_list": members}]
+    return table
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "topology"])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_file_of_the_same_format_says_the_same_or_is_refused(name: str, data: st.DataObject) -> None:
+    own = FORMATS[name]
+    text = own.write(data.draw(inventories(own, name == "local" or data.draw(st.booleans()))))
+    table = varied(data, json.loads(text))
+    try:
+        reading = own.read(json.dumps(table), "in")
+        again = json.loads(convert(reading, "in", own)[1])
+    except TopologyError:
+        return
+    assert again == table

@@ -42,6 +42,13 @@ def test_a_list_is_for_every_host_or_for_one() -> None:
         (["-oProxyCommand=x"], ["0"], "host '-oProxyCommand=x' is not an address or a name; write it like 10.0.0.18"),
         (["a;b"], ["0"], "host 'a;b' is not an address or a name"),
         (["a b"], ["0"], "host 'a b' is not an address or a name"),
+        (["-x@a"], ["0"], "host '-x@a' is not an address or a name"),
+        (["@a"], ["0"], "host '@a' is not an address or a name"),
+        (["a..b"], ["0"], "host 'a..b' is not an address or a name"),
+        (["999.1.1.1"], ["0"], "host '999.1.1.1' is not an address or a name"),
+        (["u@0.0.0.0"], ["0"], "host 'u@0.0.0.0' is not an address or a name"),
+        ([""], ["0"], "host '' is not an address or a name"),
+        ([], ["0"], "--hosts names no host; name those to ask after it, or leave it out to ask none"),
         (["a", "a"], ["0"], "host a is given twice; name each host once"),
         (["a", "b"], ["a=0"], "host b would have no instance; give it a device list, or leave it out of --hosts"),
         (["a"], ["c=0"], "device list 'c=0' is for 'c', which --hosts does not name"),
@@ -68,6 +75,7 @@ def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
         ("echo no card >&2; exit 2", "a: exit code 2 (no card); mend that there, or run gen on that host"),
         ("echo hello", "a: line 1, column 1: Expecting value; mend the JSON syntax"),
         ("echo '{}'", "a: answered nothing, no rank table; install the same"),
+        ("printf '\\377'", "a: line 1, column 1: Expecting value; mend the JSON syntax"),
         ("""echo '{"../x.json": {}}'""", "a: answered ../x.json, no rank table; install the same tandem there"),
         ("""echo '{"global_ranktable_1.json": 1}'""", "a: answered global_ranktable_1.json, no rank table"),
     ],
@@ -77,6 +85,53 @@ def test_a_host_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises((ProcessError, TopologyError)) as raised:
         gather([Share(host="a", prefill=["0"], decode=[], api_server=False)], "tandem")
     assert message in str(raised.value)
+
+
+ANSWER = f'PYTHONPATH={Path(tandem.__file__).parents[1]} exec {sys.executable} -c "$code" "$@"'
+ALONE = """shift 6; code='
+import sys
+from tandem.cli import run
+from tandem.topology import rank_table_set
+rank_table_set.local_address = lambda: "127.0.0.1"
+sys.exit(run(sys.argv[2:]))'
+"""
+"""An ssh to hosts without a route out."""
+
+
+def test_hosts_of_one_address_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, ALONE + ANSWER)
+    gen = ["ranktable", "gen", "--prefill-server-list", "n1=0", "--decode-server-list", "n2=1", "--api-server"]
+    assert run([*gen, "--hosts", "n1", "n2", "--save-dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "tandem: n1 and n2 both made global_ranktable_127.0.0.1.json, so both have one address; name them after "
+        "--hosts by the addresses that others reach, each by its own\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loopback_address_of_a_host_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_ssh(tmp_path, monkeypatch, ALONE + ANSWER)
+    gen = ["ranktable", "gen", "--prefill-server-list", "0", "--decode-server-list", "1", "--api-server"]
+    assert run([*gen, "--hosts", "n1", "--save-dir", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "tandem: warning: n1: this host has no route to others, so its address in the tables is 127.0.0.1, which means "
+        "another host wherever it is read; give the one that others reach with --local-ip",
+        f"tandem: warning: {tmp_path / MERGED_NAME}: every instance is on 127.0.0.1, so the table holds on one host "
+        "only; for several hosts, generate it again with --local-ip and an address the others can reach",
+    ]
+    assert len(said.out.splitlines()) == 5
+
+
+def test_what_a_host_says_moves_no_cursor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_ssh(tmp_path, monkeypatch, "printf 'a\\033[31mb\\n' >&2; exit 2")
+    with pytest.raises(ProcessError) as raised:
+        gather([Share(host="a", prefill=["0"], decode=[], api_server=False)], "tandem")
+    assert "exit code 2 (a\\x1b[31mb)" in str(raised.value)
 
 
 def test_ssh_gets_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +147,26 @@ def test_ssh_gets_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_of_this_host_do_not_go_with_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in (["--local-ip", "10.0.0.1"], ["--device-ip", "0=10.0.0.1"], ["--json"]):
+    for option in (["--local-ip", "10.0.0.1"], ["--local-ip", ""], ["--device-ip", "0=10.0.0.1"], ["--json"]):
         assert run(["ranktable", "gen", "--hosts", "a", "--prefill-server-list", "0", *option]) == 2
         assert f"{option[0]} does not go with --hosts; leave it out" in capsys.readouterr().err
+
+
+def test_options_for_hosts_do_not_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gen = ["ranktable", "gen", "--prefill-server-list", "0"]
+    for words, message in (
+        (["--hosts"], "--hosts names no host; name those to ask after it"),
+        (["--hosts", "a", "--remote-tandem", ""], "--remote-tandem '' is not a path"),
+        (["--remote-tandem", "/opt/tandem"], "--remote-tandem is the command on other hosts; name them with --hosts"),
+        (["--local-ip", ""], "local ip '' is no address or name of a host"),
+        (["--device-ip", "0=10.0.0.1", "0=10.0.0.2"], "--device-ip 0=... is given twice; keep one of the two"),
+    ):
+        assert run([*gen, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

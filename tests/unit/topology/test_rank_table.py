@@ -7,11 +7,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.errors import TopologyError
-from tandem.topology import device_address
+from tandem.topology import device_address, rank_table_set
 from tandem.topology.rank_table import (
     GlobalTable,
     LocalTable,
@@ -25,8 +25,16 @@ from tandem.topology.rank_table_check import check, check_files
 from tandem.topology.rank_table_codec import to_topology
 from tandem.topology.rank_table_match import locate
 from tandem.topology.rank_table_merge import merge
-from tandem.topology.rank_table_set import RankTableSet, device_suffix, generate, parse_device_list, save
+from tandem.topology.rank_table_set import (
+    RankTableSet,
+    device_suffix,
+    generate,
+    parse_device_addresses,
+    parse_device_list,
+    save,
+)
 from tandem.topology.topology import Role
+from tandem.topology.visible_devices import VARIABLES
 
 DOCUMENT_GLOBAL = """
 { "version": "1.0", "status": "completed", "server_group_list": [
@@ -94,7 +102,6 @@ def test_device_suffix(ids: list[int], suffix: str) -> None:
         ({"prefill": [[4]], "decode": [[5, 4]]}, ("device 4", "prefill instance 0", "decode instance 0", "once")),
         ({"prefill": [[4, 4]]}, ("device 4", "once")),
         ({"prefill": [[]]}, ("prefill instance 0", "at least one")),
-        ({"prefill": [[1, 5], [15]]}, ("local_ranktable_10.0.0.1_15.json", "--save-dir")),
         ({"api_server": True, "local_ip": "../x"}, ("'../x'", "--local-ip")),
     ],
 )
@@ -102,6 +109,28 @@ def test_generate_refuses(fields: dict[str, Any], parts: tuple[str, ...]) -> Non
     with pytest.raises(TopologyError) as raised:
         generate(**{"local_ip": "10.0.0.1", **fields})
     assert all(part in str(raised.value) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("instances", "suffixes"),
+    [
+        ([[1, 5], [15]], ["1_5", "15"]),
+        ([[15], [1, 5], [2, 3]], ["15", "1_5", "23"]),
+        ([[1, 2, 3], [12, 4], [123]], ["1_2_3", "12_4", "123"]),
+        ([[1], [5], [15]], ["1", "5", "15"]),
+    ],
+)
+def test_devices_of_names_that_would_be_the_same_stand_apart(instances: list[list[int]], suffixes: list[str]) -> None:
+    tables = generate(prefill=instances[:1], decode=instances[1:], api_server=True, local_ip="10.0.0.1").local_tables
+    assert list(tables) == [f"local_ranktable_10.0.0.1_{suffix}.json" for suffix in (*suffixes, "host")]
+    for table, devices in zip(tables.values(), [*instances, []], strict=True):
+        assert list(table.server_list[0].device_ids) == devices
+
+
+@given(ids=st.permutations(range(24)), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_no_two_instances_have_one_name(ids: list[int], sizes: list[int]) -> None:
+    instances = [[ids.pop() for _ in range(size)] for size in sizes]
+    assert len(generate(prefill=instances, local_ip="10.0.0.1").local_tables) == len(instances)
 
 
 @pytest.mark.parametrize("text", ["", "4,", ",4", "a", "4 5", "-1", "4;5"])
@@ -115,6 +144,76 @@ def fake_hccn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     tool.write_text(f"#!/bin/sh\n{body}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("HCCN_TOOL_PATH", raising=False)
+
+
+def test_hccn_tool_is_looked_for_where_the_variable_says_on_the_path_and_at_its_usual_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, usual = (tmp_path / name for name in ("named", "usual"))
+    for number, path in enumerate((named, usual), start=1):
+        path.write_text(f"#!/bin/sh\necho ipaddr:29.0.{number}.1\n")
+        path.chmod(0o755)
+    monkeypatch.setattr(device_address, "USUAL_TOOL", str(usual))
+    fake_hccn(tmp_path, monkeypatch, "echo ipaddr:29.0.0.1")
+    monkeypatch.setenv("HCCN_TOOL_PATH", str(named))
+    assert device_address.addresses_of([4], "10.0.0.1") == {4: "29.0.1.1"}
+    monkeypatch.delenv("HCCN_TOOL_PATH")
+    assert device_address.addresses_of([4], "10.0.0.1") == {4: "29.0.0.1"}
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert device_address.addresses_of([4], "10.0.0.1") == {4: "29.0.2.1"}
+    usual.unlink()
+    assert device_address.addresses_of([4], "10.0.0.1") == {4: "10.0.0.1"}
+
+
+def test_a_variable_that_names_no_tool_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hccn(tmp_path, monkeypatch, "echo ipaddr:29.0.0.1")
+    monkeypatch.setenv("HCCN_TOOL_PATH", "/no/tool")
+    with pytest.raises(TopologyError, match=r"^HCCN_TOOL_PATH=/no/tool is no program; set it to the path of hccn_tool"):
+        device_address.addresses_of([4, 5], "10.0.0.1", {4: "1.2.3.4"})
+    assert device_address.addresses_of([4], "10.0.0.1", {4: "1.2.3.4"}) == {4: "1.2.3.4"}  # nothing to ask
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "warned"),
+    [
+        (["davinci4", "davinci5"], {}, True),
+        (["davinci4", "davinci5"], {4: "1.2.3.4"}, True),
+        (["davinci4", "davinci5"], {4: "1.2.3.4", 5: "1.2.3.5"}, False),
+        (["davinci_manager"], {}, False),
+        (["nvidia4", "nvidia5"], {}, False),
+    ],
+)
+def test_npus_without_hccn_tool_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], given: dict[int, str], warned: bool
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for variable in ("HCCN_TOOL_PATH", *VARIABLES.values()):
+        monkeypatch.delenv(variable, raising=False)
+    for module in (device_address, rank_table_set):
+        monkeypatch.setattr(module, "USUAL_TOOL", "/no/hccn_tool")
+    for name in files:
+        (tmp_path / name).touch()
+    fields: dict[str, Any] = {"prefill": [[4, 5]], "local_ip": "10.0.0.1", "device_addresses": given}
+    warning = (
+        "hccn_tool is neither on the PATH nor /no/hccn_tool, so each device_ip is the host's address, 10.0.0.1; say "
+        "where it is with HCCN_TOOL_PATH, or give the addresses with --device-ip"
+    )
+    assert generate(**fields, device_files=tmp_path).warnings == [warning] * warned
+    assert generate(**fields).warnings == []
+
+
+@pytest.mark.parametrize(("found", "warned"), [("127.0.0.1", True), ("::1", True), ("10.0.0.1", False)])
+def test_a_loopback_address_that_was_found_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, found: str, warned: bool
+) -> None:
+    monkeypatch.setattr(rank_table_set, "local_address", lambda: found)
+    warning = (
+        f"this host has no route to others, so its address in the tables is {found}, which means another host "
+        "wherever it is read; give the one that others reach with --local-ip"
+    )
+    assert generate(api_server=True).warnings == [warning] * warned
+    assert generate(api_server=True, local_ip=found).warnings == []  # as was asked for
 
 
 def test_asks_hccn_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +224,12 @@ def test_asks_hccn_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("body", "part"), [("echo no such device >&2; exit 3", "exit code 3: no such device"), ("sleep 9", "no answer")]
+    ("body", "part"),
+    [
+        ("echo no such device >&2; exit 3", "exit code 3: no such device"),
+        ("echo ipaddr:29.0.0.4; exit 3", "named no address (exit code 3: ipaddr:29.0.0.4)"),
+        ("sleep 9", "no answer"),
+    ],
 )
 def test_hccn_tool_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, part: str) -> None:
     fake_hccn(tmp_path, monkeypatch, f"exec {body}" if body.startswith("sleep") else body)
@@ -246,10 +350,11 @@ def test_integers_are_read_and_unknown_keys_kept(tmp_path: Path) -> None:
         ("[]", ("not a JSON object",)),
         ("[" * 100000, ("nested too deeply",)),
         (json.dumps(edit("del g[1]['server_list'][0]['device'][1]['device_ip']")),
-         ("server_group_list[1].server_list[0].device[1].device_ip is missing", "add it")),
+         ("$.server_group_list[1].server_list[0].device[1].device_ip: is missing; add it",)),
         (json.dumps(edit("g[1]['server_list'][0]['device'][1]['rank_id'] = 'x'")),
-         ("server_group_list[1].server_list[0].device[1].rank_id is 'x'",)),
-        (json.dumps(edit("g[1]['server_list'][0]['device'][1]['device_id'] = -1")), ("device_id is -1",)),
+         ("$.server_group_list[1].server_list[0].device[1].rank_id: is 'x'; write a whole number",)),
+        (json.dumps(edit("g[1]['server_list'][0]['device'][1]['device_id'] = -1")),
+         ("device_id: is -1; write a whole number",)),
     ],
 )  # fmt: skip
 def test_what_is_not_a_table_is_an_error_and_a_finding(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
@@ -296,7 +401,10 @@ MERGES = [
     ([A, changed(host("10.0.0.2"), "t['version'] = '1.2'")], ("version", '"1.0" and "1.2"', "10.0.0.2.json")),
     ([A, host("localhost")], ("localhost.json", "$.server_group_list[1].server_list[0].server_ip", "--local-ip")),
     ([A, changed(host("10.0.0.2"), "g[1]['server_count'] = '5'")], ("10.0.0.2.json", "server_count", 'write "1"')),
-    ([host("10.0.0.1", api_server=True), host("10.0.0.2")], ("merged table", "no decode instance")),
+    ([host("10.0.0.1", prefill=(), decode=[[1]], api_server=True)],
+     ("no prefill instance in 10.0.0.1.json", "--prefill-server-list")),
+    ([host("10.0.0.1", api_server=True), host("10.0.0.2")],
+     ("no decode instance in 10.0.0.1.json, 10.0.0.2.json; generate one with --decode-server-list",)),
     ([changed(A, "t['x'] = 1"), changed(host("10.0.0.2"), "t['x'] = 2")], ("$.x is 1 and 2", "make both the same")),
 ]  # fmt: skip
 
@@ -396,7 +504,6 @@ def hosts(draw: st.DrawFn) -> list[tuple[str, GlobalTable]]:
         ids = draw(st.permutations(range(16)))
         size = draw(st.sampled_from([1, 2, 4]))
         groups = [list(ids[k : k + size]) for k in range(0, 8, size)]
-        assume(len({device_suffix(group) for group in groups}) == len(groups))
         cut = draw(st.integers(1, len(groups) - 1))
         addresses = {number: f"29.{i}.0.{number}" for group in groups for number in group}
         table = generate(
@@ -422,10 +529,17 @@ def test_merged_tables_are_read_as_they_are_written(sample: list[tuple[str, Glob
     assert parse_table(GlobalTable, render(table), "t") == table
 
 
-@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "fe80::zz", "a b"])
+@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "fe80::zz", "a b", "", "a..b", "0.0.0.0", "::"])
 def test_a_local_ip_that_is_none_is_refused(host: str) -> None:
-    with pytest.raises(TopologyError, match="is not an address"):
+    with pytest.raises(TopologyError, match="is no address or name of a host"):
         generate(prefill=[[1]], local_ip=host)
+
+
+def test_an_address_has_one_spelling() -> None:
+    assert parse_device_addresses(["4=FD00::0:2", "5=10.0.0.22", "6=Node-1"]) == {
+        4: "fd00::2", 5: "10.0.0.22", 6: "Node-1",
+    }  # fmt: skip
+    assert generate(api_server=True, local_ip="FD00::0:2").global_name == "global_ranktable_fd00::2.json"
 
 
 def test_an_address_for_a_device_of_no_instance_is_refused() -> None:

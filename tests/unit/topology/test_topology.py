@@ -46,14 +46,23 @@ RULES = [
     ("no decode", (P, G), ("1 prefill, 0 decode", "add at least one")),
     ("nothing", (), ("0 prefill, 0 decode and 0 both", "add at least one")),
     ("mixed", (P, D, B), ("1 both", "only both")),
-    ("port range", (P, {**D, "port": 70000}), ("instances[1].port is 70000", "less than or equal to 65535")),
+    ("port range", (P, {**D, "port": 70000}), ("instances[1].port is 70000", "write a number of at most 65535")),
     ("role", (P, {**D, "role": "queen"}), ("instances[1].role is 'queen'", "'gateway'")),
     ("unknown field", (P, {**D, "color": 1}), ("instances[1].color", "remove it")),
     ("missing field", (P, {"name": "d", "role": "decode"}), ("instances[1].host is missing", "add it")),
-    ("path as name", (P, {**D, "name": "../d"}), ("instances[1].name is '../d'", "match pattern")),
-    ("device id", ({**P, "devices": [{"id": -1}]}, D), ("instances[0].devices[0].id is -1", "greater than")),
+    ("path as name", (P, {**D, "name": "../d"}), ("instances[1].name is '../d'", "write at most 64 letters, digits")),
+    (
+        "device id",
+        ({**P, "devices": [{"id": -1}]}, D),
+        ("instances[0].devices[0].id is -1", "write a number of at least 0"),
+    ),
+    ("host", (P, {**D, "host": "a b"}), ("instances[1].host is 'a b'", "write it like 10.0.0.18")),
     ("engine", (P, {**D, "engine": "x"}), ("instances[1].engine is 'x'", "'native'")),
-    ("argument", (P, {**D, "arguments": {"a b": "1"}}), ("instances[1].arguments", "match pattern")),
+    (
+        "argument",
+        (P, {**D, "arguments": {"a b": "1"}}),
+        ("instances[1].arguments.a b is 'a b'", "write an option's name without"),
+    ),
 ]
 
 
@@ -68,7 +77,7 @@ def test_broken_rule_is_one_line_with_place_and_fix(instances: tuple[dict[str, A
 
 
 def test_instance_alone_maps_its_errors() -> None:
-    with pytest.raises(TopologyError, match="port is 0; it should be greater"):
+    with pytest.raises(TopologyError, match="port is 0; write a number of at least 1"):
         Instance(name="x", role=Role.BOTH, host="h", port=0)
 
 
@@ -77,8 +86,11 @@ def test_instance_alone_maps_its_errors() -> None:
     [
         ("model: [", "line 1, column 9"),
         ("- a", "not a mapping"),
-        ("model: m\ninstances:\n- {name: p, role: both, host: h, port: x}\n", "instances[0].port is 'x'"),
-        ("model: m\nself: 1\ninstances: []\n", "self is not a known field"),
+        (
+            "model: m\ninstances:\n- {name: p, role: both, host: h, port: x}\n",
+            "$.instances[0].port: is 'x'; write a whole number",
+        ),
+        ("model: m\nself: 1\ninstances: []\n", "$.self: is not a known field"),
         ("model: m\n1: 1\n", "not a mapping"),
         ("a: \x00", "mend the YAML"),
     ],

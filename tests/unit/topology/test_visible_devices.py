@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import UsageError
-from tandem.topology.visible_devices import accelerator_here, visible_devices
+from tandem.topology.visible_devices import accelerator_here, require_here, visible_devices
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,25 @@ def test_a_device_that_the_container_was_not_given_is_named(tmp_path: Path) -> N
     (tmp_path / "davinci4").touch()
     with pytest.raises(UsageError, match=r"^device 5 is not here: .* has davinci4; give it to"):
         visible_devices((4, 5), {}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "message"),
+    [
+        (["davinci4"], {}, "device 5 is not here: .* has davinci4; give it to"),
+        (["nvidia0", "nvidia7"], {}, "device 4 is not here: .* has nvidia0, nvidia7; give it to"),
+        (["nvidia4", "nvidia5"], {}, None),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "0"}, None),
+        (["nvidiactl"], {}, None),
+    ],
+)
+def test_devices_are_compared_with_those_that_are_here(
+    tmp_path: Path, files: list[str], environment: dict[str, str], message: str | None
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    if message is None:
+        require_here((4, 5), environment, tmp_path)
+        return
+    with pytest.raises(UsageError, match=message):
+        require_here((4, 5), environment, tmp_path)

@@ -76,11 +76,18 @@ USAGE = [
      "device list '4;5' is not device numbers between commas; write it like 4,5"),
     ("R49", GEN + "--decode-server-list 6,",
      "device list '6,' is not device numbers between commas; write it like 4,5"),
-    ("R39", GEN + "--prefill-server-list 1,5 --decode-server-list 15",
-     "local_ranktable_10.0.0.1_15.json would be written for two instances, the devices of one read like those of the "
-     "other; generate one of the two in a run of its own with another --save-dir, then merge"),
     ("R38", "--mode gen --local-ip 10.0.0 --api-server",
-     "local ip '10.0.0' is not an address; give it as --local-ip 10.0.0.18"),
+     "local ip '10.0.0' is no address or name of a host; give it as --local-ip 10.0.0.18"),
+    ("R38", "--mode gen --local-ip= --api-server",
+     "local ip '' is no address or name of a host; give it as --local-ip 10.0.0.18"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=10.0.0.1 4=10.0.0.2",
+     "--device-ip 4=... is given twice; keep one of the two"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=10.0.0.1 --device-ip 04=10.0.0.2",
+     "--device-ip 4=... is given twice; keep one of the two"),
+    ("R57", GEN + "--prefill-server-list 4 --device-ip 4=0.0.0.0",
+     "device address '4=0.0.0.0' is not NUMBER=ADDRESS; write it like 4=10.0.0.22"),
+    ("R48", GEN + "--prefill-server-list 4 --prefill-server-list 5 4",
+     "device 4 is in prefill instance 0 and in prefill instance 2; give each device to one instance, once"),
     ("R57", GEN + "--prefill-server-list 4 --device-ip 4:10.0.0.1",
      "device address '4:10.0.0.1' is not NUMBER=ADDRESS; write it like 4=10.0.0.22"),
     ("R57", GEN + "--prefill-server-list 4 --device-ip 5=10.0.0.1",
@@ -126,11 +133,22 @@ MERGES = [
      f"b.json: {G}: holds the groups 0, 1, 2, 3; write exactly three groups with ids 0, 1, 2, in this order, an "
      "unused one empty"),
     ("R54", "a.json", "g[2] = dict(g[2], server_count='0', server_list=[])",
-     f"merged table: {G}[2].server_list: no decode instance; generate one with --decode-server-list, then merge"),
-    ("R58", "b.json", "t.pop('status')", "b.json: status is missing; add it"),
+     "no decode instance in a.json, b.json; generate one with --decode-server-list, and merge its table too"),
+    ("R54", "a.json", "g.pop()",
+     "no decode instance in a.json, b.json; generate one with --decode-server-list, and merge its table too"),
+    ("R59", "b.json", "g[1]['server_list'][0].update(server_ip='../x')",
+     f"b.json: {G}[1].server_list[0].server_ip: '../x' is no address or name of a host; write it like 10.0.0.18, "
+     "2001:db8::7 or node-1"),
+    ("R58", "b.json", "t.pop('status')", "b.json: $.status: is missing; add it"),
     ("R58", "b.json", "g[1]['server_list'][0]['device'][1]['device_id'] = 'one'",
-     "b.json: server_group_list[1].server_list[0].device[1].device_id is 'one'; it should match pattern "
-     "'^(0|[1-9][0-9]{0,8})$'"),
+     f"b.json: {G}[1].server_list[0].device[1].device_id: is 'one'; write a whole number, of nine digits at most"),
+    ("R57", "b.json", "g[1]['server_list'][0]['device'][1].pop('device_ip')",
+     f"b.json: {G}[1].server_list[0].device[1].device_ip: is missing; add it"),
+    ("R58", "b.json", "t.pop('server_group_list'); t['group_id'] = '0'",
+     "b.json: $: is a local table, of one instance, and no global one; name a global table here; a local one goes to "
+     "--local of check, --rank-table of serve, or --from local"),
+    ("R58", "b.json", "t['version'] = '1.0\\n\\x1b[31m'",
+     'a.json and b.json: $.version is "1.0" and "1.0\\n\\x1b[31m"; generate all tables with the same tool'),
 ]  # fmt: skip
 
 
@@ -166,6 +184,44 @@ CHECKS = [
     ("R56", "merged.json", "g[2]['server_list'][0]['device'][1]['device_id'] = '4'",
      f"merged.json: {G}[2].server_list[0].device[1].device_id: device 4 of 10.0.0.1 is also at "
      f"{G}[1].server_list[0].device[0].device_id; give each device to one instance"),
+    ("R59", "merged.json", "g[1]['server_list'][1]['server_ip'] = '../../x'",
+     f"merged.json: {G}[1].server_list[1].server_ip: '../../x' is no address or name of a host; write it like "
+     "10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "merged.json", "g[0]['server_list'][0]['server_ip'] = '0.0.0.0'",
+     f"merged.json: {G}[0].server_list[0].server_ip: '0.0.0.0' is no address or name of a host; write it like "
+     "10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "merged.json", "g[2]['server_list'][0]['device'][1]['device_ip'] = '10.0.0.999'",
+     f"merged.json: {G}[2].server_list[0].device[1].device_ip: '10.0.0.999' is no address or name of a host; write it "
+     "like 10.0.0.18, 2001:db8::7 or node-1"),
+    ("R59", "d.json", "s[0]['server_ip'] = 'a/b'",
+     "d.json: $.server_list[0].server_ip: 'a/b' is no address or name of a host; write it like 10.0.0.18, "
+     "2001:db8::7 or node-1"),
+    ("R59", "merged.json", "g[1]['server_list'][1]['server_ip'] = '::FFFF:127.0.0.1'",
+     f"merged.json: {G}[1].server_list[1].server_ip: ::FFFF:127.0.0.1 stands in a table of several hosts; generate "
+     "that host's table again with --local-ip and an address the others can reach"),
+    ("R54", "merged.json", "g.pop(0)", f"merged.json: {G}: no scheduler; generate one host's table with --api-server, "
+     "then merge"),
+    ("R54", "merged.json", "g.pop(0); g[0].update(server_count='0', server_list=[])",
+     f"merged.json: {G}[0].server_list: no prefill instance; generate one with --prefill-server-list, then merge"),
+    ("R54", "merged.json", "g.pop()", f"merged.json: {G}: no decode instance; generate one with --decode-server-list, "
+     "then merge"),
+    ("R56", "d.json", "d[1]['device_id'] = '6'",
+     "d.json: $.server_list[0].device[1].device_id: device 6 of 10.0.0.1 is also at "
+     "$.server_list[0].device[0].device_id; give each device to one instance"),
+    ("R57", "merged.json", "g[1]['server_list'][0]['device'][0].pop('device_ip')",
+     f"merged.json: {G}[1].server_list[0].device[0].device_ip: is missing; add it"),
+    ("R57", "d.json", "d[1].pop('device_ip')", "d.json: $.server_list[0].device[1].device_ip: is missing; add it"),
+    ("R57", "d.json", "d[1]['device_ip'] = ''",
+     "d.json: $.server_list[0].device[1].device_ip: is ''; write at least one character"),
+    ("R58", "merged.json", "t.pop('server_group_list'); t['group_id'] = '0'",
+     "merged.json: $: is a local table, of one instance, and no global one; name a global table here; a local one goes "
+     "to --local of check, --rank-table of serve, or --from local"),
+    ("R58", "d.json", "t.pop('group_id'); t['server_group_list'] = []",
+     "d.json: $: is a global table, of all instances, and no local one; name a local table here; a global one goes to "
+     "--global of check, --global-rank-table of serve, or --from global"),
+    ("R58", "merged.json", "t['status'] = 'done\\n\\x1b[31m\\x9b\\u202e'",
+     'merged.json: $.status: status is "done\\n\\x1b[31m\\x9b\\u202e"; wait for the table to be '
+     '"completed", or write that'),
     ("R58", "merged.json", "t['version'] = 2", 'merged.json: $.version: version is "2"; write "1.0"'),
     ("R59", "merged.json", "g[1]['server_list'][1]['server_ip'] = 'localhost'",
      f"merged.json: {G}[1].server_list[1].server_ip: localhost stands in a table of several hosts; generate that "
@@ -191,7 +247,7 @@ CHECKS = [
      "dict(server_id='x', server_ip='x', device=[dict(device_id='0', device_ip='x', rank_id='0')]))",
      f"merged.json: {G}[2].server_list[1]: decode instance on devices 0 of x has no local table; give its table with "
      "--local, or generate it on that host"),
-    ("R58", "q.json", "t.pop('server_list')", "q.json: $: server_list is missing; add it"),
+    ("R58", "q.json", "t.pop('server_list')", "q.json: $.server_list: is missing; add it"),
 ]  # fmt: skip
 
 
@@ -203,6 +259,23 @@ def test_wrong_tables(row: str, table: str, statement: str, message: str, capsys
     change(table, statement)
     assert run(command) == 3
     assert message in capsys.readouterr().out.splitlines()
+
+
+def test_all_faults_of_a_shape_are_told_each_with_its_json_path(capsys: pytest.CaptureFixture[str]) -> None:
+    change(
+        "merged.json", "g[1]['server_list'][0]['device'][1].pop('rank_id'); g[2]['server_count'] = 1.5; t.pop('status')"
+    )
+    change("d.json", "d[0].update(device_id='six', device_ip=6.5); s[0].update(server_id=[])")
+    assert run(["ranktable", "check", "--global", "merged.json", "--local", "d.json", "--json"]) == 3
+    findings = json.loads(capsys.readouterr().out)
+    assert [(one["source"], one["path"], one["problem"], one["fix"]) for one in findings] == [
+        ("merged.json", "$.status", "is missing", "add it"),
+        ("merged.json", f"{G}[1].server_list[0].device[1].rank_id", "is missing", "add it"),
+        ("merged.json", f"{G}[2].server_count", "is 1.5", "write a whole number, of nine digits at most"),
+        ("d.json", "$.server_list[0].server_id", "is []", "write text between quotes"),
+        ("d.json", "$.server_list[0].device[0].device_id", "is 'six'", "write a whole number, of nine digits at most"),
+    ]
+    assert {one["rule"] for one in findings} == {"format"}
 
 
 SPELLINGS = [

@@ -1,0 +1,236 @@
+"""What the gateway costs beside vllm-router, in front of the same workers, in the same run.
+
+Two prefill and two decode workers, each a process that answers at once and computes nothing. They speak vLLM's pull
+protocol; the gateway asks them for token ids and cuts those out again, as it does with real ones. Routers take turns,
+because other work runs on the machine; the numbers are medians over the rounds. CPU is user plus system time of the
+router's process and its children, per streamed request, 16 requests at a time. The added time to the first token is the
+median of one request at a time through the router, less that of the same request sent to a decode worker directly.
+
+    pip install vllm-router
+    python benchmarks/gateway.py                     # both routers; without vllm-router, the gateway alone
+    python benchmarks/gateway.py --instances 256     # of each role, to see that the cost does not grow with them
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import uvloop
+from aiohttp import web
+
+from tandem.deploy.port import free_ports
+
+HOST = "127.0.0.1"
+LENGTHS = (16, 128)
+CONCURRENCY = 16
+TICKET = {
+    "do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]], "remote_engine_id": "e",
+    "remote_request_id": "r", "remote_host": HOST, "remote_port": 5600, "tp_size": 1,
+}  # fmt: skip
+ROUTER = shutil.which("vllm-router", path=str(Path(sys.executable).parent)) or shutil.which("vllm-router")
+
+
+def chunk(position: int, *, ids: bool) -> bytes:
+    """One event of a completion, as vLLM writes it."""
+    choice: dict[str, Any] = {"index": 0, "text": " token", "logprobs": None, "finish_reason": None}
+    if ids:
+        choice |= {"prompt_token_ids": list(range(200)) if position == 0 else None, "token_ids": [position]}
+    head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m"}
+    return b"data: " + json.dumps(head | {"choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"
+
+
+STREAMS = {
+    (length, ids): b"".join(chunk(i, ids=ids) for i in range(length)) + b"data: [DONE]\n\n"
+    for length in LENGTHS
+    for ids in (False, True)
+}
+PREFILLED = json.dumps(
+    {"id": "cmpl-1", "choices": [{"index": 0, "text": "", "finish_reason": "length"}], "kv_transfer_params": TICKET}
+).encode()
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """A ticket for a prefill, else the whole stream at once."""
+    body = json.loads(await request.read())
+    if (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
+        return web.Response(body=PREFILLED, content_type="application/json")
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    await response.write(STREAMS[body["max_tokens"], bool(body.get("return_token_ids"))])
+    return response
+
+
+async def healthy(_: web.Request) -> web.Response:
+    """All is well."""
+    return web.json_response({})
+
+
+async def serve_workers(ports: list[int]) -> None:
+    """Workers on these ports, for ever; several in one process where there are many."""
+    app = web.Application()
+    app.router.add_post("/v1/completions", generate)
+    app.router.add_get("/health", healthy)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+    await runner.setup()
+    for port in ports:
+        await web.TCPSite(runner, HOST, port).start()
+    await asyncio.Event().wait()
+
+
+@contextmanager
+def workers(ports: list[int], processes: int) -> Iterator[None]:
+    """Workers on all ports, shared out over so many processes."""
+    shares = [ports[i::processes] for i in range(processes)]
+    command = [sys.executable, __file__, "--serve"]
+    started = [subprocess.Popen([*command, *map(str, share)]) for share in shares]
+    try:
+        for port in ports:
+            wait_for(f"http://{HOST}:{port}/health")
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
+
+
+def router_command(name: str, prefill: list[str], decode: list[str], port: int) -> list[str]:
+    """How a router is started in front of workers."""
+    roles = [
+        word for role, urls in (("--prefill", prefill), ("--decode", decode)) for url in urls for word in (role, url)
+    ]
+    if name == "tandem":
+        return [sys.executable, "-m", "tandem", "gateway", *roles, "--port", str(port)]
+    assert ROUTER is not None
+    metrics = free_ports(HOST, 1)[0]
+    return [
+        *(ROUTER, "--policy", "round_robin", "--vllm-pd-disaggregation", "--host", HOST, "--port", str(port)),
+        *("--prometheus-port", str(metrics), "--worker-startup-check-interval", "1", "--log-level", "error"),
+        *roles,
+    ]
+
+
+@contextmanager
+def router(name: str, prefill: list[str], decode: list[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """A running router: its URL and its process."""
+    port = free_ports(HOST, 1)[0]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(router_command(name, prefill, decode, port), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(f"http://{HOST}:{port}/health")
+            asyncio.run(load(f"http://{HOST}:{port}", 16, 1, 1))
+            yield f"http://{HOST}:{port}", psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_for(url: str) -> None:
+    """Wait until something answers with 200."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{url} does not answer") from None
+            time.sleep(0.1)
+
+
+def body_of(length: int) -> dict[str, Any]:
+    return {"model": "m", "prompt": "word " * 200, "max_tokens": length, "stream": True, "temperature": 0}
+
+
+async def load(url: str, length: int, requests: int, at_once: int) -> list[float]:
+    """Seconds to the first bytes of each of so many requests."""
+    left, firsts = iter(range(requests)), list[float]()
+    wanted = len(STREAMS[length, False])
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            began = time.perf_counter()
+            async with session.post(f"{url}/v1/completions", json=body_of(length)) as response:
+                first = await response.content.readany()
+                firsts.append(time.perf_counter() - began)
+                whole = first + await response.read()
+                assert whole.count(b"data: {") == length, whole[:300]
+                assert whole.endswith(b"data: [DONE]\n\n"), whole[-300:]
+                assert abs(len(whole) - wanted) < 64 * length, len(whole)
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session) for _ in range(at_once)))
+    return firsts
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User plus system time of a process and its children."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def measure(url: str, process: psutil.Process, direct: str, length: int, requests: int) -> dict[str, float]:
+    """CPU in milliseconds per request under load, and what is added to the time to the first token, in milliseconds."""
+    before = cpu_seconds(process)
+    uvloop.run(load(url, length, requests, CONCURRENCY))
+    cpu = 1000 * (cpu_seconds(process) - before) / requests
+    through = statistics.median(uvloop.run(load(url, length, requests // 8, 1)))
+    straight = statistics.median(uvloop.run(load(direct, length, requests // 8, 1)))
+    return {"cpu_ms": cpu, "added_ttft_ms": 1000 * (through - straight)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=800)
+    parser.add_argument("--instances", type=int, default=2, help="of each role")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", type=int, nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        uvloop.run(serve_workers(given.serve))
+    ports = free_ports(HOST, 2 * given.instances)
+    urls = [f"http://{HOST}:{port}" for port in ports]
+    names = ["tandem", *(["vllm-router"] if ROUTER else [])]
+    found: dict[tuple[str, int], list[dict[str, float]]] = {(name, n): [] for name in names for n in LENGTHS}
+    with ExitStack() as stack:
+        stack.enter_context(workers(ports, min(4, len(ports))))
+        running = {
+            name: stack.enter_context(router(name, urls[: given.instances], urls[given.instances :])) for name in names
+        }
+        for _ in range(given.rounds):
+            for name, length in found:
+                url, process = running[name]
+                found[name, length].append(measure(url, process, urls[-1], length, given.requests))
+    medians = [
+        {"router": name, "tokens": length} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for (name, length), rounds in found.items()
+    ]
+    if given.json:
+        print(json.dumps({"instances": given.instances, "rounds": given.rounds, "medians": medians}))
+        return
+    print(f"{given.instances} prefill, {given.instances} decode; medians of {given.rounds} rounds")
+    for row in medians:
+        print(
+            f"{row['router']:12} {row['tokens']:4} tokens  CPU {row['cpu_ms']:.2f} ms per request, "
+            f"first token {row['added_ttft_ms']:+.2f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
