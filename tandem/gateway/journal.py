@@ -142,12 +142,10 @@ class Journal:
         return self._progress
 
     def seen(self, event: dict[str, Any]) -> dict[str, Any]:
-        """An event as the client gets it."""
-        hidden = {"kv_transfer_params"} if self._wants_ids else {"kv_transfer_params", "prompt_token_ids"}
+        """An event of a further worker as the client gets it; the prompt's ids it has already, if it wanted them."""
+        hidden = {"kv_transfer_params", "prompt_token_ids"} | (set() if self._wants_ids else {"token_ids"})
         kept = {name: value for name, value in event.items() if name not in hidden}
-        if not self._wants_ids:
-            ids = ("token_ids", "prompt_token_ids")
-            kept["choices"] = [{k: v for k, v in choice.items() if k not in ids} for choice in event["choices"]]
+        kept["choices"] = [{k: v for k, v in choice.items() if k not in hidden} for choice in event["choices"]]
         return kept
 
     def _decode(self) -> None:

@@ -73,6 +73,7 @@ class Legs:
                 used = True
                 yield exchange
         except RequestError as error:
+            used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.
             given_back = leg.failure is not None and leg.failure.code == TICKET_RELEASED
