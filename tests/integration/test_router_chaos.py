@@ -28,13 +28,15 @@ NAIVE, BUFFERING = (
 LOST = ("prefill-half-open", "prefill-slow")
 """Rows that no router can pass natively without early tickets: a ticket is lost on its way, so nobody releases it."""
 
-QUICK = ("undisturbed",)
+QUICK = ("undisturbed", "prefill-500", "decode-500", "all-prefill-dead")
 """Rows of every run."""
 
-NOT_YET = tuple(row.name for row in ROWS if row.name not in QUICK)
-"""Rows that today's gateway fails, as it neither tries again nor goes on elsewhere: see "Not in this version" in
-docs/gateway.md. Move those that pass to `QUICK`, or, where they take long, only out of here: then they must pass in
-`./check --full`."""
+SILENT = ("prefill-half-open", "prefill-slow", "decode-half-open", "decode-slow")
+"""Who answers health checks and hardly anything else is given up after minutes only."""
+MIDWAY = ("decode-cut", "decode-broken", "decode-killed", "decode-frozen-midway", "rolling-restart")
+"""vLLM does not go on exactly with seeds, penalties and stop strings, and the client is told so."""
+NOT_YET = {"native": SILENT, "vllm": SILENT + MIDWAY}
+"""Rows that not all requests survive yet, by dialect: see docs/gateway.md."""
 
 
 def result(name: str, dialect: str, logs: Path, router: str = TANDEM) -> Result:
@@ -51,10 +53,13 @@ def test_every_request_is_served(name: str, dialect: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(row.name, marks=[pytest.mark.xfail] if row.name in NOT_YET else []) for row in ROWS],
+    ("name", "dialect"),
+    [
+        pytest.param(row.name, dialect, marks=[pytest.mark.xfail] if row.name in NOT_YET[dialect] else [])
+        for row in ROWS
+        for dialect in DIALECTS
+    ],
 )
 def test_the_whole_table(name: str, dialect: str, tmp_path: Path) -> None:
     assert result(name, dialect, tmp_path).passed

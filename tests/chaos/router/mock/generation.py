@@ -2,7 +2,7 @@
 
 The next token follows from all ids before it (prompt and output), from `repetition_penalty`, and, where they are set,
 
-- with a temperature, from the seed, the choice and the token's place *in this request's output*;
+- with a temperature, from the seed plus the choice (as vLLM does) and the token's place *in this request's output*;
 - with presence or frequency penalties, from the tokens *of this request's output*.
 
 So a greedy answer goes on identically when its tokens are sent as a prompt, and one that is sampled or penalised does
@@ -112,7 +112,7 @@ class Generation:
     def _number(self) -> int:
         """Decides the next token."""
         wish, place = self._wish, len(self.output)
-        chance = (wish.temperature, wish.seed, self._choice, place) if wish.temperature else ()
+        chance = (wish.temperature, (wish.seed or 0) + self._choice, place) if wish.temperature else ()
         penalised = (wish.presence, wish.frequency, *self.output) if wish.presence or wish.frequency else ()
         digest = self._before.copy()
         digest.update(repr((wish.repetition, chance, penalised)).encode())
