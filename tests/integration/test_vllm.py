@@ -53,7 +53,7 @@ def fetched(url: str) -> float:
 
 def serves_apart(service: str, prefill: str, decode: str) -> None:
     """The service gives the answer that one instance gives alone, and blocks have moved for it."""
-    before = fetched(decode)
+    before, deadline = fetched(decode), time.monotonic() + 60
     status, whole = ask(f"{prefill}/v1/completions", BODY)
     assert status == 200, whole
     alone = json.loads(whole)["choices"][0]["text"]
@@ -61,9 +61,11 @@ def serves_apart(service: str, prefill: str, decode: str) -> None:
     assert status == 200, whole
     assert json.loads(whole)["choices"][0]["text"] == alone
     assert "kv_transfer_params" not in json.loads(whole)
-    status, stream = ask(f"{service}/v1/completions", BODY | {"stream": True})
-    assert (status, text_of(stream)) == (200, alone)
-    assert fetched(decode) > before
+    # On two cores an instance may be deaf for seconds at its first request, which is then answered by the other alone.
+    while fetched(decode) == before:
+        assert time.monotonic() < deadline, "every request was answered by one instance alone"
+        status, stream = ask(f"{service}/v1/completions", BODY | {"stream": True})
+        assert (status, text_of(stream)) == (200, alone)
 
 
 @pytest.fixture(scope="module")
