@@ -64,6 +64,7 @@ def scheduler_config(options: Options, surroundings: Surroundings, part: Part) -
     from tandem.gateway.expected import Expected
     from tandem.gateway.length_limit import LengthLimit
     from tandem.gateway.server import GatewayConfig
+    from tandem.launch.instance_rules import longest
     from tandem.launch.node_ports import instances_of, service_topology
     from tandem.launch.part import seat_of
     from tandem.launch.surroundings import NODE_PORTS
@@ -104,7 +105,7 @@ def run_part(options: Options, surroundings: Surroundings, part: Part) -> None:
     from tandem.deploy.command import thread_share
     from tandem.errors import ModelFolderError
     from tandem.files import read_json_object
-    from tandem.launch.instance_rules import require_quantization, require_ranks, tokens_per_step, warning
+    from tandem.launch.instance_rules import longest, require_quantization, require_ranks, tokens_per_step, warning
     from tandem.launch.surroundings import NODE_PORTS
     from tandem.protocol.lifeline import hold_lifeline
     from tandem.topology.visible_devices import visible_devices
@@ -172,21 +173,3 @@ def instance_config(options: Options, part: Part, folder: Path, tokens: int) -> 
         kv_port=options.kv_port,
         seat=part.seat,
     )
-
-
-def longest(options: Options, folder: Path) -> int:
-    """Most tokens of prompt plus answer: as given, or what the model was made for.
-
-    Raises:
-        UsageError: It was made for fewer than given; vLLM decides that for itself.
-    """
-    from tandem.errors import UsageError
-    from tandem.model.families import read_config
-
-    given = options.max_model_len
-    if given is not None and options.engine == "vllm":
-        return given
-    model = read_config(folder)
-    if given is not None and model.longest is not None and given > model.longest:
-        raise UsageError(f"--max-model-len {given}: the model was made for {model.longest}; lower it")
-    return given or model.max_position

@@ -40,13 +40,18 @@ class ClientBody:
         fields = decode_object(raw, msgspec.Raw)
         fields.pop(KV_FIELD, None)
         body = cls(fields)
-        body._require_a_model_for_clients()
+        body._refuse_a_seat_as_model()
         return body
 
-    def _require_a_model_for_clients(self) -> None:
+    def _refuse_a_seat_as_model(self) -> None:
         raw = bytes(self.fields.get("model", b""))
         if PREFIX.encode() in raw:
-            raise RequestError("model: is not served here", status=404, code="model_not_found", param="model")
+            raise RequestError(
+                "model: is not served here; GET /v1/models lists the names that are",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
 
     @property
     def deadline_s(self) -> float | None:

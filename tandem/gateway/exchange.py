@@ -39,7 +39,7 @@ class WorkerError(RequestError):
 
 
 class Exchange:
-    """A request that a worker was sent; `WorkerClient` makes it."""
+    """A request to a worker, and its answer; `WorkerClient` sends it."""
 
     def __init__(self, worker: Worker, stage: Stage) -> None:
         self.worker = worker

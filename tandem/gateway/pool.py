@@ -91,10 +91,6 @@ class Pool:
         """Record that a worker failed a request."""
         self._vitals[worker].breaker.failed(self._clock())
 
-    def breaker_state(self, worker: Worker) -> str:
-        """`closed`, `open` or `half-open`."""
-        return self._vitals[worker].breaker.state(self._clock())
-
     @contextmanager
     def open(self, exchange: Exchange) -> Iterator[None]:
         """Keep account of an exchange while the block runs; one that ends well speaks for its worker."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tandem.errors import UsageError
 from tandem.launch.options import Options
 from tandem.launch.part import Part
+from tandem.model.families import read_config
 from tandem.topology.topology import Engine
 
 CHUNKED_TOKENS = 512
@@ -50,6 +52,21 @@ def tokens_per_step(options: Options, max_model_len: int) -> int:
             "could get a token in a step; raise it"
         )
     return tokens
+
+
+def longest(options: Options, folder: Path) -> int:
+    """Most tokens of prompt plus answer: as given, or what the model was made for.
+
+    Raises:
+        UsageError: It was made for fewer than given; vLLM decides that for itself.
+    """
+    given = options.max_model_len
+    if given is not None and options.engine == "vllm":
+        return given
+    model = read_config(folder)
+    if given is not None and model.longest is not None and given > model.longest:
+        raise UsageError(f"--max-model-len {given}: the model was made for {model.longest}; lower it")
+    return given or model.max_position
 
 
 def require_quantization(asked: str, config: Mapping[str, Any], engine: Engine = "native") -> None:

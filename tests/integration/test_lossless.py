@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -377,7 +378,8 @@ async def test_who_failed_often_gets_no_requests_for_a_while() -> None:
             async with rig.post(BODY) as response:
                 assert response.status == 200
         assert len(rig.decode.bodies) == FAILURES_TO_OPEN
-        assert rig.gateway.pool.breaker_state(rig.gateway.pool.workers[0]) == "open"
+        pool = rig.gateway.pool
+        assert pool.vitals(pool.workers[0]).breaker.state(time.monotonic()) == "open"
 
 
 @trial

@@ -41,6 +41,7 @@ BODY: dict[str, Any] = {"prompt": "def main(argv):\n    return argv", "max_token
 
 def text_of(stream: bytes) -> str:
     assert stream.endswith(b"data: [DONE]\n\n"), stream
+    assert not any(hidden in stream for hidden in (b"kv_transfer_params", b"token_ids", b"tandem-seat"))
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
     return "".join(choice["text"] for event in events for choice in event["choices"])
 

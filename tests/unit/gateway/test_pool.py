@@ -71,7 +71,7 @@ def test_who_fails_again_and_again_is_left_alone_but_never_more_than_half() -> N
         shared.mark(worker, up=True)
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[0])
-    assert shared.breaker_state(shared.workers[0]) == "open"
+    assert shared.vitals(shared.workers[0]).breaker.state(now) == "open"
     assert {chosen(shared, "both") for _ in range(4)} == {"decode-1", "decode-2"}
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[1])

@@ -6,6 +6,7 @@ real one where it is installed.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from tandem.cli import run
-from tandem.deploy.command import instance_command
+from tandem.cli.vllm import vllm
+from tandem.deploy.command import FIELDS, TO_TANDEM, instance_command
 from tandem.deploy.local import require_different_side_channels
 from tandem.errors import TopologyError, UsageError
 from tandem.launch.connector import Connector, connector_of
@@ -313,6 +315,11 @@ def test_side_channels_that_clash_are_named() -> None:
     with pytest.raises(UsageError, match="a's kv-port 7000 is c's port, too; give it another"):
         require_different_side_channels([one, vllm_instance("c", Role.BOTH, 7000)])
     require_different_side_channels([one, vllm_instance("d", Role.BOTH, 3), vllm_instance("e", Role.BOTH, 4)])
+
+
+def test_topologies_know_every_option_of_the_command() -> None:
+    options = {name.replace("_", "-") for name in inspect.signature(vllm).parameters} - {"model", "flags"}
+    assert options == {*TO_TANDEM, *FIELDS}
 
 
 def test_engines_are_not_mixed() -> None:
