@@ -122,7 +122,8 @@ class Delivery:
             try:
                 return without_kv_params(raw)
             except msgspec.DecodeError:
-                raise WorkerError(exchange.worker, "answered with something other than JSON") from None
+                how = "answered with something other than JSON"
+                raise WorkerError(exchange.worker, how, cause="bad_answer") from None
 
     async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from its start."""
@@ -136,7 +137,7 @@ class Delivery:
                 if not _is_done(tail):  # else the client has everything already
                     raise
             if not _is_done(tail):
-                raise exchange.lost("ended its stream before [DONE]")
+                raise exchange.lost("ended its stream before [DONE]", "cut")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from where it broke off."""
@@ -251,13 +252,14 @@ class Delivery:
                 if not done:
                     yield self._decoded(exchange, data)
         if not done:
-            raise exchange.lost("ended its stream before [DONE]")
+            raise exchange.lost("ended its stream before [DONE]", "cut")
 
     def _decoded(self, exchange: Exchange, data: bytes) -> dict[str, Any]:
         try:
             event = msgspec.json.decode(data, type=dict[str, Any])
         except msgspec.DecodeError:
-            raise WorkerError(exchange.worker, "streamed something other than OpenAI's JSON") from None
+            how = "streamed something other than OpenAI's JSON"
+            raise WorkerError(exchange.worker, how, cause="bad_answer") from None
         return {"choices": []} | event
 
     async def _before_next(self, error: WorkerError) -> None:

@@ -19,6 +19,20 @@ from tandem.gateway.worker import Worker
 Stage = Literal["prefill", "stream", "whole", "other"]
 """What the worker does for us; how long it may be silent depends on it."""
 
+Cause = Literal[
+    "unreachable",  # no connection, or not in time
+    "reset",  # the connection closed before the answer began
+    "status_5xx",  # any status that is neither 200 nor 4xx
+    "no_ticket",  # a prefill that gave nothing to decode with
+    "bad_answer",  # not what OpenAI's API says, or without end
+    "told",  # an error in the middle of its answer, in its own words
+    "cut",  # the answer broke off, or ended before `[DONE]`
+    "frozen",  # no answer to health checks
+    "silent",  # an answer to health checks and nothing else for too long
+    "starved",  # given up for the prefill that it needed
+]
+"""What a worker did instead of its part: few, so that they can be counted."""
+
 ANSWER_LIMIT: Final = 2**28
 """Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
 
@@ -29,13 +43,15 @@ class WorkerError(RequestError):
     Args:
         worker: Who.
         how: What it did instead.
+        cause: The same, for those who count.
         status: HTTP status for a client that gets no better answer.
     """
 
-    def __init__(self, worker: Worker, how: str, *, status: int = 502) -> None:
+    def __init__(self, worker: Worker, how: str, *, cause: Cause, status: int = 502) -> None:
         message = f"{worker.name} {how}; try again, and look at its log if this stays"
         super().__init__(message, status=status, code="worker_failed")
         self.worker = worker
+        self.cause = cause
 
 
 class Exchange:
@@ -52,6 +68,7 @@ class Exchange:
         """Seconds until its first byte, and the longest between two pieces after that."""
         self.why: str | None = None
         """Why it was given up."""
+        self._cause: Cause = "frozen"
         self._response: aiohttp.ClientResponse | None = None
         self._connecting = asyncio.timeout(None)
 
@@ -83,19 +100,21 @@ class Exchange:
         self._heard = asyncio.get_running_loop().time()
         return self._response
 
-    def lose(self, why: str) -> None:
+    def lose(self, why: str, cause: Cause = "frozen") -> None:
         """Give it up; whoever waits for it gets an error with this reason."""
         if self.why is None:
-            self.why = why
+            self.why, self._cause = why, cause
             if self._response is not None:
                 self._response.close()
             else:
                 with suppress(RuntimeError):  # it is over already
                     self._connecting.reschedule(0)
 
-    def lost(self, otherwise: str) -> WorkerError:
+    def lost(self, otherwise: str, cause: Cause) -> WorkerError:
         """The error for its end before it was whole: why it was given up, or otherwise this."""
-        return WorkerError(self.worker, self.why or otherwise)
+        if self.why is not None:
+            return WorkerError(self.worker, self.why, cause=self._cause)
+        return WorkerError(self.worker, otherwise, cause=cause)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes.
@@ -109,7 +128,7 @@ class Exchange:
                 yield piece
                 self._wait()
         except (aiohttp.ClientError, OSError) as error:
-            raise self.lost("broke off its answer") from error
+            raise self.lost("broke off its answer", "cut") from error
 
     async def whole(self) -> bytes:
         """The rest of the body.
@@ -121,7 +140,8 @@ class Exchange:
         async for piece in self.pieces():
             body += piece
             if len(body) > ANSWER_LIMIT:
-                raise WorkerError(self.worker, f"answered with more than {ANSWER_LIMIT / 2**20:g} MiB")
+                how = f"answered with more than {ANSWER_LIMIT / 2**20:g} MiB"
+                raise WorkerError(self.worker, how, cause="bad_answer")
         return bytes(body)
 
     @property

@@ -47,7 +47,7 @@ class Legs:
                     yield exchange
         except WorkerError as error:
             # Here, where it is known who is to blame, and not at the exchange: a pull fails on both sides.
-            self._metrics.failed(error.worker)
+            self._metrics.failed(error.worker, error.cause)
             self._pool.failed(error.worker)
             raise
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tandem.errors import RequestError
+from tandem.gateway.exchange import Cause
 from tandem.gateway.worker import Worker
 
 Outcome = Literal["ok", "refused", "failed", "broken", "aborted"]
@@ -39,7 +40,10 @@ class GatewayMetrics:
         )
         self._in_flight = Gauge("tandem_gateway_in_flight", "Requests being served.", registry=self.registry)
         self._failures = Counter(
-            "tandem_gateway_worker_failures", "Legs that failed, by worker.", ("worker",), registry=self.registry
+            "tandem_gateway_worker_failures",
+            "Legs that failed, by worker and what it did.",
+            ("worker", "cause"),
+            registry=self.registry,
         )
         self.prefill_seconds = Histogram(
             "tandem_gateway_prefill_seconds", "Duration of the prefill leg.", buckets=SECONDS, registry=self.registry
@@ -83,9 +87,9 @@ class GatewayMetrics:
             self._in_flight.dec()
             self._requests.labels(endpoint, count.outcome).inc()
 
-    def failed(self, worker: Worker) -> None:
+    def failed(self, worker: Worker, cause: Cause) -> None:
         """Count a leg that `worker` failed."""
-        self._failures.labels(worker.name).inc()
+        self._failures.labels(worker.name, cause).inc()
 
     def retried(self, worker: Worker) -> None:
         """Count a second try, for what `worker` failed."""

@@ -127,7 +127,7 @@ class Prefill:
         """A pull from an instance that is frozen would hang; what gave its ticket back says by itself why it did."""
         given_back = self.failure is not None and self.failure.code == TICKET_RELEASED
         if self._fed is not None and not self._fed.has_begun and not given_back:
-            self._fed.lose("got no keys and values")
+            self._fed.lose("got no keys and values", "starved")
 
     async def _read(self, exchange: Exchange) -> None:
         ended = False
@@ -139,7 +139,8 @@ class Prefill:
                 self._told.set()
             ended |= answer.ended
         if self._ticket is None and not ended:
-            raise WorkerError(self._worker, "prefilled but gave no ticket; start it with role prefill")
+            how = "prefilled but gave no ticket; start it with role prefill"
+            raise WorkerError(self._worker, how, cause="no_ticket")
 
     async def _answers(self, exchange: Exchange) -> AsyncIterator[PrefillAnswer]:
         """The answer, or its events; of a prefill there are few."""
@@ -157,4 +158,4 @@ class Prefill:
             return msgspec.json.decode(raw, type=PrefillAnswer)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             how = "answered the prefill with something other than OpenAI's JSON"
-            raise WorkerError(self._worker, how) from None
+            raise WorkerError(self._worker, how, cause="bad_answer") from None

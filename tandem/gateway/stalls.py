@@ -65,7 +65,7 @@ class StallWatch:
         for exchange in tuple(vitals.exchanges):
             silence = exchange.silence_s
             if silence > self._patience.longest_s:
-                exchange.lose(f"was silent for {silence:.0f} s")
+                exchange.lose(f"was silent for {silence:.0f} s", "silent")
             elif silence > self._suspect_after(vitals.usual_silence(exchange)):
                 self._begin_probe(worker)
 

@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 
 from tandem.errors import RequestError
-from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.exchange import Cause, Exchange, WorkerError
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 from tandem.protocol.answers import ENDINGS
@@ -89,7 +89,9 @@ class WorkerClient:
         """GET; yields and raises like `post`."""
         return self._exchange(Exchange(worker, "other"), "GET", path, None, headers)
 
-    def reported(self, worker: Worker, reason: Reason, how: str, *, status: int = 502) -> RequestError:
+    def reported(
+        self, worker: Worker, reason: Reason, how: str, *, cause: Cause = "told", status: int = 502
+    ) -> RequestError:
         """The refusal to raise for what a worker says.
 
         In its own words where it ended the request because somebody wanted it so; else a `WorkerError`.
@@ -97,7 +99,7 @@ class WorkerClient:
         for known, code in ENDINGS.items():
             if reason.code == code:
                 return RequestError(reason.message, status=known, code=code)
-        return WorkerError(worker, how, status=status)
+        return WorkerError(worker, how, cause=cause, status=status)
 
     def told(self, worker: Worker, event: bytes) -> RequestError:
         """The refusal for an error event with which a worker ended its stream."""
@@ -123,9 +125,9 @@ class WorkerClient:
                 self._session.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
             )
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
-            raise exchange.lost("cannot be reached") from error
+            raise exchange.lost("cannot be reached", "unreachable") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise exchange.lost("closed the connection before it answered") from error
+            raise exchange.lost("closed the connection before it answered", "reset") from error
 
     async def _check(self, exchange: Exchange) -> None:
         response, worker = exchange.response, exchange.worker
@@ -136,11 +138,13 @@ class WorkerClient:
             async with asyncio.timeout(REFUSAL_TIMEOUT_S):
                 body = await exchange.whole()
         except TimeoutError as error:
-            raise WorkerError(worker, f"answered with status {status} and never finished") from error
+            how = f"answered with status {status} and never finished"
+            raise WorkerError(worker, how, cause="status_5xx" if status >= 500 else "bad_answer") from error
         if not 400 <= status < 500:
             _log_words(worker, f"answered with status {status}", body)
             told = status if status in PASSED_ON else 502
-            raise self.reported(worker, _reason(body), f"answered with status {status}", status=told)
+            how = f"answered with status {status}"
+            raise self.reported(worker, _reason(body), how, cause="status_5xx", status=told)
         shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
         message = f"{worker.name} refused the request with status {status}"
         raise VerbatimError(message, status=status, body=hide_seat_names(body), headers=shown)

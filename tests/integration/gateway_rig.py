@@ -46,12 +46,13 @@ class Rig:
     def post(self, body: Any, path: str = "/v1/completions", **options: Any) -> Any:
         return self.http.post(self.url + path, json=body, **options)
 
-    async def metric(self, line: str) -> float:
-        """The value of one line of /metrics; 0 when it is not there."""
+    async def metric(self, series: str) -> float:
+        """The sum of the lines of /metrics that have this name and at least these labels; 0 when there is none."""
         async with self.http.get(self.url + "/metrics") as response:
             page = await response.text()
-        found = re.search(rf"^{re.escape(line)} (\S+)$", page, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        name, *labels = re.split(r"[{},]", series.rstrip("}"))
+        lines = re.findall(rf"^{re.escape(name)}(?:{{(.*)}})? (\S+)$", page, re.MULTILINE)
+        return sum(float(value) for found, value in lines if set(labels) <= set(found.split(",")))
 
 
 @asynccontextmanager

@@ -232,8 +232,8 @@ def test_prompts_of_a_prefill_instance_that_is_struck_are_read_by_another(
             strike(struck)
             await asyncio.gather(*reading)
             page = rig.gateway.metrics.page().decode()
-            assert 'tandem_gateway_worker_failures_total{worker="prefill-0"}' in page
-            assert 'tandem_gateway_worker_failures_total{worker="decode' not in page
+            assert 'tandem_gateway_worker_failures_total{cause="frozen",worker="prefill-0"}' in page
+            assert 'tandem_gateway_worker_failures_total{cause="frozen",worker="decode' not in page
             rig.mark(struck, up=False)
             for told, body in zip(streams, bodies, strict=True):
                 told.check(await rig.undisturbed(body))

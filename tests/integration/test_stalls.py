@@ -202,4 +202,4 @@ async def test_what_is_lost_as_its_head_comes_is_lost() -> None:
 
         with pytest.raises(TimeoutError):
             await exchange.head(answer())  # type: ignore[arg-type]
-        assert str(exchange.lost("otherwise")).startswith("decode-0 is to go")
+        assert str(exchange.lost("otherwise", "cut")).startswith("decode-0 is to go")
