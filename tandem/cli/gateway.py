@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+Policy = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
+"""Of `tandem.gateway.policy`, which is imported late."""
 Urls = Annotated[list[str] | None, Parameter(negative=())]
 
 
@@ -17,6 +19,8 @@ def gateway(
     port: int = 9000,
     host: str = "127.0.0.1",
     api_keys: Path | None = None,
+    policy: Policy = "least_loaded",
+    short_prompt_tokens: int = 0,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -29,6 +33,10 @@ def gateway(
         host: Address to listen on; 0.0.0.0 for every interface.
         api_keys: File with the keys that clients must have, as `tandem gateway-key` writes them. Default: none is asked
             for.
+        policy: Which instance gets a request. least_loaded: the one with the fewest tokens in flight; round_robin: the
+            next one; power_of_two: the less loaded of two drawn by chance; prefix_aware: the one that would be done
+            first, counting what it was sent of the same prompt before.
+        short_prompt_tokens: Leave prompts with fewer tokens to compute to a decode instance alone. Default: none.
     """
     from tandem.gateway.keys import Keys
     from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
@@ -39,6 +47,14 @@ def gateway(
         print(f"gateway: {started.url}/v1 in front of {names}", flush=True)
 
     keys = None if api_keys is None else Keys.from_file(api_keys)
-    config = GatewayConfig(prefill=tuple(prefill or ()), decode=tuple(decode or ()), port=port, host=host, keys=keys)
+    config = GatewayConfig(
+        prefill=tuple(prefill or ()),
+        decode=tuple(decode or ()),
+        port=port,
+        host=host,
+        keys=keys,
+        policy=policy,
+        short_tokens=short_prompt_tokens,
+    )
     hold_lifeline()
     run_gateway(config, announce)

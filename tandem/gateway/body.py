@@ -68,8 +68,13 @@ class ClientBody:
     @property
     def max_tokens(self) -> int:
         """Tokens the answer may have; 1, the fewest, where that is not said."""
+        return self.max_answer or 1
+
+    @property
+    def max_answer(self) -> int | None:
+        """Tokens the answer may have; None where that is not said."""
         values = (self.value(name) for name in ("max_completion_tokens", "max_tokens"))
-        return next((value for value in values if type(value) is int), 1)
+        return next((value for value in values if type(value) is int), None)
 
     @property
     def streams(self) -> bool:

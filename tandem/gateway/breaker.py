@@ -20,6 +20,11 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
         self._trying_since: float | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is held against it, at whatever time."""
+        return self._opened_at is None
+
     def state(self, now: float) -> str:
         """`closed`, `open` or `half-open`."""
         if self._opened_at is None:

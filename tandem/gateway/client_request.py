@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final
 
 from tandem.errors import RequestError
 from tandem.gateway.body import DEADLINE, ClientBody
+from tandem.gateway.demand import Demand
 from tandem.protocol.answers import DEADLINE_EXCEEDED
 
 PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
@@ -37,6 +39,11 @@ class ClientRequest:
         headers = {name: client_headers[name] for name in PASSED_ON if name in client_headers}
         headers |= {"X-Request-Id": request_id, "Content-Type": "application/json"}
         return cls(id=request_id, path=path, body=ClientBody.decode(raw), headers=headers)
+
+    @cached_property
+    def demand(self) -> Demand:
+        """How much it asks for."""
+        return Demand(self.body)
 
     def with_body(self, body: ClientBody) -> ClientRequest:
         """The same request with another body."""

@@ -219,7 +219,7 @@ class Delivery:
 
     def _route(self, *, goes_on: bool) -> Route:
         pool, tried = self._courier.pool, self._tried
-        route = Route.plan(pool, tried)
+        route = Route.plan(pool, self._asked.demand, tried)
         if route is None:
             raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
         # vLLM is given the ids of what there is as a prompt, which one instance computes by itself.

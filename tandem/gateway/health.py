@@ -115,7 +115,7 @@ class HealthWatch:
 
     def _met(self, worker: Worker, said: Introduction) -> bool:
         """Whether it is who it should be; what is wrong with it is logged when it is new."""
-        self._pool.learn(worker, said.capabilities)
+        self._pool.learn(worker, said.capabilities, said.digest)
         expected = self._expected.get(worker)
         stranger = expected and expected.stranger(said)
         if said != self._known.pop(worker, None):

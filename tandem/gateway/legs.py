@@ -42,7 +42,7 @@ class Legs:
         """
         way = self._apart(route, asked) if route.kind == "apart" else self._alone(route, asked)
         try:
-            with asked.in_time():
+            with asked.in_time(), self._pool.vitals(route.decode).load.carrying(asked.demand.tokens):
                 async with way as exchange:
                     yield exchange
         except WorkerError as error:
@@ -63,6 +63,7 @@ class Legs:
         prefill, decode = route.prefill, route.decode
         early = self._pool.can("early_ticket", prefill, decode)
         leg = Prefill(prefill, asked, early=early, client=self._client, metrics=self._metrics)
+        leg.burden(self._pool.vitals(prefill).load)
         used = False
         try:
             ticket = await leg.ticket()

@@ -1,100 +1,146 @@
-"""The workers the gateway knows, how each is doing, and whose turn it is."""
+"""The workers the gateway knows, how each is doing, and whose turn it is; they come and go while it runs."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Literal
+from typing import Final, Literal
 
 from tandem.errors import RequestError
+from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
+from tandem.gateway.policy import POLICIES, Policy, PolicyName
 from tandem.gateway.vitals import Vitals
 from tandem.gateway.worker import Worker
 from tandem.protocol.identity import Role
 
-Capability = Literal["early_ticket", "release", "resume"]
+Capability = Literal["early_ticket", "release", "reserve", "resume", "ticket_reuse"]
 """Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
+
+READY_S: Final = 0.05
+"""For so long it is not looked again who is ready, where nothing is known to have changed."""
 
 
 class Pool:
-    """Round robin over the workers of each role that are up and do not fail again and again.
+    """The workers of each role, those who are ready for requests, and the choice among them.
 
     Args:
-        workers: All there will be; each counts as down until `mark` says otherwise.
+        workers: Who is there from the start; each counts as down until `mark` says otherwise.
+        policy: How one of those who are ready is chosen, in each role by itself.
+        short_tokens: With fewer tokens to compute, a prompt is left to a decode worker.
         is_open: Whether requests are taken as soon as somebody is up; else only once this is set.
         clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, workers: Sequence[Worker], *, is_open: bool = True, clock: Callable[[], float] = time.monotonic
+        self,
+        workers: Sequence[Worker],
+        *,
+        policy: PolicyName = "least_loaded",
+        short_tokens: int = 0,
+        is_open: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.workers = tuple(workers)
         self.is_open = is_open
         self._clock = clock
-        self._rings: dict[Role, deque[Worker]] = {}
-        for worker in self.workers:
-            self._rings.setdefault(worker.role, deque()).append(worker)
-        self._vitals = {worker: Vitals() for worker in self.workers}
-        self._capabilities: dict[str, frozenset[str]] = {}
+        self._short_tokens = short_tokens
+        self._vitals = {worker: Vitals(worker) for worker in workers}
+        self._policies: dict[Role, Policy] = {role: POLICIES[policy]() for role in ("prefill", "decode")}
+        self._ready_until = 0.0
+        self._ready: dict[Role, list[Vitals]] = {}
 
     @classmethod
-    def of(cls, prefill: Sequence[str], decode: Sequence[str], *, is_open: bool = True) -> Pool:
+    def of(
+        cls,
+        prefill: Sequence[str],
+        decode: Sequence[str],
+        *,
+        policy: PolicyName = "least_loaded",
+        short_tokens: int = 0,
+        is_open: bool = True,
+    ) -> Pool:
         """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
         role: Role = "decode" if prefill else "both"
         prefills = [Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)]
         decodes = [Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)]
-        return cls(prefills + decodes, is_open=is_open)
+        return cls(prefills + decodes, policy=policy, short_tokens=short_tokens, is_open=is_open)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """All who are known, in the order in which they came."""
+        return tuple(self._vitals)
+
+    def add(self, worker: Worker) -> None:
+        """Get to know a worker; it is down until `mark` says otherwise."""
+        assert worker not in self._vitals
+        self._vitals[worker] = Vitals(worker)
+        self._changed()
+
+    def drain(self, worker: Worker, *, draining: bool = True) -> None:
+        """Give a worker no further requests, or some again; those it has go on."""
+        self._vitals[worker].is_draining = draining
+        self._changed()
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker; what is open with it goes on elsewhere, if it can."""
+        self._vitals.pop(worker).lose("was taken out of the service")
+        self._forget(worker)
 
     @property
     def apart(self) -> bool:
         """Whether prefill and decode are served by different workers."""
-        return "prefill" in self._rings
+        return any(worker.role == "prefill" for worker in self._vitals)
 
     @property
     def missing(self) -> tuple[Role, ...]:
         """The roles of which no worker is up."""
-        return tuple(role for role, ring in self._rings.items() if not any(self.is_up(worker) for worker in ring))
+        roles = dict.fromkeys(worker.role for worker in self._vitals)
+        up = {worker.role for worker, vitals in self._vitals.items() if vitals.is_up}
+        return tuple(role for role in roles if role not in up)
 
     @property
     def down(self) -> tuple[str, ...]:
         """The names of the workers that are not up."""
-        return tuple(worker.name for worker in self.workers if not self.is_up(worker))
+        return tuple(worker.name for worker, vitals in self._vitals.items() if not vitals.is_up)
 
     @property
     def pairs(self) -> tuple[tuple[Worker, Worker], ...]:
         """Every way a request may go: prefill and decode worker."""
-        return tuple(product(self._rings.get("prefill", ()), self._rings.get("decode", ())))
+        prefill = [worker for worker in self._vitals if worker.role == "prefill"]
+        return tuple(product(prefill, (worker for worker in self._vitals if worker.role != "prefill")))
 
     def vitals(self, worker: Worker) -> Vitals:
-        """How a worker is doing."""
-        return self._vitals[worker]
+        """How a worker is doing; of one that was taken out, nothing that anybody else sees."""
+        return self._vitals.get(worker) or Vitals(worker)
 
     def is_up(self, worker: Worker) -> bool:
         """Whether `worker` answered its last health checks."""
-        return self._vitals[worker].is_up
+        return self.vitals(worker).is_up
 
     def mark(self, worker: Worker, *, up: bool) -> None:
         """Record what a health check found; what is open with a worker that is down goes on elsewhere, if it can."""
-        vitals = self._vitals[worker]
-        vitals.is_up = up
+        vitals = self.vitals(worker)
+        if vitals.is_up != up:
+            vitals.is_up = up
+            self._changed() if up else self._forget(worker)
         if not up and self.has_others(worker):
             vitals.lose("does not answer its health checks")
 
     def has_others(self, worker: Worker) -> bool:
         """Whether anybody else is up, so that what is open with a worker could go on elsewhere."""
-        return any(self.is_up(other) for other in self.workers if other is not worker)
+        return any(vitals.is_up for other, vitals in self._vitals.items() if other is not worker)
 
     def failed(self, worker: Worker) -> None:
         """Record that a worker failed a request."""
-        self._vitals[worker].breaker.failed(self._clock())
+        self.vitals(worker).breaker.failed(self._clock())
+        self._changed()
 
     @contextmanager
     def open(self, exchange: Exchange) -> Iterator[None]:
         """Keep account of an exchange while the block runs; one that ends well speaks for its worker."""
-        vitals = self._vitals[exchange.worker]
+        vitals = self.vitals(exchange.worker)
         vitals.exchanges.add(exchange)
         try:
             yield
@@ -102,41 +148,103 @@ class Pool:
         finally:
             vitals.exchanges.discard(exchange)
 
-    def learn(self, worker: Worker, capabilities: Iterable[str]) -> None:
-        """Record what `worker` says it can do."""
-        self._capabilities[worker.name] = frozenset(capabilities)
+    def learn(self, worker: Worker, capabilities: Iterable[str], digest: str | None = None) -> None:
+        """Record what `worker` says it can do, and with whose keys and values it can go on: those of its digest."""
+        vitals = self.vitals(worker)
+        vitals.capabilities, vitals.digest = frozenset(capabilities), digest
+        self._changed()
 
     def can(self, capability: Capability, *workers: Worker) -> bool:
         """Whether all of `workers` have said that they can do this."""
-        return all(capability in self._capabilities.get(worker.name, ()) for worker in workers)
+        return all(capability in self.vitals(worker).capabilities for worker in workers)
 
-    def choose(self, role: Role, tried: Collection[Worker] = ()) -> Worker | None:
-        """The next worker of `role` that is up, was not tried, and is not left alone for its failures."""
-        worker = next(iter(self._candidates(role, tried)), None)
-        if worker is not None:
-            self._rings[role].remove(worker)
-            self._rings[role].append(worker)
-            self._vitals[worker].breaker.chosen(self._clock())
-        return worker
+    def choose(
+        self, role: Role, demand: Demand, tried: Collection[Worker] = (), *, partner: Role | Worker | None = None
+    ) -> Worker | None:
+        """Who serves a request in a role: somebody who is up, was not tried, and is not left alone for its failures.
+
+        Args:
+            role: `prefill` or `decode`; who does both decodes.
+            demand: What is asked for.
+            tried: Who is not asked.
+            partner: Who has to go with the one that is chosen, or a role of which somebody should; where nobody does,
+                any will do for a role, and none for a worker.
+        """
+        candidates = self._candidates(role, tried)
+        if partner is not None:
+            candidates = self._fitting(candidates, partner, tried)
+        if not candidates:
+            return None
+        chosen = self._policies[role].choose(candidates, demand)
+        if not chosen.breaker.is_closed:
+            chosen.breaker.chosen(self._clock())
+            self._changed()
+        return chosen.worker
+
+    def is_short(self, demand: Demand, decode: Worker) -> bool:
+        """Whether a decode worker has so little to compute of a prompt that a hand-off would take longer."""
+        if not self._short_tokens:
+            return False
+        return demand.prompt_tokens - self._cached_tokens(demand, decode) < self._short_tokens
+
+    def sent(self, demand: Demand, worker: Worker) -> None:
+        """Record who serves a request."""
+        self._policy(worker).sent(demand, worker)
+
+    def _cached_tokens(self, demand: Demand, worker: Worker) -> int:
+        return self._policy(worker).cached_tokens(demand).get(worker, 0)
+
+    def _policy(self, worker: Worker) -> Policy:
+        return self._policies["prefill" if worker.role == "prefill" else "decode"]
 
     @property
     def somebody(self) -> Worker:
         """Somebody who is up, a decode worker if there is one, for a question that is no work."""
-        return next(worker for worker in reversed(self.workers) if self.is_up(worker))
+        up = [worker for worker, vitals in self._vitals.items() if vitals.is_up]
+        return next((worker for worker in up if worker.role != "prefill"), up[0])
 
     def has_candidates(self, tried: Collection[Worker]) -> bool:
         """Whether `choose` would find anybody, of whatever role."""
-        return any(self._candidates(role, tried) for role in self._rings)
+        return any(self._candidates(role, tried) for role in self._policies)
 
-    def _candidates(self, role: Role, tried: Collection[Worker]) -> list[Worker]:
-        ready = self._not_left_alone([worker for worker in self._rings.get(role, ()) if self.is_up(worker)])
-        return [worker for worker in ready if worker not in tried]
+    def _candidates(self, role: Role, tried: Collection[Worker]) -> list[Vitals]:
+        ready = self._all_ready(role)
+        return [vitals for vitals in ready if vitals.worker not in tried] if tried else ready
 
-    def _not_left_alone(self, up: list[Worker]) -> list[Worker]:
-        """Who may get requests: at least half of those who are up, whatever their breakers say."""
+    def _fitting(self, candidates: list[Vitals], partner: Role | Worker, tried: Collection[Worker]) -> list[Vitals]:
+        """Those who can hand over to, or go on from, a partner: of its digest, where both have told one."""
+        if isinstance(partner, Worker):
+            digest = self.vitals(partner).digest
+            return [vitals for vitals in candidates if None in (digest, vitals.digest) or vitals.digest == digest]
+        digests = {vitals.digest for vitals in self._candidates(partner, tried)}
+        if None in digests or len(digests | {vitals.digest for vitals in candidates}) < 2:
+            return candidates
+        return [vitals for vitals in candidates if vitals.digest is None or vitals.digest in digests] or candidates
+
+    def _all_ready(self, role: Role) -> list[Vitals]:
         now = self._clock()
-        allowed = [worker for worker in up if self._vitals[worker].breaker.allows(now)]
+        if now >= self._ready_until:
+            self._ready.clear()
+            self._ready_until = now + READY_S
+        if role not in self._ready:
+            self._ready[role] = self._look_who_is_ready(role, now)
+        return self._ready[role]
+
+    def _look_who_is_ready(self, role: Role, now: float) -> list[Vitals]:
+        """At least half of those who are up, whatever their breakers say."""
+        members = [
+            vitals for worker, vitals in self._vitals.items() if (worker.role == "prefill") == (role == "prefill")
+        ]
+        up = [vitals for vitals in members if vitals.is_up and not vitals.is_draining]
+        allowed = [vitals for vitals in up if vitals.breaker.allows(now)]
         return allowed if 2 * len(allowed) >= len(up) else up
+
+    def _changed(self) -> None:
+        self._ready_until = 0.0
+
+    def _forget(self, worker: Worker) -> None:
+        self._policy(worker).forget(worker)
+        self._changed()
 
     def require_open(self) -> None:
         """Refuse with 503 while the service is starting, or nobody at all is up.
@@ -151,10 +259,13 @@ class Pool:
                 status=503,
                 code="not_ready",
             )
-        if len(self.down) == len(self.workers):
-            gaps = "; ".join(f"{role} ({', '.join(w.name for w in self._rings[role])})" for role in self.missing)
+        if not any(vitals.is_up for vitals in self._vitals.values()):
             raise RequestError(
-                f"no instance answers its health check for: {gaps}; start it or try again shortly",
+                f"no instance answers its health check for: {self._gaps()}; start it or try again shortly",
                 status=503,
                 code="not_ready",
             )
+
+    def _gaps(self) -> str:
+        names = {role: [worker.name for worker in self._vitals if worker.role == role] for role in self.missing}
+        return "; ".join(f"{role} ({', '.join(found)})" for role, found in names.items()) or "there is none"

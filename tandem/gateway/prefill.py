@@ -19,6 +19,7 @@ import msgspec
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.load import Load
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.ticket import Releases, Ticket
 from tandem.gateway.worker import Worker
@@ -71,9 +72,15 @@ class Prefill:
         self._ticket: Ticket | None = None
         self._fed: Exchange | None = None
         self._told = asyncio.Event()
+        self._tokens = asked.demand.prompt_tokens
         self._reading = asyncio.create_task(self._run(asked, early))
         self.failure: RequestError | None = None
         """Why the worker did not do its part, as soon as that is known."""
+
+    def burden(self, load: Load) -> None:
+        """Count the prompt among what the worker carries, until it is computed or nobody wants it."""
+        load.begin(self._tokens)
+        self._reading.add_done_callback(lambda _: load.end(self._tokens))
 
     async def ticket(self) -> Ticket | None:
         """The ticket, or None when the first token ended the answer and the worker kept nothing.

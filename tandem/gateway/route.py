@@ -6,11 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from tandem.gateway.demand import Demand
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
-Kind = Literal["apart", "both", "decode-alone", "prefill-alone"]
-"""As planned, by two or by one that does both; or by whoever is left."""
+Kind = Literal["apart", "both", "short", "decode-alone", "prefill-alone"]
+"""As planned, by two, by one that does both, or by decode because there is little to prefill; or by whoever is left."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +23,27 @@ class Route:
     kind: Kind
 
     @classmethod
-    def plan(cls, pool: Pool, tried: Collection[Worker] = ()) -> Route | None:
-        """The next route over workers that were not tried; None where there is none.
+    def plan(cls, pool: Pool, demand: Demand, tried: Collection[Worker] = ()) -> Route | None:
+        """The next route over workers that were not tried; None where there is none."""
+        route = cls._among(pool, demand, tried)
+        for worker in route.workers if route else ():
+            pool.sent(demand, worker)
+        return route
 
-        Every instance can serve a request from its prompt to its end, so one whose partners are all gone does.
-        """
+    @classmethod
+    def _among(cls, pool: Pool, demand: Demand, tried: Collection[Worker] = ()) -> Route | None:
+        """Every instance can serve a request from its prompt to its end, so one whose partners are all gone does."""
         if not pool.apart:
-            worker = pool.choose("both", tried)
+            worker = pool.choose("decode", demand, tried)
             return None if worker is None else cls(worker, worker, "both")
-        prefill, decode = pool.choose("prefill", tried), pool.choose("decode", tried)
-        if prefill is not None and decode is not None:
-            return cls(prefill, decode, "apart")
-        if decode is not None:
-            return cls(decode, decode, "decode-alone")
-        return None if prefill is None else cls(prefill, prefill, "prefill-alone")
+        decode = pool.choose("decode", demand, tried, partner="prefill")
+        if decode is None:
+            prefill = pool.choose("prefill", demand, tried)
+            return None if prefill is None else cls(prefill, prefill, "prefill-alone")
+        if pool.is_short(demand, decode):
+            return cls(decode, decode, "short")
+        prefill = pool.choose("prefill", demand, tried, partner=decode)
+        return cls(decode, decode, "decode-alone") if prefill is None else cls(prefill, decode, "apart")
 
     @property
     def without_prefill(self) -> Route:

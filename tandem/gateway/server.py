@@ -23,6 +23,7 @@ from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.policy import PolicyName
 from tandem.gateway.pool import Pool
 from tandem.gateway.readiness import Readiness
 from tandem.gateway.service import Service
@@ -60,6 +61,10 @@ class GatewayConfig:
     """Longest wait for those expected; None waits for ever."""
     api: Api = "openai"
     """What clients speak: OpenAI's API, or that of vLLM 0.5.0's own server."""
+    policy: PolicyName = "least_loaded"
+    """Whose turn it is, among those who are up."""
+    short_tokens: int = 0
+    """With fewer tokens to compute, a prompt is left to a decode instance."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker may be silent."""
     keys: Keys | None = None
@@ -85,7 +90,13 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
-        self.pool = Pool.of(config.prefill, config.decode, is_open=not config.expected)
+        self.pool = Pool.of(
+            config.prefill,
+            config.decode,
+            policy=config.policy,
+            short_tokens=config.short_tokens,
+            is_open=not config.expected,
+        )
         self.metrics = GatewayMetrics()
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""How each worker is doing: whether it answers health checks, what is open with it, how long it usually takes."""
+"""How each worker is doing: whether it answers, what it has been given, how long it usually takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Final
 
 from tandem.gateway.breaker import Breaker
 from tandem.gateway.exchange import Exchange, Stage
+from tandem.gateway.load import Load
+from tandem.gateway.worker import Worker
 
 FORGET: Final = 0.98
 """What is left of a longest silence with every answer after it: some hundred answers later it counts no more."""
@@ -14,8 +16,18 @@ FORGET: Final = 0.98
 class Vitals:
     """Of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
         self.is_up = False
+        self.is_draining = False
+        """Whether it gets no further requests, because it is about to go."""
+        self.capabilities: frozenset[str] = frozenset()
+        """Of `protocol.identity.CAPABILITIES`."""
+        self.digest: str | None = None
+        """Of what must agree before keys and values may move between it and another one; None where it tells none."""
+        self.load = Load()
+        self.turn = 0
+        """When it was last chosen, counted in choices."""
         self.breaker = Breaker()
         self.exchanges: set[Exchange] = set()
         self._silences: dict[tuple[Stage, bool], float] = {}

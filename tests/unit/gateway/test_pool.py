@@ -8,7 +8,9 @@ from collections.abc import Collection
 import pytest
 
 from tandem.errors import RequestError
+from tandem.gateway.body import ClientBody
 from tandem.gateway.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
+from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
@@ -37,8 +39,11 @@ def test_without_prefill_urls_the_others_do_both() -> None:
     assert [(w.name, w.role) for w in lone.workers] == [("decode-0", "both"), ("decode-1", "both")]
 
 
+DEMAND = Demand(ClientBody.decode(b'{"prompt": "x"}'))
+
+
 def chosen(shared: Pool, role: Role = "decode", tried: Collection[Worker] = ()) -> str | None:
-    worker = shared.choose(role, tried)
+    worker = shared.choose(role, DEMAND, tried)
     return worker and worker.name
 
 
@@ -72,15 +77,15 @@ def test_who_fails_again_and_again_is_left_alone_but_never_more_than_half() -> N
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[0])
     assert shared.vitals(shared.workers[0]).breaker.state(now) == "open"
-    assert {chosen(shared, "both") for _ in range(4)} == {"decode-1", "decode-2"}
+    assert {chosen(shared) for _ in range(4)} == {"decode-1", "decode-2"}
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[1])
-    assert {chosen(shared, "both") for _ in range(6)} == {"decode-0", "decode-1", "decode-2"}
+    assert {chosen(shared) for _ in range(6)} == {"decode-0", "decode-1", "decode-2"}
     shared.mark(shared.workers[0], up=False)
-    assert {chosen(shared, "both") for _ in range(4)} == {"decode-2"}
+    assert {chosen(shared) for _ in range(4)} == {"decode-2"}
     now = FIRST_PAUSE_S
     shared.mark(shared.workers[0], up=True)
-    assert {chosen(shared, "both") for _ in range(3)} == {"decode-0", "decode-1", "decode-2"}
+    assert {chosen(shared) for _ in range(3)} == {"decode-0", "decode-1", "decode-2"}
 
 
 def test_one_request_tries_whether_a_worker_still_fails() -> None:
@@ -91,7 +96,7 @@ def test_one_request_tries_whether_a_worker_still_fails() -> None:
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[0])
     now = FIRST_PAUSE_S
-    assert [chosen(shared, "both") for _ in range(4)].count("decode-0") == 1
+    assert [chosen(shared) for _ in range(4)].count("decode-0") == 1
 
 
 def test_every_missing_role_is_named() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tandem.gateway.body import ClientBody
+from tandem.gateway.demand import Demand
 from tandem.gateway.pool import Pool
 from tandem.gateway.route import Route
+
+DEMAND = Demand(ClientBody.decode(b'{"prompt": "x"}'))
 
 
 def pool(prefill: int, decode: int, *, down: tuple[str, ...] = ()) -> Pool:
@@ -34,27 +38,27 @@ def test_apart_while_there_are_both_else_alone(
 ) -> None:
     shared = pool(1, 1, down=down if how == "down" else ())
     tried = [worker for worker in shared.workers if how == "tried" and worker.name in down]
-    assert named(Route.plan(shared, tried)) == planned
+    assert named(Route.plan(shared, DEMAND, tried)) == planned
 
 
 def test_one_that_does_both_is_always_alone() -> None:
     shared = pool(0, 2)
-    assert named(Route.plan(shared)) == ("decode-0", "decode-0", "both")
-    assert named(Route.plan(shared)) == ("decode-1", "decode-1", "both")
-    assert Route.plan(shared, shared.workers) is None
+    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "both")
+    assert named(Route.plan(shared, DEMAND)) == ("decode-1", "decode-1", "both")
+    assert Route.plan(shared, DEMAND, shared.workers) is None
 
 
 def test_the_prefill_worker_can_be_left_out() -> None:
-    route = Route.plan(pool(1, 1))
+    route = Route.plan(pool(1, 1), DEMAND)
     assert route is not None
     assert named(route.without_prefill) == ("decode-0", "decode-0", "decode-alone")
-    both = Route.plan(pool(0, 1))
+    both = Route.plan(pool(0, 1), DEMAND)
     assert both is not None
     assert both.without_prefill == both
 
 
 def test_the_client_learns_names_and_no_addresses() -> None:
-    route = Route.plan(pool(1, 1))
+    route = Route.plan(pool(1, 1), DEMAND)
     assert route is not None
     assert route.headers == {
         "X-Tandem-Prefill": "prefill-0",
