@@ -133,3 +133,50 @@ def test_what_is_open_with_a_worker_that_goes_down_is_given_up_if_it_can_go_on(
 
 def test_a_worker_is_down_until_it_answered() -> None:
     assert Pool.of([], ["http://d0"]).missing == ("both",)
+
+
+def test_workers_come_and_go() -> None:
+    shared = pool(1, 1)
+    late = Worker(name="decode-1", url="http://d1", role="decode")
+    shared.add(late)
+    assert (chosen(shared), shared.down) == ("decode-0", ("decode-1",))
+    shared.mark(late, up=True)
+    assert {chosen(shared) for _ in range(2)} == {"decode-0", "decode-1"}
+    shared.drain(late)
+    assert {chosen(shared) for _ in range(2)} == {"decode-0"}
+    shared.drain(late, draining=False)
+    assert {chosen(shared) for _ in range(2)} == {"decode-0", "decode-1"}
+    shared.remove(late)
+    assert {chosen(shared) for _ in range(2)} == {"decode-0"}
+    assert late not in shared.workers
+    shared.failed(late)  # a request that it had learns of its end only now
+    shared.mark(late, up=True)
+    assert not shared.is_up(late)
+
+
+def test_what_is_open_with_a_worker_that_is_taken_out_goes_on_elsewhere() -> None:
+    async def scenario() -> None:
+        shared = pool(1, 2)
+        exchange = Exchange(shared.workers[1], "stream")
+        with shared.open(exchange):
+            shared.remove(shared.workers[1])
+            assert exchange.why == "was taken out of the service"
+
+    asyncio.run(scenario())
+
+
+def test_only_those_of_one_digest_go_together() -> None:
+    shared = pool(2, 2)
+    for worker, digest in zip(shared.workers, ("old", "new", "old", "new"), strict=True):
+        shared.learn(worker, (), digest)
+    old_prefill, new_prefill, old_decode, new_decode = shared.workers
+    assert shared.choose("prefill", DEMAND, partner=new_decode) is new_prefill
+    assert shared.choose("prefill", DEMAND, partner=old_decode) is old_prefill
+    assert shared.choose("prefill", DEMAND, [new_prefill], partner=new_decode) is None
+    shared.mark(old_prefill, up=False)
+    assert {shared.choose("decode", DEMAND, partner="prefill") for _ in range(3)} == {new_decode}
+    shared.mark(new_prefill, up=False)
+    assert {shared.choose("decode", DEMAND, partner="prefill") for _ in range(3)} == {old_decode, new_decode}
+    shared.learn(old_decode, (), None)  # who tells none, as vLLM, may go with anybody
+    shared.mark(new_prefill, up=True)
+    assert {shared.choose("decode", DEMAND, partner="prefill") for _ in range(3)} == {old_decode, new_decode}

@@ -66,3 +66,20 @@ def test_the_client_learns_names_and_no_addresses() -> None:
         "X-Tandem-Route": "apart",
     }
     assert len(route.workers) == 2
+
+
+def test_a_short_prompt_is_left_to_decode() -> None:
+    shared = Pool(pool(1, 1).workers, policy="prefix_aware", short_tokens=100)
+    for worker in shared.workers:
+        shared.mark(worker, up=True)
+    long = Demand(ClientBody.decode(b'{"prompt": "%s"}' % (b"x" * 4096)))
+    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "short")
+    assert named(Route.plan(shared, long)) == ("prefill-0", "decode-0", "apart")
+    assert named(Route.plan(shared, long)) == ("decode-0", "decode-0", "short")  # its blocks are there now
+
+
+def test_partners_that_cannot_hand_over_serve_alone() -> None:
+    shared = pool(1, 1)
+    for worker, digest in zip(shared.workers, ("old", "new"), strict=True):
+        shared.learn(worker, (), digest)
+    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "decode-alone")
