@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
+
+State = Literal["closed", "half-open", "open"]
 
 FAILURES_TO_OPEN: Final = 3
 """Failures in a row, nothing good between them."""
@@ -25,8 +27,8 @@ class Breaker:
         """Whether nothing is held against it, at whatever time."""
         return self._opened_at is None
 
-    def state(self, now: float) -> str:
-        """`closed`, `open` or `half-open`."""
+    def state(self, now: float) -> State:
+        """How it stands at a time, in seconds of a monotonic clock."""
         if self._opened_at is None:
             return "closed"
         return "open" if now < self._opened_at + self._pause_s else "half-open"

@@ -36,6 +36,16 @@ class RetryBudget:
         self._retrying = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def retrying(self) -> int:
+        """Second tries that have not begun to answer."""
+        return self._retrying
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for room."""
+        return len(self._waiting)
+
     async def retry(self) -> Retry:
         """Wait for room, first come, first served."""
         if self._waiting or not self._has_room:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from tandem.errors import RequestError
 from tandem.gateway.body import DEADLINE, ClientBody
 from tandem.gateway.demand import Demand
+from tandem.gateway.record import Record
 from tandem.protocol.answers import DEADLINE_EXCEEDED
 
 PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
@@ -21,24 +22,24 @@ PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
 class ClientRequest:
     """What every leg of one request needs to know."""
 
-    id: str
+    record: Record
+    """What becomes of it."""
     path: str
-    """The endpoint the client called; both legs call the same."""
+    """The endpoint that both legs call."""
     body: ClientBody
     headers: Mapping[str, str]
     """Sent with both legs."""
-    started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, request_id: str, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
+    def begin(cls, record: Record, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
         """Set out with a client's body.
 
         Raises:
             RequestError: 400, when the body is not a JSON object.
         """
         headers = {name: client_headers[name] for name in PASSED_ON if name in client_headers}
-        headers |= {"X-Request-Id": request_id, "Content-Type": "application/json"}
-        return cls(id=request_id, path=path, body=ClientBody.decode(raw), headers=headers)
+        headers |= {"X-Request-Id": record.id, "Content-Type": "application/json"}
+        return cls(record=record, path=path, body=ClientBody.decode(raw), headers=headers)
 
     @cached_property
     def demand(self) -> Demand:
@@ -52,7 +53,7 @@ class ClientRequest:
     @property
     def age_s(self) -> float:
         """Seconds since the request came in."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.record.began
 
     def left_s(self) -> float | None:
         """Seconds left of the client's deadline; None if it set none.

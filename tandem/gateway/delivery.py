@@ -56,6 +56,8 @@ class Courier:
         self.client = client
         self.budget = budget
         self.metrics = metrics
+        self.journals: set[Journal] = set()
+        """Of the streams that are open."""
 
     def deliver(self, asked: ClientRequest, choice: int = 0) -> Delivery:
         """Begin to answer a request for one choice."""
@@ -82,6 +84,8 @@ class Delivery:
         self._retry: Retry | None = None
         self.headers: dict[str, str] = {}
         """What the client learns about who serves it: the first who answered, or else the last who was tried."""
+        self.exchange: Exchange | None = None
+        """The last one that has begun to answer."""
 
     async def whole(self) -> bytes:
         """The whole answer.
@@ -102,6 +106,7 @@ class Delivery:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The stream's bytes, whole lines at a time; raises like `whole`, before or after the first of them."""
         journal = Journal(wants_ids=self._asked.body.wants_ids)
+        self._courier.journals.add(journal)
         try:
             while True:
                 try:
@@ -114,6 +119,8 @@ class Delivery:
                 else:
                     return
         finally:
+            self._courier.journals.discard(journal)
+            self._asked.record.events += self._tellings(journal)
             self._end_retry()
 
     async def _whole_once(self) -> bytes:
@@ -144,7 +151,6 @@ class Delivery:
         progress = journal.progress
         head = progress.head
         if progress.finish_reason is None:
-            self._courier.metrics.continued()
             async with self._answered(partial(self._next_body, journal), goes_on=True) as exchange:
                 async for event in self._events(exchange):
                     event |= {"id": head.id, "created": head.created, "model": head.model}
@@ -196,9 +202,12 @@ class Delivery:
     def _next_body(self, journal: Journal, route: Route) -> ClientBody:
         """The body of a further try, for what the client does not have."""
         first = self._first_body(route)
+        self._asked.record.continuations += 1
         if self._is_native(route):
+            self._courier.metrics.continued("resume")
             return resumed(first, journal.progress, self._choice)
         body = continued(self._asked.body, journal.progress)
+        self._courier.metrics.continued("continue")
         journal.forget_silent_tokens()
         return body.with_fields(**{name: first.value(name) for name in ("return_token_ids", "seed")})
 
@@ -214,8 +223,13 @@ class Delivery:
         if not goes_on:
             self.headers = route.headers
         self._courier.metrics.routed(route.kind)
+        self._asked.record.tries += 1
         async with self._courier.legs.answer(route, self._asked.with_body(body(route))) as exchange:
-            yield exchange
+            self.exchange = exchange
+            try:
+                yield exchange
+            finally:
+                self._asked.record.heard(exchange)
 
     def _route(self, *, goes_on: bool) -> Route:
         pool, tried = self._courier.pool, self._tried
@@ -272,7 +286,7 @@ class Delivery:
         self._asked.left_s()
         self._last = error
         self._tried.add(error.worker)
-        log.info("%s: %s; it goes on elsewhere", self._asked.id, error)
+        log.info("%s: %s; it goes on elsewhere", self._asked.record.id, error)
         if not self._courier.pool.has_candidates(self._tried):
             if self._rounds == ROUNDS:
                 raise error
@@ -280,7 +294,13 @@ class Delivery:
             self._rounds += 1
             self._tried.clear()
         self._courier.metrics.retried(error.worker)
-        self._retry = await self._courier.budget.retry()
+        with self._asked.record.queued():
+            self._retry = await self._courier.budget.retry()
+
+    def _tellings(self, journal: Journal) -> int:
+        """Events that bring text: the role of a chat and the counts of tokens have one of their own."""
+        body = self._asked.body
+        return max(0, journal.events - ("messages" in body.fields) - body.wants_usage)
 
     def _end_retry(self) -> None:
         if self._retry is not None:

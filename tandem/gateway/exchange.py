@@ -7,6 +7,8 @@ Whoever reads an answer waits for its bytes and for nothing else. That a worker 
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final, Literal
@@ -14,6 +16,7 @@ from typing import Final, Literal
 import aiohttp
 
 from tandem.errors import RequestError
+from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.worker import Worker
 
 Stage = Literal["prefill", "stream", "whole", "other"]
@@ -33,6 +36,8 @@ Cause = Literal[
 ]
 """What a worker did instead of its part: few, so that they can be counted."""
 
+TRANSFER: Final = re.compile(r"\btransfer;dur=(\d{1,12}(?:\.\d{1,6})?)(?=[,;\s]|$)")
+"""In a `Server-Timing` header, in milliseconds. Source: W3C, Server Timing."""
 ANSWER_LIMIT: Final = 2**28
 """Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
 
@@ -60,12 +65,17 @@ class Exchange:
     def __init__(self, worker: Worker, stage: Stage) -> None:
         self.worker = worker
         self.stage = stage
-        self._began = self._heard = asyncio.get_running_loop().time()
+        self.began = self.heard = asyncio.get_running_loop().time()
         """When it was sent, and when its worker last said something."""
+        self.sent = time.monotonic()
+        """When it was sent, to the microsecond: the loop's clock is coarse."""
+        self.prefilled: Prefilled | None = None
+        """The prefill whose keys and values it uses."""
         self._is_awaited = True
         """Whether somebody waits for the worker, and not the worker for a client that reads slowly."""
         self.first_silence = self.longest_silence = 0.0
         """Seconds until its first byte, and the longest between two pieces after that."""
+        self._has_begun = False
         self.why: str | None = None
         """Why it was given up."""
         self._cause: Cause = "frozen"
@@ -97,7 +107,7 @@ class Exchange:
             if self._response is not None:  # it came at the moment in which it was given up
                 self._response.close()
             raise
-        self._heard = asyncio.get_running_loop().time()
+        self.heard = asyncio.get_running_loop().time()
         return self._response
 
     def lose(self, why: str, cause: Cause = "frozen") -> None:
@@ -145,23 +155,29 @@ class Exchange:
         return bytes(body)
 
     @property
+    def transfer_s(self) -> float | None:
+        """Seconds that its worker says it has pulled keys and values for; None where it says nothing."""
+        told = TRANSFER.search(self.response.headers.get("Server-Timing", ""))
+        return float(told[1]) / 1000 if told else None
+
+    @property
     def has_begun(self) -> bool:
         """Whether anything of the answer's body has come."""
-        return self.first_silence > 0
+        return self._has_begun
 
     @property
     def silence_s(self) -> float:
         """For how many seconds its worker has been waited for."""
-        return asyncio.get_running_loop().time() - self._heard if self._is_awaited else 0.0
+        return asyncio.get_running_loop().time() - self.heard if self._is_awaited else 0.0
 
     def _hear(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self.first_silence:
-            self.longest_silence = max(self.longest_silence, now - self._heard)
+        if self._has_begun:
+            self.longest_silence = max(self.longest_silence, now - self.heard)
         else:
-            self.first_silence = now - self._began
+            self._has_begun, self.first_silence = True, now - self.began
         self._is_awaited = False
 
     def _wait(self) -> None:
-        self._heard = asyncio.get_running_loop().time()
+        self.heard = asyncio.get_running_loop().time()
         self._is_awaited = True

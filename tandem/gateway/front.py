@@ -9,15 +9,16 @@ from typing import Literal
 from aiohttp import web
 
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.native_relay import NativeRelay
+from tandem.gateway.record import Record
 from tandem.gateway.relay import Answer, Relay
 from tandem.protocol.vllm_native import as_completion
 
 Api = Literal["openai", "vllm"]
 
-Begin = Callable[[str, str, bytes, Mapping[str, str]], ClientRequest]
-HandOn = Callable[[web.Request, ClientRequest, Answer, Mapping[str, str], Count], Awaitable[web.StreamResponse]]
+Begin = Callable[[Record, str, bytes, Mapping[str, str]], ClientRequest]
+HandOn = Callable[[web.Request, ClientRequest, Answer, Mapping[str, str]], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Front:
     """The endpoints that answer with generated text."""
     lists_models: bool
     begin: Begin
-    """From request id, path, body and headers."""
+    """From a new record, path, body and headers."""
     hand_on: HandOn
 
     @classmethod
@@ -45,10 +46,10 @@ class Front:
         )
 
 
-def begin_native(request_id: str, _: str, raw: bytes, headers: Mapping[str, str]) -> ClientRequest:
+def begin_native(record: Record, _: str, raw: bytes, headers: Mapping[str, str]) -> ClientRequest:
     """Set out with the body of a `POST /generate`: the instances are asked for a completion.
 
     Raises:
         RequestError: 400, naming the field at fault.
     """
-    return ClientRequest.begin(request_id, "/v1/completions", as_completion(raw), headers)
+    return ClientRequest.begin(record, "/v1/completions", as_completion(raw), headers)

@@ -107,6 +107,7 @@ class Journal:
         self._progress = Progress()
         self._kept: list[bytes] = []
         self._kept_bytes = 0
+        self._decoded = 0
         self._parser = EventParser()
         self.has_begun = False
         """Whether the client has anything of the answer."""
@@ -121,8 +122,19 @@ class Journal:
         seen = lines if self._wants_ids else IDS.sub(b"", lines)
         return seen if TICKET not in seen else without_tickets(seen)
 
+    @property
+    def size(self) -> int:
+        """Bytes that are kept, eight for each token's id."""
+        return self._kept_bytes + 8 * len(self._progress.tokens)
+
+    @property
+    def events(self) -> int:
+        """How many have come, `[DONE]` apart; it is counted only here."""
+        return self._decoded + (b"\n" + b"".join(self._kept)).count(b"\ndata: {")
+
     def add(self, event: dict[str, Any]) -> None:
         """Note an event that is given to the client by itself."""
+        self._decoded += 1
         self.progress.add(msgspec.convert(event, Chunk))
 
     def forget_silent_tokens(self) -> None:
@@ -152,6 +164,7 @@ class Journal:
         for data in self._parser.feed(b"".join(self._kept)):
             if data != b"[DONE]":
                 self._progress.add(msgspec.json.decode(data, type=Chunk))
+                self._decoded += 1
         self._kept.clear()
         self._kept_bytes = 0
 

@@ -47,6 +47,7 @@ class Legs:
                     yield exchange
         except WorkerError as error:
             # Here, where it is known who is to blame, and not at the exchange: a pull fails on both sides.
+            asked.record.cause = error.cause
             self._metrics.failed(error.worker, error.cause)
             self._pool.failed(error.worker)
             raise
@@ -69,6 +70,7 @@ class Legs:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
             exchange = _exchange(route, asked)
+            exchange.prefilled = leg.told
             leg.feeds(exchange)
             async with self._client.post(exchange, asked.path, body, asked.headers):
                 used = True

@@ -1,30 +1,31 @@
-"""What the gateway counts, for Prometheus; each gateway has a registry of its own."""
+"""What the gateway counts, for Prometheus; each gateway has a registry of its own.
+
+Labels have few values: endpoints, outcomes, causes, kinds of routes, and the names of workers and keys. Their children
+are kept, because looking one up costs more than counting.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause
+from tandem.gateway.gauges import Gauges
+from tandem.gateway.record import Outcome, Record
 from tandem.gateway.worker import Worker
 
-Outcome = Literal["ok", "refused", "failed", "broken", "aborted"]
-"""Answered; refused with 4xx; failed with 5xx; a stream that broke off; the client went away."""
+Way = Literal["resume", "continue", "replay"]
+"""How a stream goes on: with an instance of ours; with the tokens so far as a prompt; by asking for all of it again."""
 
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-
-@dataclass
-class Count:
-    """One request being counted; whoever knows better than "no exception" sets its outcome."""
-
-    outcome: Outcome = "ok"
+GAPS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class GatewayMetrics:
@@ -32,80 +33,92 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "tandem_gateway_requests",
-            "Requests by endpoint and outcome.",
-            ("endpoint", "outcome"),
+        self.gauges = Gauges(self.registry)
+        self._in_flight = Gauge(
+            "tandem_gateway_in_flight",
+            "Requests being served.",
             registry=self.registry,
+            multiprocess_mode="livesum",
         )
-        self._in_flight = Gauge("tandem_gateway_in_flight", "Requests being served.", registry=self.registry)
-        self._failures = Counter(
-            "tandem_gateway_worker_failures",
-            "Legs that failed, by worker and what it did.",
-            ("worker", "cause"),
-            registry=self.registry,
+        self._requests = cache(
+            self._counter("requests", "Requests by endpoint and outcome.", "endpoint", "outcome").labels
         )
-        self.prefill_seconds = Histogram(
-            "tandem_gateway_prefill_seconds", "Duration of the prefill leg.", buckets=SECONDS, registry=self.registry
+        self._by_key = cache(self._counter("key_requests", "Requests let in, by the name of their key.", "key").labels)
+        self._routes = cache(self._counter("routes", "Tries by the kind of their route.", "kind").labels)
+        self._failures = self._counter(
+            "worker_failures", "Legs that failed, by worker and what it did.", "worker", "cause"
         )
-        self.ttft_seconds = Histogram(
-            "tandem_gateway_ttft_seconds",
-            "From a streamed request's arrival to its first bytes to the client.",
-            buckets=SECONDS,
-            registry=self.registry,
+        self._retries = self._counter("retries", "Further tries, by the worker that failed.", "worker")
+        self._continuations = self._counter(
+            "continuations", "Tries that went on with a stream after its first bytes.", "way"
+        )
+        self._events = self._counter("stream_events", "Events of streams that bring text, about one for each token.")
+        self.prefill_seconds = self._histogram("prefill_seconds", "Duration of the prefill leg.")
+        self._ttft = self._histogram(
+            "ttft_seconds", "From a streamed request's arrival to its first bytes to the client."
+        )
+        self._ttft_parts = cache(self._histogram("ttft_part_seconds", "Where that time went.", "part").labels)
+        self._mean_gap = self._histogram(
+            "itl_mean_seconds", "Inter-token latency: the mean of each stream.", buckets=GAPS
+        )
+        self._longest_gap = self._histogram(
+            "itl_longest_seconds", "Inter-token latency: the longest of each stream.", buckets=GAPS
         )
 
-        self._retries = Counter(
-            "tandem_gateway_retries", "Second tries, by the worker that failed.", ("worker",), registry=self.registry
-        )
-        self._continuations = Counter(
-            "tandem_gateway_continuations",
-            "Streams that went on with another worker after their first bytes.",
-            registry=self.registry,
-        )
-        self._routes = Counter(
-            "tandem_gateway_routes", "Tries by the kind of their route.", ("kind",), registry=self.registry
-        )
-        self._by_key = Counter(
-            "tandem_gateway_key_requests",
-            "Requests let in, by the name of their key.",
-            ("key",),
-            registry=self.registry,
-        )
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tandem_gateway_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(f"tandem_gateway_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     @contextmanager
-    def request(self, endpoint: str) -> Iterator[Count]:
+    def request(self, record: Record) -> Iterator[None]:
         """Count one request from here to the end of the block, and how it ended."""
-        count = Count()
         self._in_flight.inc()
         try:
-            yield count
+            yield
         except BaseException as error:
-            count.outcome = _outcome(error)
+            record.outcome = _outcome(error)
             raise
         finally:
+            record.ended = time.monotonic()
             self._in_flight.dec()
-            self._requests.labels(endpoint, count.outcome).inc()
+            self._ended(record)
+
+    def _ended(self, record: Record) -> None:
+        self._requests(record.path, record.outcome).inc()
+        if record.events:
+            self._events.inc(record.events)
+        if (mean := record.mean_gap_s) is not None:
+            self._mean_gap.observe(mean)
+            self._longest_gap.observe(record.longest_gap_s)
+
+    def first_bytes(self, record: Record) -> None:
+        """Count the first bytes of a stream, and where the time until then went."""
+        if (ttft := record.ttft_s) is not None:
+            self._ttft.observe(ttft)
+        for part, seconds in record.parts.items():
+            self._ttft_parts(part).observe(seconds)
 
     def failed(self, worker: Worker, cause: Cause) -> None:
         """Count a leg that `worker` failed."""
         self._failures.labels(worker.name, cause).inc()
 
     def retried(self, worker: Worker) -> None:
-        """Count a second try, for what `worker` failed."""
+        """Count a further try, for what `worker` failed."""
         self._retries.labels(worker.name).inc()
 
-    def continued(self) -> None:
+    def continued(self, way: Way) -> None:
         """Count a stream that goes on elsewhere."""
-        self._continuations.inc()
+        self._continuations.labels(way).inc()
 
     def routed(self, kind: str) -> None:
         """Count a try, by the kind of its route."""
-        self._routes.labels(kind).inc()
+        self._routes(kind).inc()
 
     def asked(self, key: str) -> None:
         """Count a request that was let in by its key."""
-        self._by_key.labels(key).inc()
+        self._by_key(key).inc()
 
     def page(self) -> bytes:
         """The page a Prometheus server reads."""

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.relay import Answer
 from tandem.protocol.answers import error_answer
 from tandem.protocol.http import json_response
@@ -48,7 +48,7 @@ class NativeRelay:
         self._metrics = metrics
 
     async def hand_on(
-        self, request: web.Request, asked: ClientRequest, answer: Answer, headers: Mapping[str, str], count: Count
+        self, request: web.Request, asked: ClientRequest, answer: Answer, headers: Mapping[str, str]
     ) -> web.StreamResponse:
         """Hand on one answer, streamed or whole.
 
@@ -65,15 +65,16 @@ class NativeRelay:
             return response
         async with aclosing(_growing(answer, told.n)) as growing:
             texts = await anext(growing)
+            asked.record.first_bytes(answer.exchange)
+            self._metrics.first_bytes(asked.record)
             response = web.StreamResponse(headers={**headers, **answer.headers})
             await response.prepare(request)
-            self._metrics.ttft_seconds.observe(asked.age_s)
             await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
             try:
                 async for texts in growing:
                     await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
             except RequestError as error:
-                count.outcome = "broken"
+                asked.record.outcome = "broken"
                 await response.write(msgspec.json.encode(error_answer(error)) + END)
         await response.write_eof()
         return response

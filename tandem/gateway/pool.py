@@ -9,6 +9,7 @@ from itertools import product
 from typing import Final, Literal
 
 from tandem.errors import RequestError
+from tandem.gateway.breaker import State
 from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.policy import POLICIES, Policy, PolicyName
@@ -131,6 +132,10 @@ class Pool:
     def has_others(self, worker: Worker) -> bool:
         """Whether anybody else is up, so that what is open with a worker could go on elsewhere."""
         return any(vitals.is_up for other, vitals in self._vitals.items() if other is not worker)
+
+    def breaker_state(self, worker: Worker) -> State:
+        """How a worker's breaker stands."""
+        return self.vitals(worker).breaker.state(self._clock())
 
     def failed(self, worker: Worker) -> None:
         """Record that a worker failed a request."""

@@ -10,6 +10,7 @@ moment is waited for, because nobody else would ever know of it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -21,6 +22,7 @@ from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.load import Load
 from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.ticket import Releases, Ticket
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import Reason, WorkerClient
@@ -74,6 +76,8 @@ class Prefill:
         self._told = asyncio.Event()
         self._tokens = asked.demand.prompt_tokens
         self._reading = asyncio.create_task(self._run(asked, early))
+        self.told = Prefilled()
+        """What is known of it besides."""
         self.failure: RequestError | None = None
         """Why the worker did not do its part, as soon as that is known."""
 
@@ -124,6 +128,7 @@ class Prefill:
                 exchange = Exchange(self._worker, "prefill")
                 async with self._client.post(exchange, asked.path, body, asked.headers):
                     await self._read(exchange)
+            self.told.ended = time.monotonic()
         except RequestError as error:
             self.failure = error
             self._starve()

@@ -16,6 +16,7 @@ from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.legs import Legs
 from tandem.gateway.pool import Pool
+from tandem.gateway.record import Record
 from tandem.gateway.route import Route
 from tandem.gateway.worker import Worker
 
@@ -86,7 +87,8 @@ class Readiness:
             await self._everybody()
 
     async def _hands_over(self, prefill: Worker, decode: Worker) -> bool:
-        asked = ClientRequest.begin(f"trial-{prefill.name}-{decode.name}", "/v1/completions", TRIAL, {})
+        record = Record(id=f"trial-{prefill.name}-{decode.name}", path="/v1/completions")
+        asked = ClientRequest.begin(record, record.path, TRIAL, {})
         try:
             async with (
                 asyncio.timeout(TRIAL_S),

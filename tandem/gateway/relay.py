@@ -15,7 +15,8 @@ from aiohttp import web
 
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.exchange import Exchange
+from tandem.gateway.metrics import GatewayMetrics
 from tandem.protocol import sse
 from tandem.protocol.answers import error_answer
 
@@ -26,6 +27,10 @@ class Answer(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """What the client learns about who served it; filled when the answer begins."""
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What brings it, once it has begun; None for several answers as one."""
 
     async def whole(self) -> bytes:
         """All of it."""
@@ -41,7 +46,7 @@ class Relay:
         self._metrics = metrics
 
     async def hand_on(
-        self, request: web.Request, asked: ClientRequest, answer: Answer, headers: Mapping[str, str], count: Count
+        self, request: web.Request, asked: ClientRequest, answer: Answer, headers: Mapping[str, str]
     ) -> web.StreamResponse:
         """Hand on one answer, streamed or whole.
 
@@ -54,15 +59,16 @@ class Relay:
             return web.Response(body=whole, content_type="application/json", headers={**headers, **answer.headers})
         async with aclosing(answer.stream()) as pieces:
             first = await anext(pieces)
+            asked.record.first_bytes(answer.exchange)
+            self._metrics.first_bytes(asked.record)
             response = web.StreamResponse(headers={**sse.HEADERS, **headers, **answer.headers})
             await response.prepare(request)
-            self._metrics.ttft_seconds.observe(asked.age_s)
             await response.write(first)
             try:
                 async for piece in pieces:
                     await response.write(piece)
             except RequestError as error:
-                count.outcome = "broken"
+                asked.record.outcome = "broken"
                 await response.write(b"\n" + sse.event(error_answer(error)))
         await response.write_eof()
         return response

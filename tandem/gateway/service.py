@@ -17,8 +17,9 @@ from tandem.gateway.delivery import Courier
 from tandem.gateway.front import Front
 from tandem.gateway.keys import Keys
 from tandem.gateway.length_limit import LengthLimit
-from tandem.gateway.metrics import Count, GatewayMetrics
+from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
+from tandem.gateway.record import Record
 from tandem.gateway.relay import Answer
 from tandem.gateway.strands import Strands
 from tandem.gateway.worker_client import WorkerClient
@@ -65,23 +66,24 @@ class Service:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer a request for generated text."""
-        headers = {"X-Request-Id": request_id(request.headers)}
+        record = Record(id=request_id(request.headers), path=request.path)
+        headers = {"X-Request-Id": record.id}
         self._budget.in_flight += 1
         try:
-            with self._metrics.request(request.path) as count, self._admitted(request):
-                return await self._generate(request, headers, count)
+            with self._metrics.request(record), self._admitted(request, record):
+                return await self._generate(request, headers, record)
         except RequestError as error:
             response = refusal_response(error)
             response.headers.update(headers)
             return response
         except (asyncio.CancelledError, ConnectionError):
-            log.info("%s %s 499: its client has left", request.path, headers["X-Request-Id"])
+            log.info("%s %s 499: its client has left", record.path, record.id)
             raise
         finally:
             self._budget.in_flight -= 1
 
     @contextmanager
-    def _admitted(self, request: web.Request) -> Iterator[None]:
+    def _admitted(self, request: web.Request, record: Record) -> Iterator[None]:
         """Let a request in that has a key, where keys are wanted; a key of ours is not passed on.
 
         Raises:
@@ -91,6 +93,7 @@ class Service:
             yield
             return
         with self._keys.admitted(request.headers) as name:
+            record.key = name
             self._metrics.asked(name)
             yield
 
@@ -98,17 +101,16 @@ class Service:
         """The client's headers for the instances: without its key, where that is between it and us."""
         return {name: value for name, value in request.headers.items() if self._keys is None or name != "Authorization"}
 
-    async def _generate(self, request: web.Request, headers: dict[str, str], count: Count) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, headers: dict[str, str], record: Record) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        asked = self._front.begin(
-            headers["X-Request-Id"], request.path, await read_body(request), self._passed_on(request)
-        )
+        asked = self._front.begin(record, request.path, await read_body(request), self._passed_on(request))
         if self._limit is not None:
             await self._limit.check(asked.body)
         answer = self._answer(asked)
         try:
-            return await self._front.hand_on(request, asked, answer, headers, count)
+            return await self._front.hand_on(request, asked, answer, headers)
         finally:
+            record.served_by = answer.headers
             headers |= answer.headers
 
     def _answer(self, asked: ClientRequest) -> Answer:
@@ -117,7 +119,7 @@ class Service:
 
     async def models(self, request: web.Request) -> web.Response:
         """What a worker says it serves."""
-        with self._admitted(request):
+        with self._admitted(request, Record(id=request_id(request.headers), path=request.path)):
             return await self._models(request)
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -138,4 +140,5 @@ class Service:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The page for Prometheus."""
+        self._metrics.gauges.refresh(self._pool, self._budget, self._courier.journals)
         return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})

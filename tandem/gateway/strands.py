@@ -48,6 +48,10 @@ class Strands:
         """Of the first one that has begun."""
         return next((delivery.headers for delivery in self._deliveries if delivery.headers), {})
 
+    @property
+    def exchange(self) -> None:
+        """Each choice has its own."""
+
     async def whole(self) -> bytes:
         """One answer with all choices; raises like `Delivery.whole`, when any of them fails."""
         try:

@@ -198,7 +198,9 @@ def test_streams_of_a_decode_instance_that_is_struck_go_on_as_they_were(
             for name, told in streams.items():
                 told.check(expected[name])
             page = rig.gateway.metrics.page().decode()
-            assert f"tandem_gateway_continuations_total {len(bodies) + 1}.0" in page  # one for each choice
+            assert (
+                f'tandem_gateway_continuations_total{{way="resume"}} {len(bodies) + 1}.0' in page
+            )  # one for each choice
         await recover(there, struck)
 
     there.do(within(scenario()))

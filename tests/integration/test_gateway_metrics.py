@@ -1,0 +1,221 @@
+"""What `/metrics` says after requests that went well and workers that failed, and that the guide says the same."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fake_model import IDS, failing_after, freezes, model, resets
+from fake_worker import Script, answers, early_ticket, never, stream, whole_with_ticket, without_done, words
+from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
+
+from tandem.gateway import delivery
+from tandem.gateway.stalls import Patience
+
+SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+GUIDE = Path(__file__).parents[2] / "docs" / "gateway.md"
+STREAMED = BODY | {"stream": True}
+PART = "tandem_gateway_ttft_part_seconds"
+
+
+@pytest.fixture(autouse=True)
+def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+
+
+async def read(rig: Rig, body: dict[str, Any], path: str = "/v1/completions") -> bytes:
+    async with rig.post(body, path) as response:
+        return bytes(await response.read())
+
+
+async def parts(rig: Rig) -> dict[str, float]:
+    names = ("queue", "retry", "prefill", "transfer", "first_decode", "transfer_first_decode", "alone")
+    found = {name: await rig.metric(f'{PART}_count{{part="{name}"}}') for name in names}
+    return {name: count for name, count in found.items() if count}
+
+
+async def slow_prefill(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    await asyncio.sleep(0.2)
+    return await whole_with_ticket(request, body)
+
+
+async def slow_words(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    told = [b'data: {"choices": []}\n\n'] * 5
+    response = await stream(request, told[:4])
+    await asyncio.sleep(0.3)
+    await response.write(told[4] + b"data: [DONE]\n\n")
+    return response
+
+
+async def words_that_tell_their_time(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    await asyncio.sleep(0.1)
+    headers = {"Content-Type": "text/event-stream", "Server-Timing": "transfer;dur=40"}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    await response.write(b'data: {"choices": []}\n\ndata: [DONE]\n\n')
+    return response
+
+
+@trial
+async def test_the_time_to_the_first_token_is_split() -> None:
+    async with rigged(prefill=slow_prefill, decode=words_that_tell_their_time) as rig:
+        await read(rig, STREAMED)
+        assert await parts(rig) == {"queue": 1, "prefill": 1, "transfer": 1, "first_decode": 1}
+        total = await rig.metric("tandem_gateway_ttft_seconds_sum")
+        assert total == pytest.approx(await rig.metric(f"{PART}_sum"), abs=0.05)
+        assert await rig.metric(f'{PART}_sum{{part="prefill"}}') >= 0.2
+        assert await rig.metric(f'{PART}_sum{{part="transfer"}}') == pytest.approx(0.04)
+        assert await rig.metric(f'{PART}_sum{{part="first_decode"}}') >= 0.05
+        await read(rig, BODY)
+        assert await rig.metric("tandem_gateway_ttft_seconds_count") == 1
+        assert await rig.metric("tandem_gateway_prefill_seconds_count") == 2
+
+
+@trial
+async def test_one_instance_that_does_both_has_one_part_more() -> None:
+    async with rigged(prefill=()) as rig:
+        await read(rig, STREAMED)
+        assert await parts(rig) == {"queue": 1, "alone": 1}
+
+
+@trial
+async def test_an_early_ticket_leaves_the_prefill_its_time() -> None:
+    async def rest(_: web.Request, __: dict[str, Any]) -> None:
+        await asyncio.sleep(0.2)
+
+    async def later(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return await words(request, body)
+
+    async with rigged(prefill=early_ticket(rest), decode=later, capabilities=EARLY) as rig:
+        await read(rig, STREAMED)
+        assert await parts(rig) == {"queue": 1, "prefill": 1, "transfer_first_decode": 1}
+        assert 0.2 <= await rig.metric(f'{PART}_sum{{part="prefill"}}') < 0.3
+
+
+@trial
+async def test_gaps_between_tokens_are_told_once_a_stream() -> None:
+    async with rigged(decode=slow_words) as rig:
+        await read(rig, STREAMED)
+        assert await rig.metric("tandem_gateway_itl_mean_seconds_count") == 1
+        assert 0.3 <= 4 * await rig.metric("tandem_gateway_itl_mean_seconds_sum") < 0.6
+        assert 0.28 <= await rig.metric("tandem_gateway_itl_longest_seconds_sum") < 0.6
+        assert await rig.metric("tandem_gateway_stream_events_total") == 5
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream_options": {"include_usage": True}}, {"n": 2}])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_events_that_bring_text_are_counted(path: str, fields: dict[str, Any]) -> None:
+    @trial
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=model) as rig:
+            await read(rig, (CHAT if "chat" in path else BODY) | {"stream": True} | fields, path)
+            assert await rig.metric("tandem_gateway_stream_events_total") == len(IDS) * fields.get("n", 1)
+
+    scenario()
+
+
+CAUSES: dict[str, tuple[Script, Script]] = {
+    "status_5xx": (answers(500, {}), words),
+    "no_ticket": (answers(200, {"choices": []}), words),
+    "bad_answer": (answers(200, []), words),
+    "cut": (whole_with_ticket, without_done),
+    "frozen": (never, words),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_failures_have_a_cause(cause: str) -> None:
+    prefill, decode = CAUSES[cause]
+    role = "prefill" if prefill is not whole_with_ticket else "decode"
+
+    @trial
+    async def scenario() -> None:
+        pair = ([prefill, whole_with_ticket], words) if role == "prefill" else (whole_with_ticket, [decode, words])
+        async with rigged(*pair, patience=SHORT, policy="round_robin") as rig:
+            rig.prefills[0].frozen = cause == "frozen"
+            await read(rig, STREAMED)
+            told = f'tandem_gateway_worker_failures_total{{worker="{role}-0"'
+            assert await rig.metric(f'{told},cause="{cause}"}}') == await rig.metric(f"{told}}}") == 1
+
+    scenario()
+
+
+@trial
+async def test_a_worker_that_is_gone_is_unreachable_and_one_that_hangs_up_resets() -> None:
+    async with rigged(decode=[words, words], policy="round_robin") as rig:
+        rig.decode.dead = True
+        await read(rig, BODY)
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="decode-0",cause="reset"}') == 1
+        assert await rig.metric('tandem_gateway_retries_total{worker="decode-0"}') == 1
+        assert await rig.metric("tandem_gateway_retries_in_flight") == 0
+
+
+@pytest.mark.parametrize(("capabilities", "way"), [(("release", "resume"), "resume"), ((), "continue")])
+def test_continuations_are_counted_by_their_way(capabilities: tuple[str, ...], way: str) -> None:
+    @trial
+    async def scenario() -> None:
+        async with rigged(model, (model, model), capabilities, policy="round_robin") as rig:
+            rig.decode.script = failing_after(3, resets)
+            await read(rig, STREAMED)
+            told = "tandem_gateway_continuations_total"
+            assert await rig.metric(f'{told}{{way="{way}"}}') == await rig.metric(told) == 1
+
+    scenario()
+
+
+@trial
+async def test_a_gap_between_two_workers_is_the_longest() -> None:
+    async with rigged(model, (model, model), ("resume",), patience=SHORT, policy="round_robin") as rig:
+        rig.decode.script = failing_after(3, freezes(lambda: rig.decode))
+        await read(rig, STREAMED)
+        assert await rig.metric("tandem_gateway_itl_longest_seconds_sum") > 0.2
+
+
+@trial
+async def test_gauges_say_how_things_stand() -> None:
+    async with rigged(decode=[words, words], policy="round_robin") as rig:
+        assert await rig.metric('tandem_gateway_worker_up{worker="decode-0"}') == 1
+        rig.decode.script = answers(500, {})
+        for _ in range(6):
+            await read(rig, BODY)
+        assert await rig.metric('tandem_gateway_breaker_state{worker="decode-0"}') == 2
+        assert await rig.metric('tandem_gateway_breaker_state{worker="decode-1"}') == 0
+        rig.gateway.pool.mark(rig.gateway.pool.workers[1], up=False)
+        assert await rig.metric('tandem_gateway_worker_up{worker="decode-0"}') == 0
+
+
+@trial
+async def test_what_is_open_is_counted_and_then_gone() -> None:
+    async with rigged(decode=slow_words) as rig:
+        async with rig.post(STREAMED) as response:
+            await response.content.readline()
+            assert await rig.metric("tandem_gateway_in_flight") == 1
+            assert await rig.metric('tandem_gateway_worker_in_flight{worker="decode-0"}') == 1
+            assert await rig.metric("tandem_gateway_journal_bytes") > 20
+        for name in ("in_flight", "worker_in_flight", "journal_bytes"):
+            await until(partial(_is_zero, rig, f"tandem_gateway_{name}"))
+
+
+async def _is_zero(rig: Rig, name: str) -> bool:
+    return await rig.metric(name) == 0
+
+
+@trial
+async def test_the_guide_names_every_metric_and_none_else() -> None:
+    section = GUIDE.read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
+    documented = {
+        name.removesuffix("_total"): labels
+        for name, labels in re.findall(r"^\| `(tandem_gateway_\w+)(?:\{([\w,]+)\})?` \|", section, re.MULTILINE)
+    }
+    async with rigged() as rig:
+        registry = rig.gateway.metrics.registry
+        made = {one.name for one in registry.collect()}
+        labels = {one._name: ",".join(one._labelnames) for one in registry._collector_to_names}
+    assert set(documented) == made
+    assert documented == labels
