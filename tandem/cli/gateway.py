@@ -19,6 +19,7 @@ def gateway(
     port: int = 9000,
     host: str = "127.0.0.1",
     api_keys: Path | None = None,
+    workers: int = 1,
     policy: Policy = "least_loaded",
     short_prompt_tokens: int = 0,
 ) -> None:
@@ -31,6 +32,7 @@ def gateway(
         decode: URL of a decode instance; repeatable, at least one.
         port: Port to listen on.
         host: Address to listen on; 0.0.0.0 for every interface.
+        workers: Processes that share the work; one that dies is started again.
         api_keys: File with the keys that clients must have, as `tandem gateway-key` writes them. Default: none is asked
             for.
         policy: Which instance gets a request. least_loaded: the one with the fewest tokens in flight; round_robin: the
@@ -53,6 +55,7 @@ def gateway(
         port=port,
         host=host,
         keys=keys,
+        workers=workers,
         policy=policy,
         short_tokens=short_prompt_tokens,
     )

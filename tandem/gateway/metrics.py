@@ -7,6 +7,7 @@ are kept, because looking one up costs more than counting.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,16 @@ from functools import cache
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause
 from tandem.gateway.gauges import Gauges
 from tandem.gateway.record import Outcome, Record
 from tandem.gateway.worker import Worker
+
+METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Where a gateway of several processes keeps what they count; prometheus_client reads this variable, too."""
 
 Way = Literal["resume", "continue", "replay"]
 """How a stream goes on: with an instance of ours; with the tokens so far as a prompt; by asking for all of it again."""
@@ -121,8 +126,12 @@ class GatewayMetrics:
         self._by_key(key).inc()
 
     def page(self) -> bytes:
-        """The page a Prometheus server reads."""
-        return generate_latest(self.registry)
+        """The page a Prometheus server reads: of all processes of a gateway, whichever is asked."""
+        if METRICS_FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
 def _outcome(error: BaseException) -> Outcome:

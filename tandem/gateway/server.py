@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import uvloop
 from aiohttp import web
 
-from tandem.errors import UsageError
+from tandem.errors import TandemError, UsageError
 from tandem.gateway.budget import RetryBudget
+from tandem.gateway.commons import Commons
 from tandem.gateway.delivery import Courier
 from tandem.gateway.expected import Expected
 from tandem.gateway.front import Api, Front
@@ -22,15 +22,19 @@ from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
+from tandem.gateway.listener import BACKLOG, listen, url_of
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.policy import PolicyName
 from tandem.gateway.pool import Pool
 from tandem.gateway.readiness import Readiness
 from tandem.gateway.service import Service
 from tandem.gateway.stalls import Patience, StallWatch
+from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient, open_session
 from tandem.protocol.http import BODY_LIMIT, app_runner
+
+MOST_WORKERS: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +75,14 @@ class GatewayConfig:
     """Who may ask; None lets everybody."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
+    workers: int = 1
+    """Processes that share the work; more than one have a supervisor."""
 
     def __post_init__(self) -> None:
         if not self.decode:
             raise UsageError("decode: no instance given; pass at least one with --decode http://HOST:PORT")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise UsageError(f"workers: {self.workers} processes cannot be; choose 1 to {MOST_WORKERS} with --workers")
         if not 0 <= self.port < 2**16:
             raise UsageError(f"port: {self.port} is not a port; choose one from 1 to 65535, or 0 for any free one")
         for role in ("prefill", "decode"):
@@ -86,10 +94,16 @@ class GatewayConfig:
 
 
 class Gateway:
-    """A gateway: `start`, then `run` or whatever the caller does meanwhile, then `stop`."""
+    """A gateway, or one of its processes: `start`, then `run` or whatever the caller does meanwhile, then `stop`.
 
-    def __init__(self, config: GatewayConfig) -> None:
+    Args:
+        config: What to run.
+        commons: What it shares with its other processes; None where it is alone.
+    """
+
+    def __init__(self, config: GatewayConfig, commons: Commons | None = None) -> None:
         self.config = config
+        self.commons = commons or Commons()
         self.pool = Pool.of(
             config.prefill,
             config.decode,
@@ -136,8 +150,7 @@ class Gateway:
     @property
     def url(self) -> str:
         """Where a started gateway listens."""
-        host, port = self._runner.addresses[0][:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._runner.addresses[0])
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -169,17 +182,8 @@ class Gateway:
             await readiness.reach(self.config.ready_timeout_s)
 
     async def _listen(self) -> None:
-        host, port = self.config.host, self.config.port
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UsageError(
-                    f"gateway: port {port} on {host} is in use; stop what listens there or choose another with --port"
-                ) from error
-            raise UsageError(
-                f"gateway: cannot listen on {host}:{port} ({error}); choose another --host or --port"
-            ) from error
+        for sock in self.commons.sockets or listen(self.config.host, self.config.port):
+            await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
 
     async def _close(self) -> None:
         await self._runner.cleanup()
@@ -195,15 +199,34 @@ def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> N
         announce: Called once the gateway listens.
 
     Raises:
-        UsageError: The address cannot be listened on.
+        UsageError: The address cannot be listened on, or somebody else than expected answers at an instance's.
+        ProcessError: Those expected have not come in time, or the gateway's processes die again and again.
     """
-    uvloop.run(_serve(Gateway(config), announce))
+    commons = Commons.inherited()
+    if commons is None and config.workers > 1:
+        supervise(config.workers, listen(config.host, config.port), config.grace_s)
+    else:
+        uvloop.run(_process(Gateway(config, commons), announce))
+
+
+async def _process(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
+    """One process from start to end; what it cannot go on for is its supervisor's to say, if it has one."""
+    bus = gateway.commons.bus
+    await bus.start()
+    try:
+        await _serve(gateway, announce)
+    except TandemError as error:
+        if not await bus.fail(error):
+            raise
+    finally:
+        await bus.stop()
 
 
 async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
     await gateway.start()
     try:
-        announce(gateway)
+        if gateway.commons.speaks:
+            announce(gateway)
         await gateway.run()
     finally:
         await gateway.stop()
