@@ -1,30 +1,44 @@
-"""What a worker has been given and has not finished: the ledger that routing and admission read."""
+"""What a worker has been given by all processes and has not finished: the ledger that routing and admission read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from tandem.gateway.board import Board
 
 
-@dataclass
 class Load:
-    """Of one worker."""
+    """Of one worker.
 
-    requests: int = 0
-    """In flight."""
-    tokens: int = 0
-    """Of their prompts, and of their answers as far as these are foreseen."""
+    Args:
+        board: Where it is counted.
+        url: Whose.
+    """
+
+    def __init__(self, board: Board, url: str) -> None:
+        self._requests = board.counter(f"{url} requests")
+        self._tokens = board.counter(f"{url} tokens")
+
+    @property
+    def requests(self) -> int:
+        """In flight."""
+        return int(self._requests.total)
+
+    @property
+    def tokens(self) -> float:
+        """Of their prompts, and of their answers as far as these are foreseen."""
+        return self._tokens.total
 
     def begin(self, tokens: int) -> None:
         """Count a request of so many tokens."""
-        self.requests += 1
-        self.tokens += tokens
+        self._requests.add()
+        self._tokens.add(tokens)
 
     def end(self, tokens: int) -> None:
         """It is over, or moved on."""
-        self.requests -= 1
-        self.tokens -= tokens
+        self._requests.add(-1)
+        self._tokens.add(-tokens)
 
     @contextmanager
     def carrying(self, tokens: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ from itertools import product
 from typing import Final, Literal
 
 from tandem.errors import RequestError
+from tandem.gateway.board import Board
 from tandem.gateway.breaker import State
 from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
@@ -32,6 +33,7 @@ class Pool:
         policy: How one of those who are ready is chosen, in each role by itself.
         short_tokens: With fewer tokens to compute, a prompt is left to a decode worker.
         is_open: Whether requests are taken as soon as somebody is up; else only once this is set.
+        board: What the processes of a gateway have in common; None where there is one.
         clock: Seconds, monotonic.
     """
 
@@ -42,12 +44,14 @@ class Pool:
         policy: PolicyName = "least_loaded",
         short_tokens: int = 0,
         is_open: bool = True,
+        board: Board | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_open = is_open
+        self._board = board or Board()
         self._clock = clock
         self._short_tokens = short_tokens
-        self._vitals = {worker: Vitals(worker) for worker in workers}
+        self._vitals = {worker: Vitals(worker, self._board) for worker in workers}
         self._policies: dict[Role, Policy] = {role: POLICIES[policy]() for role in ("prefill", "decode")}
         self._ready_until = 0.0
         self._ready: dict[Role, list[Vitals]] = {}
@@ -61,12 +65,13 @@ class Pool:
         policy: PolicyName = "least_loaded",
         short_tokens: int = 0,
         is_open: bool = True,
+        board: Board | None = None,
     ) -> Pool:
         """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
         role: Role = "decode" if prefill else "both"
         prefills = [Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)]
         decodes = [Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)]
-        return cls(prefills + decodes, policy=policy, short_tokens=short_tokens, is_open=is_open)
+        return cls(prefills + decodes, policy=policy, short_tokens=short_tokens, is_open=is_open, board=board)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -76,7 +81,7 @@ class Pool:
     def add(self, worker: Worker) -> None:
         """Get to know a worker; it is down until `mark` says otherwise."""
         assert worker not in self._vitals
-        self._vitals[worker] = Vitals(worker)
+        self._vitals[worker] = Vitals(worker, self._board)
         self._changed()
 
     def drain(self, worker: Worker, *, draining: bool = True) -> None:
@@ -114,7 +119,7 @@ class Pool:
 
     def vitals(self, worker: Worker) -> Vitals:
         """How a worker is doing; of one that was taken out, nothing that anybody else sees."""
-        return self._vitals.get(worker) or Vitals(worker)
+        return self._vitals.get(worker) or Vitals(worker, Board())
 
     def is_up(self, worker: Worker) -> bool:
         """Whether `worker` answered its last health checks."""

@@ -110,6 +110,7 @@ class Gateway:
             policy=config.policy,
             short_tokens=config.short_tokens,
             is_open=not config.expected,
+            board=self.commons.board,
         )
         self.metrics = GatewayMetrics()
 

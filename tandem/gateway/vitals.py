@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tandem.gateway.board import Board
 from tandem.gateway.breaker import Breaker
 from tandem.gateway.exchange import Exchange, Stage
 from tandem.gateway.load import Load
@@ -14,9 +15,14 @@ FORGET: Final = 0.98
 
 
 class Vitals:
-    """Of one worker."""
+    """Of one worker.
 
-    def __init__(self, worker: Worker) -> None:
+    Args:
+        worker: Which.
+        board: Where what all processes of a gateway have to know of it stands.
+    """
+
+    def __init__(self, worker: Worker, board: Board) -> None:
         self.worker = worker
         self.is_up = False
         self.is_draining = False
@@ -25,10 +31,10 @@ class Vitals:
         """Of `protocol.identity.CAPABILITIES`."""
         self.digest: str | None = None
         """Of what must agree before keys and values may move between it and another one; None where it tells none."""
-        self.load = Load()
+        self.load = Load(board, worker.url)
         self.turn = 0
         """When it was last chosen, counted in choices."""
-        self.breaker = Breaker()
+        self.breaker = Breaker(board, worker.url)
         self.exchanges: set[Exchange] = set()
         self._silences: dict[tuple[Stage, bool], float] = {}
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem.gateway.board import Board
 from tandem.gateway.body import ClientBody
 from tandem.gateway.demand import BLOCK_BYTES, BYTES_PER_TOKEN, Demand
 from tandem.gateway.policy import COMPARED, POLICIES, LeastLoaded, PolicyName, PowerOfTwo, PrefixAware, RoundRobin
@@ -19,7 +20,8 @@ SHORT = Demand(ClientBody.decode(b'{"prompt": "x"}'))
 
 
 def candidates(*tokens: int) -> list[Vitals]:
-    made = [Vitals(Worker(name=f"decode-{i}", url=f"http://d{i}", role="decode")) for i in range(len(tokens))]
+    workers = [Worker(name=f"decode-{i}", url=f"http://d{i}", role="decode") for i in range(len(tokens))]
+    made = [Vitals(worker, Board()) for worker in workers]
     for vitals, carried in zip(made, tokens, strict=True):
         vitals.load.begin(carried)
     return made

@@ -70,7 +70,7 @@ def test_who_was_tried_is_skipped() -> None:
 
 
 def test_who_fails_again_and_again_is_left_alone_but_never_more_than_half() -> None:
-    now = 0.0
+    now = 1000.0
     shared = Pool(pool(0, 3).workers, clock=lambda: now)
     for worker in shared.workers:
         shared.mark(worker, up=True)
@@ -83,19 +83,19 @@ def test_who_fails_again_and_again_is_left_alone_but_never_more_than_half() -> N
     assert {chosen(shared) for _ in range(6)} == {"decode-0", "decode-1", "decode-2"}
     shared.mark(shared.workers[0], up=False)
     assert {chosen(shared) for _ in range(4)} == {"decode-2"}
-    now = FIRST_PAUSE_S
+    now += FIRST_PAUSE_S
     shared.mark(shared.workers[0], up=True)
     assert {chosen(shared) for _ in range(3)} == {"decode-0", "decode-1", "decode-2"}
 
 
 def test_one_request_tries_whether_a_worker_still_fails() -> None:
-    now = 0.0
+    now = 1000.0
     shared = Pool(pool(0, 2).workers, clock=lambda: now)
     for worker in shared.workers:
         shared.mark(worker, up=True)
     for _ in range(FAILURES_TO_OPEN):
         shared.failed(shared.workers[0])
-    now = FIRST_PAUSE_S
+    now += FIRST_PAUSE_S
     assert [chosen(shared) for _ in range(4)].count("decode-0") == 1
 
 
