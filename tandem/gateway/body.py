@@ -87,6 +87,11 @@ class ClientBody:
         return self.value("return_token_ids") is True
 
     @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return "echo" in self.fields and self.value("echo") is True
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream shall end with the token counts."""
         options = self.value("stream_options")
@@ -127,7 +132,7 @@ class ClientBody:
         fields = self.fields | {
             "stream": TRUE if early else FALSE,
             "max_tokens": ONE,
-            KV_FIELD: msgspec.Raw(msgspec.json.encode(REMOTE_DECODE)),
+            KV_FIELD: self._with_ids(msgspec.Raw(msgspec.json.encode(REMOTE_DECODE))),
         }
         for name in ("stream_options", "return_token_ids"):
             fields.pop(name, None)
@@ -147,10 +152,21 @@ class ClientBody:
             ticket: The prefill instance's, passed on as it came.
             left_s: What is left of `deadline_s`.
         """
-        changed = {} if ticket is None else {KV_FIELD: ticket}
+        changed = {} if ticket is None else {KV_FIELD: self._with_ids(ticket)}
         if left_s is not None:
             changed[DEADLINE] = msgspec.Raw(msgspec.json.encode(left_s))
         return msgspec.json.encode(self.fields | changed)
+
+    def _with_ids(self, params: msgspec.Raw) -> msgspec.Raw:
+        """The hand-off's field of a leg, with the ids of a chat's prompt where we have set them."""
+        own = self.fields.get(KV_FIELD)
+        if own is None:
+            return params
+        try:
+            both = msgspec.json.decode(params, type=Fields) | msgspec.json.decode(own, type=Fields)
+        except msgspec.ValidationError:  # no ticket that anybody can use, which decode will say
+            return params
+        return msgspec.Raw(msgspec.json.encode(both))
 
     def value(self, name: str) -> Any:
         """A field's value; None where it is not set.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -20,12 +20,14 @@ from tandem.errors import RequestError
 from tandem.gateway.body import ClientBody, without_kv_params
 from tandem.gateway.budget import Retry, RetryBudget
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.continuation import begun, continued, resumed
+from tandem.gateway.continuation import Continuation, Usage, go_on, resume
+from tandem.gateway.exactness import Exactness, cannot
 from tandem.gateway.exchange import Exchange, WorkerError
-from tandem.gateway.journal import Journal, Progress
+from tandem.gateway.journal import Journal
 from tandem.gateway.legs import Legs
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
+from tandem.gateway.progress import Chunk, Progress
 from tandem.gateway.route import Route
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
@@ -124,7 +126,9 @@ class Delivery:
             self._end_retry()
 
     async def _whole_once(self) -> bytes:
-        async with self._answered(self._first_body) as exchange:
+        route = self._next_route()
+        self.headers = route.headers
+        async with self._answered(route, self._first_body(route)) as exchange:
             raw = await exchange.whole()
             try:
                 return without_kv_params(raw)
@@ -134,64 +138,63 @@ class Delivery:
 
     async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from its start."""
-        async with self._answered(self._first_body) as exchange:
+        route = self._next_route()
+        self.headers = route.headers
+        async with self._answered(route, self._first_body(route)) as exchange:
             tail = b""
             try:
                 async for lines in self._good_lines(exchange):
                     tail = (tail + lines)[-TAIL:]
                     yield journal.pass_on(lines)
             except WorkerError:
-                if not _is_done(tail):  # else the client has everything already
-                    raise
+                if _is_done(tail):  # the client has everything already
+                    return
+                if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
+                    yield b"\n"
+                raise
             if not _is_done(tail):
                 raise exchange.lost("ended its stream before [DONE]", "cut")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from where it broke off."""
         progress = journal.progress
-        head = progress.head
-        if progress.finish_reason is None:
-            async with self._answered(partial(self._next_body, journal), goes_on=True) as exchange:
+        if progress.finish_reason is None or (self._owes_usage(progress) and progress.prompt is None):
+            route = self._next_route()
+            way = self._continuation(route, progress)
+            self._courier.metrics.continued(way.name)
+            self._asked.record.continuations += 1
+            async with self._answered(route, way.body) as exchange:
                 async for event in self._events(exchange):
-                    event |= {"id": head.id, "created": head.created, "model": head.model}
-                    if not _is_news(event):
-                        continue
-                    journal.add(event)
-                    if event.get("usage"):
-                        event["usage"] = self._usage(progress, event)
-                    yield sse.event(journal.seen(event))
-        elif self._asked.body.wants_usage and not progress.has_usage:
+                    self._end_retry()  # much may come again before anything is news
+                    if (news := way.news(event | _head(progress))) is not None:
+                        yield sse.event(journal.seen(news))
+            way.end()
+        elif self._owes_usage(progress):
             yield sse.event(self._last_event(progress))
         yield sse.DONE
 
-    def _usage(self, progress: Progress, event: dict[str, Any]) -> dict[str, Any]:
-        before = begun(self._asked.body).output_token_ids
-        prompt, answer = len(progress.prompt or ()), len(before) + len(progress.tokens)
-        told: dict[str, Any] = event["usage"]
-        return told | {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-        }
+    def _owes_usage(self, progress: Progress) -> bool:
+        return self._asked.body.wants_usage and not progress.has_usage
 
     def _last_event(self, progress: Progress) -> dict[str, Any]:
-        head = progress.head
         kind = "chat.completion.chunk" if "messages" in self._asked.body.fields else "text_completion"
-        event: dict[str, Any] = {
-            "id": head.id,
-            "object": kind,
-            "created": head.created,
-            "model": head.model,
-            "choices": [],
-        }
-        return event | {"usage": self._usage(progress, {"usage": {}})}
+        usage = Usage(self._asked.body, progress).counted({})
+        return {"object": kind, "choices": [], "usage": usage} | _head(progress)
+
+    def _continuation(self, route: Route, progress: Progress) -> Continuation:
+        first = self._first_body(route)
+        if self._is_native(route):
+            return resume(first, progress, self._choice)
+        return go_on(first, progress, self._exactness)
 
     def _first_body(self, route: Route) -> ClientBody:
         """The body of a first try: asks for ids where it streams, and for the same random numbers everywhere."""
         body, native = self._asked.body, self._is_native(route)
-        fields: dict[str, Any] = {"return_token_ids": True} if body.streams else {}
+        fields: dict[str, Any] = {}
+        if body.streams and not body.echoes:  # vLLM would leave the prompt's text out
+            fields["return_token_ids"] = True
         seed = body.value("seed")
-        if native and seed is None:
+        if seed is None and (native or (body.streams and self._exactness.needs_seed)):
             fields["seed"] = self._seed
         if native and self._choice:
             fields["resume"] = Resume(output_token_ids=[], choice=self._choice)
@@ -199,45 +202,33 @@ class Delivery:
             fields["seed"] = seed + self._choice
         return body.with_fields(**fields)
 
-    def _next_body(self, journal: Journal, route: Route) -> ClientBody:
-        """The body of a further try, for what the client does not have."""
-        first = self._first_body(route)
-        self._asked.record.continuations += 1
-        if self._is_native(route):
-            self._courier.metrics.continued("resume")
-            return resumed(first, journal.progress, self._choice)
-        body = continued(self._asked.body, journal.progress)
-        self._courier.metrics.continued("continue")
-        journal.forget_silent_tokens()
-        return body.with_fields(**{name: first.value(name) for name in ("return_token_ids", "seed")})
+    @cached_property
+    def _exactness(self) -> Exactness:
+        return Exactness(self._asked.body)
 
     def _is_native(self, route: Route) -> bool:
         """Whether the workers are instances of ours."""
         return self._courier.pool.can("resume", *route.workers)
 
+    def _next_route(self) -> Route:
+        pool = self._courier.pool
+        pool.require_open()
+        route = Route.plan(pool, self._asked.demand, self._tried)
+        if route is None:
+            raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
+        return route
+
     @asynccontextmanager
-    async def _answered(self, body: Callable[[Route], ClientBody], *, goes_on: bool = False) -> AsyncIterator[Exchange]:
-        """One try at the next route."""
-        self._courier.pool.require_open()
-        route = self._route(goes_on=goes_on)
-        if not goes_on:
-            self.headers = route.headers
+    async def _answered(self, route: Route, body: ClientBody) -> AsyncIterator[Exchange]:
+        """One try."""
         self._courier.metrics.routed(route.kind)
         self._asked.record.tries += 1
-        async with self._courier.legs.answer(route, self._asked.with_body(body(route))) as exchange:
+        async with self._courier.legs.answer(route, self._asked.with_body(body)) as exchange:
             self.exchange = exchange
             try:
                 yield exchange
             finally:
                 self._asked.record.heard(exchange)
-
-    def _route(self, *, goes_on: bool) -> Route:
-        pool, tried = self._courier.pool, self._tried
-        route = Route.plan(pool, self._asked.demand, tried)
-        if route is None:
-            raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
-        # vLLM is given the ids of what there is as a prompt, which one instance computes by itself.
-        return route.without_prefill if goes_on and not self._is_native(route) else route
 
     async def _good_lines(self, exchange: Exchange) -> AsyncIterator[bytes]:
         """Whole lines, up to an error event.
@@ -271,6 +262,7 @@ class Delivery:
     def _decoded(self, exchange: Exchange, data: bytes) -> dict[str, Any]:
         try:
             event = msgspec.json.decode(data, type=dict[str, Any])
+            msgspec.convert(event, Chunk)
         except msgspec.DecodeError:
             how = "streamed something other than OpenAI's JSON"
             raise WorkerError(exchange.worker, how, cause="bad_answer") from None
@@ -317,8 +309,7 @@ def has_begun(journal: Journal) -> bool:
     try:
         return journal.has_begun and bool(journal.progress.head.id)
     except msgspec.DecodeError:
-        message = "an instance streamed something other than OpenAI's JSON, so nobody can go on with it; ask again"
-        raise RequestError(message, status=502, code="cannot_continue") from None
+        raise cannot("it was something other than OpenAI's JSON") from None
 
 
 def _is_done(tail: bytes) -> bool:
@@ -326,14 +317,7 @@ def _is_done(tail: bytes) -> bool:
     return tail.rstrip().rpartition(b"\n")[2].removeprefix(b"data:").strip() == b"[DONE]"
 
 
-def _is_news(event: dict[str, Any]) -> bool:
-    """Whether it says more than who speaks, which the client of a chat knows from the first worker."""
-    choices = event["choices"]
-    return not choices or any(
-        choice.get("finish_reason") or choice.get("token_ids") or choice.get("text") or _says_something(choice)
-        for choice in choices
-    )
-
-
-def _says_something(choice: dict[str, Any]) -> bool:
-    return any(value for name, value in choice.get("delta", {}).items() if name != "role")
+def _head(progress: Progress) -> dict[str, Any]:
+    """What all events of an answer have in common."""
+    head = progress.head
+    return {"id": head.id, "created": head.created, "model": head.model}

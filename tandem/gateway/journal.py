@@ -8,11 +8,11 @@ came, and decoded when somebody has to know: when the answer has to go on elsewh
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
+from tandem.gateway.progress import Chunk, Progress
 from tandem.protocol.sse import EventParser
 
 IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*\])')
@@ -20,79 +20,6 @@ IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*
 TICKET: Final = b'"kv_transfer_params"'
 KEPT_BYTES: Final = 2**16
 """Undecoded pieces up to so many bytes are kept for a stream."""
-
-
-class Delta(msgspec.Struct, frozen=True):
-    """What a chat's chunk adds."""
-
-    content: str | None = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    tool_calls: Any = None
-
-    @property
-    def is_parsed(self) -> bool:
-        """Whether it holds something that a parser made of the text."""
-        return bool(self.reasoning_content or self.reasoning or self.tool_calls)
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """A choice in a chunk."""
-
-    text: str = ""
-    delta: Delta | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-    finish_reason: str | None = None
-
-    @property
-    def characters(self) -> int:
-        """Code points of text."""
-        return len(self.text) + len((self.delta and self.delta.content) or "")
-
-
-class Chunk(msgspec.Struct, frozen=True):
-    """One event of a stream."""
-
-    id: str = ""
-    created: int = 0
-    model: str = ""
-    choices: tuple[Choice, ...] = ()
-    prompt_token_ids: list[int] | None = None
-    usage: dict[str, Any] | None = None
-
-
-@dataclass
-class Progress:
-    """How far an answer of one choice has come."""
-
-    head: Chunk = Chunk()  # noqa: RUF009 - frozen
-    """Its first event, whose id and time all others have."""
-    prompt: list[int] | None = None
-    """Ids of the prompt."""
-    tokens: list[int] = field(default_factory=list)
-    """Ids of the answer."""
-    characters: int = 0
-    """Code points that the client has."""
-    silent_tokens: int = 0
-    """Of the last tokens, how many have brought no text: their characters are not whole yet, or may begin a stop."""
-    is_parsed: bool = False
-    """Whether a parser has made something else than text of what the model wrote."""
-    finish_reason: str | None = None
-    has_usage: bool = False
-
-    def add(self, chunk: Chunk) -> None:
-        """Note an event that the client has."""
-        self.head = self.head if self.head.id else chunk
-        self.prompt = self.prompt or chunk.prompt_token_ids
-        self.has_usage |= chunk.usage is not None and not chunk.choices
-        for choice in chunk.choices:
-            self.prompt = self.prompt or choice.prompt_token_ids
-            self.finish_reason = choice.finish_reason or self.finish_reason
-            self.is_parsed |= choice.delta is not None and choice.delta.is_parsed
-            self.tokens += choice.token_ids or ()
-            self.characters += choice.characters
-            self.silent_tokens = 0 if choice.characters else self.silent_tokens + len(choice.token_ids or ())
 
 
 class Journal:
@@ -107,7 +34,6 @@ class Journal:
         self._progress = Progress()
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._decoded = 0
         self._parser = EventParser()
         self.has_begun = False
         """Whether the client has anything of the answer."""
@@ -130,18 +56,7 @@ class Journal:
     @property
     def events(self) -> int:
         """How many have come, `[DONE]` apart; it is counted only here."""
-        return self._decoded + (b"\n" + b"".join(self._kept)).count(b"\ndata: {")
-
-    def add(self, event: dict[str, Any]) -> None:
-        """Note an event that is given to the client by itself."""
-        self._decoded += 1
-        self.progress.add(msgspec.convert(event, Chunk))
-
-    def forget_silent_tokens(self) -> None:
-        """Forget the tokens that have brought no text, because somebody else will write them again."""
-        progress = self.progress
-        del progress.tokens[len(progress.tokens) - progress.silent_tokens :]
-        progress.silent_tokens = 0
+        return self._progress.events + (b"\n" + b"".join(self._kept)).count(b"\ndata: {")
 
     @property
     def progress(self) -> Progress:
@@ -164,7 +79,6 @@ class Journal:
         for data in self._parser.feed(b"".join(self._kept)):
             if data != b"[DONE]":
                 self._progress.add(msgspec.json.decode(data, type=Chunk))
-                self._decoded += 1
         self._kept.clear()
         self._kept_bytes = 0
 

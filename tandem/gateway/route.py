@@ -46,11 +46,6 @@ class Route:
         return cls(decode, decode, "decode-alone") if prefill is None else cls(prefill, decode, "apart")
 
     @property
-    def without_prefill(self) -> Route:
-        """The same, where the decode worker computes the prompt itself."""
-        return self if self.kind != "apart" else Route(self.decode, self.decode, "decode-alone")
-
-    @property
     def workers(self) -> frozenset[Worker]:
         """One or two."""
         return frozenset((self.prefill, self.decode))

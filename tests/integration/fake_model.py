@@ -71,10 +71,10 @@ def begun(body: dict[str, Any]) -> tuple[list[int], int]:
 def events_of(body: dict[str, Any], given: int, sent: int) -> Iterator[dict[str, Any]]:
     """The choices and the rest of each event."""
     chat, ids = "messages" in body, body.get("return_token_ids")
-    limit = last(body, given)
+    limit, prompt = last(body, given), PROMPT if "resume" in body else PROMPT + IDS[:given]
     ends = list(accumulate(len(text) for _, text in TOKENS))
     if chat:
-        beside = {"prompt_token_ids": PROMPT} if ids else {}
+        beside = {"prompt_token_ids": prompt} if ids else {}
         yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]} | beside
     for place in range(given, limit):
         text = TEXT[max(sent, ends[place] - len(TOKENS[place][1])) : ends[place]]
@@ -83,7 +83,7 @@ def events_of(body: dict[str, Any], given: int, sent: int) -> Iterator[dict[str,
         if ids:
             choice |= {"token_ids": [TOKENS[place][0]]}
             if not chat and place == given:
-                choice |= {"prompt_token_ids": PROMPT}
+                choice |= {"prompt_token_ids": prompt}
         yield {"choices": [choice]}
     if (body.get("stream_options") or {}).get("include_usage"):
         yield {"choices": [], "usage": usage(given, limit)}

@@ -296,20 +296,6 @@ async def test_the_only_one_that_is_left_is_not_given_up() -> None:
         check_whole(await asking)
 
 
-@pytest.mark.parametrize("fields", [{"stop": ["zzz"]}, {"presence_penalty": 0.5}, {"seed": 4}, {"logprobs": 1}])
-def test_with_what_nobody_can_go_on_the_client_is_told_why(fields: dict[str, Any]) -> None:
-    async def scenario(capabilities: tuple[str, ...]) -> bytes:
-        async with rigged(prefill=model, decode=(model, model), capabilities=capabilities) as rig:
-            rig.decode.script = failing_after(3, resets)
-            async with rig.post(asked(**fields)[1]) as response:
-                return bytes(await response.read())
-
-    error = json.loads(run(scenario(())).split(b"data: ")[-1])["error"]
-    assert error["code"] == "cannot_continue"
-    assert next(iter(fields)) in error["message"]
-    assert run(scenario(NATIVE)).endswith(DONE)  # ours can
-
-
 @trial
 async def test_when_everybody_fails_in_the_middle_the_client_is_told_who() -> None:
     async with rigged(prefill=model, decode=(model, model), capabilities=NATIVE) as rig:

@@ -141,5 +141,7 @@ def _prompt(kind: Kind, text: str) -> Body:
 def _stop(body: Body, rng: random.Random, *, chat: bool) -> list[str]:
     """Two strings that the answer holds, from within a token to within another, and one that it does not."""
     text = undisturbed(Wish.read(body, chat=chat, dialect="native"), 0).text
-    cuts = (rng.randrange(len(text) // 2, len(text) - 8) for _ in range(2))
-    return [*(text[at : at + rng.randint(5, 8)] for at in cuts), "never said"]
+    middle = len(text) // 2
+    cuts = (rng.randrange(middle, max(len(text) - 8, middle + 1)) for _ in range(2))  # a few answers are very short
+    found = [text[at : at + rng.randint(5, 8)] for at in cuts]
+    return [*filter(None, found), "never said"]

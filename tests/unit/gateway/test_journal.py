@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tandem.gateway import journal
 from tandem.gateway.journal import Journal, without_tickets
+from tandem.gateway.progress import Chunk
 from tandem.protocol import sse
 
 IDS = ("token_ids", "prompt_token_ids")
@@ -102,7 +103,7 @@ def test_what_is_passed_on_counts_as_what_is_given_by_itself(events: list[dict[s
     if at:
         both.pass_on(b"".join(map(sse.event, events[:at])))
     for event in events[at:]:
-        both.add(event)
+        both.progress.add(msgspec.convert(event, Chunk))
         assert both.seen(event) == without_ids(event)
     assert whole.progress == both.progress
 
@@ -127,7 +128,7 @@ def test_tokens_without_text_can_be_forgotten() -> None:
         one.pass_on(sse.event({"id": "i", "choices": [{"text": text, "token_ids": ids}]}))
     assert (one.progress.tokens, one.progress.silent_tokens) == ([1, 2, 3, 4, 5, 6], 3)
     for _ in range(2):
-        one.forget_silent_tokens()
+        one.progress.forget_silent_tokens()
         assert (one.progress.tokens, one.progress.silent_tokens) == ([1, 2, 3], 0)
 
 

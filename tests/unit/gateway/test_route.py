@@ -48,15 +48,6 @@ def test_one_that_does_both_is_always_alone() -> None:
     assert Route.plan(shared, DEMAND, shared.workers) is None
 
 
-def test_the_prefill_worker_can_be_left_out() -> None:
-    route = Route.plan(pool(1, 1), DEMAND)
-    assert route is not None
-    assert named(route.without_prefill) == ("decode-0", "decode-0", "decode-alone")
-    both = Route.plan(pool(0, 1), DEMAND)
-    assert both is not None
-    assert both.without_prefill == both
-
-
 def test_the_client_learns_names_and_no_addresses() -> None:
     route = Route.plan(pool(1, 1), DEMAND)
     assert route is not None
