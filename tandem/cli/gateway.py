@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tandem.gateway.limits import Limits
+
 Policy = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
 """Of `tandem.gateway.policy`, which is imported late."""
 Urls = Annotated[list[str] | None, Parameter(negative=())]
@@ -22,6 +24,14 @@ def gateway(
     workers: int = 1,
     policy: Policy = "least_loaded",
     short_prompt_tokens: int = 0,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    tls_client_ca: Path | None = None,
+    worker_ca: Path | None = None,
+    worker_cert: Path | None = None,
+    worker_key: Path | None = None,
+    worker_api_key_file: Path | None = None,
+    limits: Annotated[Limits | None, Parameter(name="*")] = None,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -39,10 +49,21 @@ def gateway(
             next one; power_of_two: the less loaded of two drawn by chance; prefix_aware: the one that would be done
             first, counting what it was sent of the same prompt before.
         short_prompt_tokens: Leave prompts with fewer tokens to compute to a decode instance alone. Default: none.
+        tls_cert: PEM file with the certificate that clients are shown. Default: plain HTTP.
+        tls_key: PEM file with its key, not encrypted.
+        tls_client_ca: PEM file with the CA whose certificates clients must show. Default: they need none.
+        worker_ca: PEM file with the CA that signed the instances' certificates. Default: whom the system trusts.
+        worker_cert: PEM file with the certificate that instances are shown. Default: none.
+        worker_key: PEM file with its key, not encrypted.
+        worker_api_key_file: File with the key that instances want, such as vLLM's --api-key. Default: the client's is
+            passed on, unless --api-keys is given.
+        limits: How much a client may send, ask for and keep the gateway waiting for.
     """
     from tandem.gateway.keys import Keys
     from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
+    from tandem.gateway.worker_access import WorkerAccess
     from tandem.protocol.lifeline import hold_lifeline
+    from tandem.protocol.tls import client_tls, server_tls
 
     def announce(started: Gateway) -> None:
         names = ", ".join(worker.name for worker in started.pool.workers)
@@ -58,6 +79,9 @@ def gateway(
         workers=workers,
         policy=policy,
         short_tokens=short_prompt_tokens,
+        limits=limits or Limits(),
+        tls=server_tls(tls_cert, tls_key, tls_client_ca),
+        access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
     )
     hold_lifeline()
     run_gateway(config, announce)

@@ -12,6 +12,7 @@ from tandem.kv.transport import DEFAULT_TRANSPORTS
 from tandem.model.folder import DTYPES
 from tandem.parallel.device import DeviceName
 from tandem.protocol.identity import Role, Seat
+from tandem.protocol.tls import TlsFiles
 
 Transport = Literal["auto", "shm", "tcp", "nixl"]
 FailurePolicy = Literal["fail", "recompute"]
@@ -81,6 +82,8 @@ class InstanceConfig:
     """How blocks travel: shm (one host), tcp or nixl; auto takes shm where it can and tcp elsewhere."""
     kv_load_failure_policy: FailurePolicy = "fail"
     """What becomes of a request whose KV transfer failed: fail, or recompute its prompt here."""
+    tls: TlsFiles | None = None
+    """What the HTTP port shows its clients, and asks of them; None speaks in the clear."""
     seat: Seat | None = None
     """Its place in a rank table, which `/identity` tells."""
 

@@ -22,6 +22,8 @@ from tandem.engine.server import InstanceServer
 from tandem.errors import ProcessError, UsageError
 from tandem.kv.server import TransferServer
 from tandem.protocol.http import app_runner
+from tandem.protocol.renewal import Renewal
+from tandem.protocol.tls import TlsFiles
 
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
@@ -60,16 +62,20 @@ async def _serve(
     driver.start()
     transfers = TransferServer(driver.holder, kv, config.transfer_timeout, TRANSPORTS[config.kv_transport])
     runner = app_runner(server.application(), grace=1.0)
-    name = f"{config.role} instance at {_url(http)}"
+    name = f"{config.role} instance at {_url(http, config.tls)}"
+    renewal = Renewal()
+    context = config.tls.kept_new(renewal) if config.tls else None
+    renewing = asyncio.create_task(renewal.run())
     try:
         await runner.setup()
         _listen(kv, "--kv-port")
         await transfers.start()
         _listen(http, "--port")
-        await web.SockSite(runner, http).start()
+        await web.SockSite(runner, http, ssl_context=context).start()
         say(f"{name} is ready")
         failure = await _first(stop, driver)
     finally:
+        renewing.cancel()
         await driver.stop()
         await transfers.stop()
         await runner.cleanup()
@@ -111,6 +117,6 @@ def _bind(host: str, port: int, option: str) -> socket.socket:
     return sock
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, tls: TlsFiles | None) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

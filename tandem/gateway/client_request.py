@@ -15,7 +15,9 @@ from tandem.gateway.demand import Demand
 from tandem.gateway.record import Record
 from tandem.protocol.answers import DEADLINE_EXCEEDED
 
-PASSED_ON: Final = ("Authorization", "traceparent", "tracestate")
+AUTHORIZATION: Final = "Authorization"
+PASSED_ON: Final = (AUTHORIZATION, "traceparent", "tracestate")
+"""Of a client's headers; what else an engine obeys, such as vLLM's X-data-parallel-rank, is not for clients to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,8 @@ class Keys:
     def __init__(self, keys: tuple[Key, ...], clock: Callable[[], float] = time.monotonic) -> None:
         self._accounts = [Account(key) for key in keys]
         self._clock = clock
+        self.path: Path | None = None
+        """The file they were read from."""
 
     @classmethod
     def from_file(cls, path: Path) -> Keys:
@@ -100,7 +102,23 @@ class Keys:
             values = [getattr(key, what) for key in keys]
             if twice := next((value for value in values if values.count(value) > 1), None):
                 raise UsageError(f"{path}: {what} {twice} stands there twice; keep one")
-        return cls(keys)
+        known = cls(keys)
+        known.path = path
+        return known
+
+    def renew(self) -> None:
+        """Read the file again: who is no longer in it is no longer let in, who stays keeps what it has used.
+
+        Raises:
+            UsageError: As at first; nothing has changed then.
+        """
+        assert self.path is not None
+        before = {account.key.sha256: account for account in self._accounts}
+        self._accounts = Keys.from_file(self.path)._accounts
+        for place, new in enumerate(self._accounts):
+            if (account := before.get(new.key.sha256)) is not None:
+                account.key = new.key  # its limits may be others now
+                self._accounts[place] = account
 
     @contextmanager
     def admitted(self, headers: Mapping[str, str]) -> Iterator[str]:

@@ -30,10 +30,10 @@ def listen(host: str, port: int) -> tuple[socket.socket, ...]:
     return tuple(sockets)
 
 
-def url_of(address: tuple[Any, ...]) -> str:
+def url_of(address: tuple[Any, ...], scheme: str = "http") -> str:
     """The base URL of what listens at a socket's address."""
     host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:

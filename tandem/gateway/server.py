@@ -10,19 +10,20 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import uvloop
-from aiohttp import web
 
 from tandem.errors import TandemError, UsageError
 from tandem.gateway.budget import RetryBudget
 from tandem.gateway.commons import Commons
 from tandem.gateway.delivery import Courier
+from tandem.gateway.door import Door
 from tandem.gateway.expected import Expected
 from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Keys
 from tandem.gateway.legs import Legs
 from tandem.gateway.length_limit import LengthLimit
-from tandem.gateway.listener import BACKLOG, listen, url_of
+from tandem.gateway.limits import Limits
+from tandem.gateway.listener import listen
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.policy import PolicyName
 from tandem.gateway.pool import Pool
@@ -31,8 +32,11 @@ from tandem.gateway.service import Service
 from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
+from tandem.gateway.worker_access import WorkerAccess
 from tandem.gateway.worker_client import WorkerClient, open_session
-from tandem.protocol.http import BODY_LIMIT, app_runner
+from tandem.protocol.http import app_runner
+from tandem.protocol.renewal import Renewal
+from tandem.protocol.tls import TlsFiles
 
 MOST_WORKERS: Final = 256
 
@@ -53,8 +57,6 @@ class GatewayConfig:
     """Address to listen on; 0.0.0.0 only where asked for."""
     port: int = 9000
     """Port to listen on; 0 for any free one."""
-    body_limit: int = BODY_LIMIT
-    """Largest request body, in bytes."""
     grace_s: float = 3.0
     """How long open requests may still take after a stop was asked for."""
     health_period_s: float = 1.0
@@ -73,6 +75,12 @@ class GatewayConfig:
     """How long a worker may be silent."""
     keys: Keys | None = None
     """Who may ask; None lets everybody."""
+    limits: Limits = field(default_factory=Limits)
+    """What a client may send, ask for and keep us waiting for."""
+    tls: TlsFiles | None = None
+    """What it shows clients, and asks of them; None speaks in the clear."""
+    access: WorkerAccess = field(default_factory=WorkerAccess)
+    """What it shows workers, and asks of them."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
     workers: int = 1
@@ -88,6 +96,7 @@ class GatewayConfig:
         for role in ("prefill", "decode"):
             object.__setattr__(self, role, tuple(_base_url(role, url) for url in getattr(self, role)))
         urls = self.prefill + self.decode
+        self.access.check_urls(urls)
         for url in urls:
             if urls.count(url) > 1:
                 raise UsageError(f"{url}: given {urls.count(url)} times; give each instance once, in one role")
@@ -120,7 +129,8 @@ class Gateway:
         Raises:
             UsageError: The address cannot be listened on.
         """
-        self._session = open_session()
+        renewal = Renewal()
+        self._session = open_session(self.config.access, renewal)
         client = WorkerClient(self._session, self.pool)
         budget = RetryBudget()
         self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
@@ -132,26 +142,33 @@ class Gateway:
             budget=budget,
             metrics=self.metrics,
             limit=self.config.limit,
+            limits=self.config.limits,
             keys=self.config.keys,
+            passes_key_on=self.config.keys is None and self.config.access.api_key is None,
         )
-        self._runner = app_runner(service.application(self.config.body_limit), self.config.grace_s)
+        self._runner = app_runner(service.application(), self.config.grace_s)
         await self._runner.setup()
+        self._door = Door(self.config.limits, self.config.tls.kept_new(renewal) if self.config.tls else None)
+        if self.config.keys is not None and self.config.keys.path is not None:
+            renewal.watch((self.config.keys.path,), self.config.keys.renew)
         try:
-            await self._listen()
+            assert self._runner.server is not None
+            sockets = self.commons.sockets or listen(self.config.host, self.config.port)
+            await self._door.open(self._runner.server, sockets)
         except UsageError:
             await self._close()
             raise
         watch = HealthWatch(self.pool, self._session, self.config.health_period_s, self.config.expected)
         await watch.check()
-        self._watching = asyncio.create_task(watch.run())
-        self._stalls = asyncio.create_task(StallWatch(self.pool, self._session, self.config.patience).run())
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
-        self._starting = asyncio.create_task(self._become_ready(readiness))
+        stalls = StallWatch(self.pool, self._session, self.config.patience)
+        for_ever = (self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run())
+        self._tasks = [asyncio.create_task(one) for one in for_ever]
 
     @property
     def url(self) -> str:
         """Where a started gateway listens."""
-        return url_of(self._runner.addresses[0])
+        return self._door.url
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -165,7 +182,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, asked.set)
         stop = asyncio.create_task(asked.wait())
-        running: set[asyncio.Task[Any]] = {stop, self._starting, self._watching, self._stalls}
+        running: set[asyncio.Task[Any]] = {stop, *self._tasks}
         while stop in running:
             ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in ended:
@@ -173,7 +190,7 @@ class Gateway:
 
     async def stop(self) -> None:
         """Take no more requests, give the open ones `grace_s`, abort the rest and close everything."""
-        for task in (self._starting, self._watching, self._stalls):
+        for task in self._tasks:
             task.cancel()
             await asyncio.wait([task])
         await self._close()
@@ -182,11 +199,8 @@ class Gateway:
         if self.config.expected:
             await readiness.reach(self.config.ready_timeout_s)
 
-    async def _listen(self) -> None:
-        for sock in self.commons.sockets or listen(self.config.host, self.config.port):
-            await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
-
     async def _close(self) -> None:
+        self._door.close()
         await self._runner.cleanup()
         await self._legs.finish()
         await self._session.close()

@@ -12,11 +12,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
 from tandem.gateway.budget import RetryBudget
-from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.client_request import AUTHORIZATION, PASSED_ON, ClientRequest
 from tandem.gateway.delivery import Courier
 from tandem.gateway.front import Front
 from tandem.gateway.keys import Keys
 from tandem.gateway.length_limit import LengthLimit
+from tandem.gateway.limits import Limits
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.record import Record
@@ -42,20 +43,24 @@ class Service:
         budget: RetryBudget,
         metrics: GatewayMetrics,
         limit: LengthLimit | None,
+        limits: Limits,
         keys: Keys | None,
+        passes_key_on: bool,
     ) -> None:
         self._front = front
         self._limit = limit
+        self._limits = limits
         self._keys = keys
+        self._passed_on = PASSED_ON if passes_key_on else tuple(name for name in PASSED_ON if name != AUTHORIZATION)
         self._pool = pool
         self._client = client
         self._courier = courier
         self._budget = budget
         self._metrics = metrics
 
-    def application(self, body_limit: int) -> web.Application:
-        """The aiohttp application; bodies over `body_limit` bytes are refused with 413."""
-        app = web.Application(middlewares=[openai_errors], client_max_size=body_limit)
+    def application(self) -> web.Application:
+        """The aiohttp application; no other path reaches anything, least of all a worker."""
+        app = web.Application(middlewares=[openai_errors], client_max_size=self._limits.max_body_bytes)
         for path in self._front.generating:
             app.router.add_post(path, self.generate)
         if self._front.lists_models:
@@ -97,13 +102,13 @@ class Service:
             self._metrics.asked(name)
             yield
 
-    def _passed_on(self, request: web.Request) -> dict[str, str]:
+    def _for_workers(self, request: web.Request) -> dict[str, str]:
         """The client's headers for the instances: without its key, where that is between it and us."""
-        return {name: value for name, value in request.headers.items() if self._keys is None or name != "Authorization"}
+        return {name: request.headers[name] for name in self._passed_on if name in request.headers}
 
     async def _generate(self, request: web.Request, headers: dict[str, str], record: Record) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
-        asked = self._front.begin(record, request.path, await read_body(request), self._passed_on(request))
+        asked = self._front.begin(record, request.path, await read_body(request), self._for_workers(request))
         if self._limit is not None:
             await self._limit.check(asked.body)
         answer = self._answer(asked)
@@ -115,7 +120,7 @@ class Service:
 
     def _answer(self, asked: ClientRequest) -> Answer:
         several = asked.body.count != 1 or len(asked.body.prompts) > 1
-        return Strands(self._courier, asked) if several else self._courier.deliver(asked)
+        return Strands(self._courier, asked, self._limits) if several else self._courier.deliver(asked)
 
     async def models(self, request: web.Request) -> web.Response:
         """What a worker says it serves."""
@@ -124,7 +129,7 @@ class Service:
 
     async def _models(self, request: web.Request) -> web.Response:
         self._pool.require_open()
-        passed_on = {name: value for name, value in self._passed_on(request).items() if name == "Authorization"}
+        passed_on = {name: value for name, value in self._for_workers(request).items() if name == AUTHORIZATION}
         async with self._client.get(self._pool.somebody, "/v1/models", passed_on) as exchange:
             return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
 

@@ -16,8 +16,8 @@ import msgspec
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier, Delivery
+from tandem.gateway.limits import Limits
 from tandem.protocol import sse
-from tandem.protocol.openai import MAX_CHOICES
 from tandem.protocol.sse import EventParser
 
 Event = dict[str, Any]
@@ -33,13 +33,14 @@ class Strands:
     Args:
         courier: What deliveries are made with.
         asked: The request.
+        limits: How many there may be.
 
     Raises:
         RequestError: 400, there are too many.
     """
 
-    def __init__(self, courier: Courier, asked: ClientRequest) -> None:
-        self._deliveries = [courier.deliver(one, choice) for one, choice in strands(asked)]
+    def __init__(self, courier: Courier, asked: ClientRequest, limits: Limits) -> None:
+        self._deliveries = [courier.deliver(one, choice) for one, choice in strands(asked, limits)]
         self._per_prompt = asked.body.count
         self._wants_usage = asked.body.wants_usage
 
@@ -128,7 +129,7 @@ class Strands:
             yield usages[min(usages)] | head | {"usage": self._summed(in_order)}
 
 
-def strands(asked: ClientRequest) -> Iterator[tuple[ClientRequest, int]]:
+def strands(asked: ClientRequest, limits: Limits) -> Iterator[tuple[ClientRequest, int]]:
     """The request for each choice, prompt by prompt, and the number of the choice among those of its prompt.
 
     Raises:
@@ -138,11 +139,7 @@ def strands(asked: ClientRequest) -> Iterator[tuple[ClientRequest, int]]:
     if asked.body.value("resume") is not None:
         message = f"n: {count * len(prompts)} answers cannot go on from one; resume each by itself"
         raise RequestError(message, param="n")
-    if count * len(prompts) > MAX_CHOICES or count < 1:
-        raise RequestError(
-            f"n: {count} answers to {len(prompts)} prompts are outside 1..{MAX_CHOICES}; ask for fewer at a time",
-            param="n",
-        )
+    limits.check_answers(count, len(prompts))
     single = asked.body.with_fields(n=None)
     if single.value("best_of") in (1, count):  # any other is the instance's to refuse
         single = single.with_fields(best_of=None)

@@ -17,8 +17,10 @@ from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause, Exchange, WorkerError
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
+from tandem.gateway.worker_access import WorkerAccess
 from tandem.protocol.answers import ENDINGS
 from tandem.protocol.http import VerbatimError
+from tandem.protocol.renewal import Renewal
 from tandem.protocol.seat_name import hide_seat_names
 
 log = logging.getLogger(__name__)
@@ -40,13 +42,23 @@ KEEPALIVE_S: Final = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: a POST must not meet that close."""
 
 
-def open_session() -> aiohttp.ClientSession:
-    """The one long-lived session of a gateway; call it inside the running loop."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+def open_session(access: WorkerAccess, renewal: Renewal) -> aiohttp.ClientSession:
+    """The one long-lived session of a gateway; call it inside the running loop.
+
+    Args:
+        access: What it shows to workers.
+        renewal: Reads that again when it changes.
+    """
+    context = access.tls.kept_new(renewal) if access.tls else True
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=context),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-        headers={"Accept-Encoding": "identity"},  # the relay never looks inside, so it cannot unpack
+        # The relay never looks inside, so it cannot unpack.
+        headers={"Accept-Encoding": "identity"} | access.headers(),
     )
+    if access.api_key is not None:
+        renewal.watch((access.api_key,), lambda: session.headers.update(access.headers()))
+    return session
 
 
 PIECEMEAL_BYTES: Final = 2**20

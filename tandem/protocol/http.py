@@ -51,9 +51,12 @@ def app_runner(application: web.Application, grace: float) -> web.AppRunner:
         grace: Seconds that answers under way have when it stops.
     """
     # Without handler_cancellation aiohttp would let a handler finish an answer that nobody waits for.
-    return web.AppRunner(
-        application, handler_cancellation=True, access_log=None, shutdown_timeout=grace, logger=_without_bytes()
-    )
+    return web.AppRunner(application, handler_cancellation=True, shutdown_timeout=grace, **serving_options())
+
+
+def serving_options() -> dict[str, Any]:
+    """What aiohttp is told for each connection."""
+    return {"access_log": None, "logger": _without_bytes()}
 
 
 def _without_bytes() -> logging.Logger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -229,7 +230,9 @@ async def stream(request: web.Request, pieces: list[bytes]) -> web.StreamRespons
 
 
 @asynccontextmanager
-async def running(script: Script, capabilities: tuple[str, ...] = ("release",)) -> AsyncIterator[FakeWorker]:
+async def running(
+    script: Script, capabilities: tuple[str, ...] = ("release",), tls: ssl.SSLContext | None = None
+) -> AsyncIterator[FakeWorker]:
     """A worker on a free port of the loopback interface; without capabilities it is one like vLLM's."""
     worker = FakeWorker(script, capabilities)
     app = web.Application(client_max_size=64 * 2**20)
@@ -241,8 +244,8 @@ async def running(script: Script, capabilities: tuple[str, ...] = ("release",)) 
     app.router.add_get("/v1/models", worker.listed)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    worker.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    worker.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield worker
     finally:

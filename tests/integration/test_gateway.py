@@ -43,6 +43,7 @@ from tandem.gateway import delivery
 from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
+from tandem.gateway.limits import Limits
 from tandem.gateway.server import Gateway, GatewayConfig
 
 
@@ -462,7 +463,7 @@ def test_a_stream_that_its_worker_gave_up_ends_with_one_error(error: Any, reason
 
 @trial
 async def test_refusals_of_the_gateway_itself() -> None:
-    async with rigged(body_limit=2000) as rig:
+    async with rigged(limits=Limits(max_body_bytes=2000)) as rig:
         async with rig.http.get(rig.url + "/v1/nope") as response:
             there = "/health, /metrics, /v1/chat/completions, /v1/completions, /v1/models"
             await assert_error(response, 404, f"/v1/nope: no such endpoint; there are {there}")

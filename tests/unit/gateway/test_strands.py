@@ -12,6 +12,7 @@ import pytest
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier
+from tandem.gateway.limits import Limits
 from tandem.gateway.record import Record
 from tandem.gateway.strands import Strands
 from tandem.protocol import sse
@@ -67,9 +68,8 @@ class FakeCourier:
 
 def strands(courier: FakeCourier, **fields: Any) -> Strands:
     raw = json.dumps({"prompt": "x", **fields}).encode()
-    return Strands(
-        cast(Courier, courier), ClientRequest.begin(Record(id="i", path="/v1/completions"), "/v1/completions", raw, {})
-    )
+    asked = ClientRequest.begin(Record(id="i", path="/v1/completions"), "/v1/completions", raw, {})
+    return Strands(cast(Courier, courier), asked, Limits())
 
 
 def event(text: str, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""The door: connections of clients are let in here, and those that only take up room are closed.
+
+aiohttp closes a connection that is idle between two requests, however slowly bytes of the next one drip in. What it
+leaves open is looked for once a second, over all connections at a time, so that nothing is done for each request:
+those that have never asked anything, those whose body drips in, and those whose client has stopped reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import LineTooLong
+
+from tandem.errors import RequestError
+from tandem.gateway.limits import Limits
+from tandem.gateway.listener import BACKLOG, url_of
+from tandem.protocol.http import refusal_response, serving_options
+
+PERIOD_S: Final = 1.0
+"""Between two looks at all connections."""
+FULL_LINE_S: Final = 10.0
+"""Between two lines of the log about a full house."""
+SLOWEST: Final = 8192
+"""Bytes per second at which a body may come."""
+FILES_PER_CONNECTION: Final = 3
+"""One for the client, and one for each leg."""
+SPARE_FILES: Final = 256
+
+log = logging.getLogger(__name__)
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_door", "_sending", "_sending_since", "_stuck_bytes", "_stuck_since", "opened", "wire")
+
+    def __init__(self, door: Door, server: web.Server, options: dict[str, Any]) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._door = door
+        self.opened = self._stuck_since = self._sending_since = 0.0
+        self._stuck_bytes = 0
+        """Of its answer, how many its client had not taken at the last look."""
+        self._sending: web.BaseRequest | None = None
+        """The request whose body was not whole at the last look."""
+        self.wire: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note it; called by the event loop."""
+        super().connection_made(transport)
+        self.wire = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it closes, with bytes unsent
+        self.opened = self._stuck_since = self._loop.time()
+        self._door.let_in(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget it; called by the event loop."""
+        self._door.forget(self)
+        super().connection_lost(exc)
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request's head has come."""
+        return self._request_count > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is between two requests, or before the first."""
+        return self._current_request is None
+
+    def is_stuck(self, now: float, patience_s: float) -> bool:
+        """Whether its client has read nothing for so long; to be asked again and again."""
+        waiting = self.wire.get_write_buffer_size()
+        # Nothing is added while writing is paused, nor after the answer, so bytes that are read make it less.
+        if not waiting or waiting < self._stuck_bytes or not (self.writing_paused or self.is_idle):
+            self._stuck_since = now
+        self._stuck_bytes = waiting
+        return now - self._stuck_since > patience_s
+
+    def hurry(self, now: float, patience_s: float) -> None:
+        """Refuse a request whose body has taken longer than this and the time that it needs at `SLOWEST`."""
+        request = self._current_request
+        if request is None or request.content.is_eof():
+            self._sending = None
+        elif request is not self._sending:
+            self._sending, self._sending_since = request, now
+        elif now - self._sending_since > patience_s + request.content.total_bytes / SLOWEST:
+            self._lingering_time = 0.0  # the rest of it is not waited for
+            request.content.set_exception(
+                RequestError("the body came too slowly; send it again", status=408, code="body_too_slow")
+            )
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Refuse what is no HTTP, or too much of it, in OpenAI's error shape."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        self.log_exception("no HTTP from %s", request.remote, exc_info=exc)
+        response = refusal_response(_refusal(exc))
+        response.force_close()
+        return response
+
+
+class Door:
+    """Listens on one address.
+
+    Args:
+        limits: How many are let in, and for how long each may say nothing.
+        context: What TLS is spoken with; None speaks in the clear.
+    """
+
+    def __init__(self, limits: Limits, context: ssl.SSLContext | None) -> None:
+        self._limits = limits
+        self._context = context
+        self._connections: dict[Connection, None] = {}
+        self._told_full = float("-inf")
+        self._listeners: list[asyncio.Server] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What aiohttp is told."""
+        return serving_options() | {
+            "keepalive_timeout": self._limits.idle_timeout,
+            "max_line_size": self._limits.max_url_bytes,
+            "max_field_size": self._limits.max_header_bytes,
+            "max_headers": self._limits.max_headers,
+        }
+
+    async def open(self, server: web.Server, sockets: Sequence[socket.socket]) -> None:
+        """Take connections.
+
+        Args:
+            server: Answers the requests.
+            sockets: Where to take them; they listen.
+        """
+        options, loop = self.options, asyncio.get_running_loop()
+        _allow_files(self._limits.max_connections)
+        for one in sockets:
+            listener = await loop.create_server(
+                lambda: Connection(self, server, options),
+                sock=one,
+                backlog=BACKLOG,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.head_timeout if self._context else None,
+            )
+            self._listeners.append(listener)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once it is open."""
+        return url_of(self._listeners[0].sockets[0].getsockname(), "https" if self._context else "http")
+
+    def close(self) -> None:
+        """Let nobody in any more; who is in stays."""
+        for listener in self._listeners:
+            listener.close()
+
+    async def watch(self) -> None:
+        """Look for connections that only take up room, for ever; cancel the task to end it."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self.look()
+
+    def look(self) -> None:
+        """Close those that have asked nothing in time, that drip, and whose client has stopped reading."""
+        now, limits = asyncio.get_running_loop().time(), self._limits
+        for one in tuple(self._connections):
+            if not one.has_asked and now - one.opened > limits.head_timeout:
+                one.wire.abort()
+            elif one.is_stuck(now, limits.stall_timeout):
+                log.info("a client has read nothing for %g s; its request is aborted", limits.stall_timeout)
+                one.wire.abort()
+            else:
+                one.hurry(now, limits.body_timeout)
+
+    def let_in(self, new: Connection) -> None:
+        """Count a new connection; if it is one too many, the oldest that asks nothing goes, or else itself."""
+        if len(self._connections) >= self._limits.max_connections:
+            self._tell_full()
+            (self._least_wanted() or new).wire.abort()
+        self._connections[new] = None
+
+    def forget(self, gone: Connection) -> None:
+        """It is closed."""
+        self._connections.pop(gone, None)
+
+    def _least_wanted(self) -> Connection | None:
+        idle = None
+        for one in self._connections:
+            if one.wire.is_closing():
+                continue
+            if not one.has_asked:
+                return one
+            if idle is None and one.is_idle:
+                idle = one
+        return idle
+
+    def _tell_full(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told_full >= FULL_LINE_S:
+            self._told_full = now
+            log.warning(
+                "%d connections are open, all that --max-connections allows; those that ask nothing are closed",
+                len(self._connections),
+            )
+
+
+def _allow_files(connections: int) -> None:
+    """Raise this process' limit on open files, as far as it may, to what so many connections need."""
+    needed = connections * FILES_PER_CONNECTION + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        log.warning(
+            "this process may have %d files open, which is enough for %d connections; raise `ulimit -Hn` to %d, or "
+            "lower --max-connections",
+            *(allowed, max(1, (allowed - SPARE_FILES) // FILES_PER_CONNECTION), needed),
+        )
+
+
+def _refusal(error: HttpProcessingError) -> RequestError:
+    """What is wrong with a request's head."""
+    if isinstance(error, LineTooLong):
+        line, limit, *_ = error.args
+        if bytes(line).startswith(b"/"):  # no header's name does
+            message = f"the URL has more than {limit} bytes; shorten it"
+            return RequestError(message, status=414, code="url_too_long")
+        message = f"a header has more than {limit} bytes; shorten it"
+        return RequestError(message, status=431, code="headers_too_large")
+    if "Too many headers" in error.message:
+        return RequestError("there are too many headers; send fewer", status=431, code="headers_too_large")
+    reason = " ".join(error.message.partition(":\n")[0].split())
+    return RequestError(f"this is no sound HTTP request: {reason}", code="invalid_http")
