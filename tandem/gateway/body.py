@@ -21,6 +21,8 @@ ONE: Final = msgspec.Raw(b"1")
 FALSE: Final = msgspec.Raw(b"false")
 TRUE: Final = msgspec.Raw(b"true")
 KV_FIELD: Final = "kv_transfer_params"
+INTERNAL: Final = (KV_FIELD, "reservation")
+"""Fields between the gateway and its instances."""
 DEADLINE: Final = "deadline_seconds"
 
 
@@ -32,13 +34,15 @@ class ClientBody:
 
     @classmethod
     def decode(cls, raw: bytes) -> ClientBody:
-        """Read a request body; a client's own `kv_transfer_params` are dropped, they are between us and the instances.
+        """Read a request body; what is between us and the instances is dropped, whoever sets it.
 
         Raises:
             RequestError: 400, when the body is not a JSON object; 404, when it names a seat as its model.
         """
         fields = decode_object(raw, msgspec.Raw)
-        fields.pop(KV_FIELD, None)
+        _require_text(raw)
+        for name in INTERNAL:
+            fields.pop(name, None)
         body = cls(fields)
         body._refuse_a_seat_as_model()
         return body
@@ -179,6 +183,14 @@ class ClientBody:
             return None if raw is None else decode_body(bytes(raw), Any)
         except msgspec.ValidationError as error:
             raise RequestError(f"{name}: {error}", param=name) from None
+
+
+def _require_text(raw: bytes) -> None:
+    """What is passed on as raw pieces nobody has read; an instance might fail where it should refuse."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
 def without_kv_params(answer: bytes) -> bytes:

@@ -19,6 +19,7 @@ from tandem.gateway.keys import Keys
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.limits import Limits
 from tandem.gateway.metrics import GatewayMetrics
+from tandem.gateway.openapi import document
 from tandem.gateway.pool import Pool
 from tandem.gateway.record import Record
 from tandem.gateway.relay import Answer
@@ -65,6 +66,7 @@ class Service:
             app.router.add_post(path, self.generate)
         if self._front.lists_models:
             app.router.add_get("/v1/models", self.models)
+            app.router.add_get("/openapi.json", self.description)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
         return app
@@ -132,6 +134,10 @@ class Service:
         passed_on = {name: value for name, value in self._for_workers(request).items() if name == AUTHORIZATION}
         async with self._client.get(self._pool.somebody, "/v1/models", passed_on) as exchange:
             return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
+
+    async def description(self, _: web.Request) -> web.Response:
+        """The API for machines."""
+        return json_response(document())
 
     async def health(self, _: web.Request) -> web.Response:
         """200 when requests are taken, else 503; `degraded` while a role has nobody up and the other serves alone."""

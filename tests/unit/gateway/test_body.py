@@ -30,8 +30,14 @@ def body(**fields: Any) -> ClientBody:
 
 @given(st.dictionaries(st.text(), JSON))
 def test_unknown_fields_are_forwarded_untouched(fields: dict[str, Any]) -> None:
-    fields.pop("kv_transfer_params", None)
-    assert json.loads(body(**fields, kv_transfer_params={"remote_host": "evil"}).decode_leg(None, None)) == fields
+    forbidden = {"kv_transfer_params": {"remote_host": "evil"}, "reservation": "another's"}
+    fields = {name: value for name, value in fields.items() if name not in forbidden}
+    assert json.loads(body(**fields, **forbidden).decode_leg(None, None)) == fields
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(RequestError, match="not valid JSON: 'utf-8' codec"):
+        ClientBody.decode(b'{"prompt": "\xff"}')
 
 
 def test_numbers_keep_their_spelling() -> None:
