@@ -31,6 +31,8 @@ class ClientRequest:
     body: ClientBody
     headers: Mapping[str, str]
     """Sent with both legs."""
+    too_slow: int = 0
+    """How many workers were given up as too slow for it."""
 
     @classmethod
     def begin(cls, record: Record, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
@@ -57,19 +59,28 @@ class ClientRequest:
         """Seconds since the request came in."""
         return time.monotonic() - self.record.began
 
+    @cached_property
+    def until(self) -> float | None:
+        """When the client's deadline is over, by `time.monotonic`; None if it set none."""
+        allowed = self.body.deadline_s
+        return None if allowed is None else self.record.began + allowed
+
     def left_s(self) -> float | None:
         """Seconds left of the client's deadline; None if it set none.
 
         Raises:
             RequestError: 504, when nothing is left.
         """
-        allowed = self.body.deadline_s
-        if allowed is None:
+        if self.until is None:
             return None
-        if (left := allowed - self.age_s) > 0:
+        if (left := self.until - time.monotonic()) > 0:
             return left
-        message = f"{DEADLINE}: the {allowed:g} seconds are over; allow the request more time"
-        raise RequestError(message, status=504, code=DEADLINE_EXCEEDED, param=DEADLINE)
+        raise self.late()
+
+    def late(self) -> RequestError:
+        """The refusal for a request whose deadline is over."""
+        message = f"{DEADLINE}: the {self.body.deadline_s:g} seconds are over; allow the request more time"
+        return RequestError(message, status=504, code=DEADLINE_EXCEEDED, param=DEADLINE)
 
     @contextmanager
     def in_time(self) -> Iterator[None]:

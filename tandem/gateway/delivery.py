@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -275,10 +276,18 @@ class Delivery:
             RequestError: There has been enough of it, or the deadline is over.
         """
         self._end_retry()
-        self._asked.left_s()
         self._last = error
+        if error.cause == "silent":
+            self._asked = replace(self._asked, too_slow=self._asked.too_slow + 1)
         self._tried.add(error.worker)
         log.info("%s: %s; it goes on elsewhere", self._asked.record.id, error)
+        try:
+            async with asyncio.timeout(self._asked.left_s()):
+                await self._turn(error)
+        except TimeoutError:
+            raise self._asked.late() from None
+
+    async def _turn(self, error: WorkerError) -> None:
         if not self._courier.pool.has_candidates(self._tried):
             if self._rounds == ROUNDS:
                 raise error

@@ -17,6 +17,7 @@ import aiohttp
 
 from tandem.errors import RequestError
 from tandem.gateway.prefilled import Prefilled
+from tandem.gateway.silence import PIECE_BYTES, Silence
 from tandem.gateway.worker import Worker
 
 Stage = Literal["prefill", "stream", "whole", "other"]
@@ -32,6 +33,7 @@ Cause = Literal[
     "cut",  # the answer broke off, or ended before `[DONE]`
     "frozen",  # no answer to health checks
     "silent",  # an answer to health checks and nothing else for too long
+    "late",  # the request's time was over
     "starved",  # given up for the prefill that it needed
 ]
 """What a worker did instead of its part: few, so that they can be counted."""
@@ -60,22 +62,27 @@ class WorkerError(RequestError):
 
 
 class Exchange:
-    """A request to a worker, and its answer; `WorkerClient` sends it."""
+    """A request to a worker, and its answer; `WorkerClient` sends it.
 
-    def __init__(self, worker: Worker, stage: Stage) -> None:
+    Args:
+        worker: To whom.
+        stage: What for.
+        work: What it has to do before its answer begins, in tokens of a prompt.
+        until: When nobody wants the answer any more, by `time.monotonic`; None for never.
+        too_slow: How many workers were given up as too slow for the same request before.
+    """
+
+    def __init__(
+        self, worker: Worker, stage: Stage, *, work: float = 0, until: float | None = None, too_slow: int = 0
+    ) -> None:
         self.worker = worker
         self.stage = stage
-        self.began = self.heard = asyncio.get_running_loop().time()
-        """When it was sent, and when its worker last said something."""
         self.sent = time.monotonic()
-        """When it was sent, to the microsecond: the loop's clock is coarse."""
         self.prefilled: Prefilled | None = None
         """The prefill whose keys and values it uses."""
-        self._is_awaited = True
-        """Whether somebody waits for the worker, and not the worker for a client that reads slowly."""
-        self.first_silence = self.longest_silence = 0.0
-        """Seconds until its first byte, and the longest between two pieces after that."""
-        self._has_begun = False
+        self.silence = Silence(work)
+        self.until = until
+        self.too_slow = too_slow
         self.why: str | None = None
         """Why it was given up."""
         self._cause: Cause = "frozen"
@@ -107,7 +114,8 @@ class Exchange:
             if self._response is not None:  # it came at the moment in which it was given up
                 self._response.close()
             raise
-        self.heard = asyncio.get_running_loop().time()
+        self.silence.end(begins=not self.is_stream)
+        self.silence.begin()
         return self._response
 
     def lose(self, why: str, cause: Cause = "frozen") -> None:
@@ -132,11 +140,17 @@ class Exchange:
         Raises:
             WorkerError: It broke off.
         """
+        silence, is_stream, unheard = self.silence, self.is_stream, 0
         try:
             async for piece in self.response.content.iter_any():
-                self._hear()
-                yield piece
-                self._wait()
+                unheard += len(piece)
+                if b"\n" in piece if is_stream else unheard >= PIECE_BYTES:
+                    silence.end()
+                    yield piece
+                    silence.begin()
+                    unheard = 0
+                else:
+                    yield piece
         except (aiohttp.ClientError, OSError) as error:
             raise self.lost("broke off its answer", "cut") from error
 
@@ -159,25 +173,3 @@ class Exchange:
         """Seconds that its worker says it has pulled keys and values for; None where it says nothing."""
         told = TRANSFER.search(self.response.headers.get("Server-Timing", ""))
         return float(told[1]) / 1000 if told else None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether anything of the answer's body has come."""
-        return self._has_begun
-
-    @property
-    def silence_s(self) -> float:
-        """For how many seconds its worker has been waited for."""
-        return asyncio.get_running_loop().time() - self.heard if self._is_awaited else 0.0
-
-    def _hear(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._has_begun:
-            self.longest_silence = max(self.longest_silence, now - self.heard)
-        else:
-            self._has_begun, self.first_silence = True, now - self.began
-        self._is_awaited = False
-
-    def _wait(self) -> None:
-        self.heard = asyncio.get_running_loop().time()
-        self._is_awaited = True

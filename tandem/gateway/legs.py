@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.exchange import Exchange, Stage, WorkerError
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.prefill import Prefill
@@ -19,6 +20,11 @@ from tandem.gateway.route import Route
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.answers import TICKET_RELEASED
+
+TOKEN_WORK: Final = 100
+"""A token of an answer takes about as long as so many of a prompt."""
+UNKNOWN_TOKENS: Final = 8192
+"""Of an answer whose length nobody has limited."""
 
 
 class Legs:
@@ -96,5 +102,9 @@ class Legs:
 
 
 def _exchange(route: Route, asked: ClientRequest) -> Exchange:
-    """The one that brings the answer."""
-    return Exchange(route.decode, "stream" if asked.body.streams else "whole")
+    """The one that brings the answer; one that is not streamed begins when all of it is there."""
+    work: float = asked.demand.prompt_tokens
+    if not asked.body.streams:
+        work += TOKEN_WORK * (asked.body.max_answer or UNKNOWN_TOKENS)
+    stage: Stage = "stream" if asked.body.streams else "whole"
+    return Exchange(route.decode, stage, work=work, until=asked.until, too_slow=asked.too_slow)

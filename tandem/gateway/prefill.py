@@ -103,6 +103,8 @@ class Prefill:
     def feeds(self, decode: Exchange) -> None:
         """Say which exchange waits for the keys and values; it is given up when they cannot come any more."""
         self._fed = decode
+        if not self.over:
+            decode.silence.excuse()
 
     @property
     def over(self) -> bool:
@@ -125,7 +127,9 @@ class Prefill:
         body = asked.body.prefill(early=early)
         try:
             with self._metrics.prefill_seconds.time():
-                exchange = Exchange(self._worker, "prefill")
+                exchange = Exchange(
+                    self._worker, "prefill", work=self._tokens, until=asked.until, too_slow=asked.too_slow
+                )
                 async with self._client.post(exchange, asked.path, body, asked.headers):
                     await self._read(exchange)
             self.told.ended = time.monotonic()
@@ -134,11 +138,13 @@ class Prefill:
             self._starve()
         finally:
             self._told.set()
+            if self._fed is not None:
+                self._fed.silence.end_excuse()
 
     def _starve(self) -> None:
         """A pull from an instance that is frozen would hang; what gave its ticket back says by itself why it did."""
         given_back = self.failure is not None and self.failure.code == TICKET_RELEASED
-        if self._fed is not None and not self._fed.has_begun and not given_back:
+        if self._fed is not None and not self._fed.silence.has_begun and not given_back:
             self._fed.lose("got no keys and values", "starved")
 
     async def _read(self, exchange: Exchange) -> None:

@@ -96,9 +96,10 @@ class Record:
 
     def heard(self, exchange: Exchange) -> None:
         """Note the waits for an exchange that is over."""
-        gap = exchange.longest_silence
-        if self.continuations and self._heard is not None and exchange.has_begun:
-            gap = max(gap, exchange.began + exchange.first_silence - self._heard)
+        silence = exchange.silence
+        gap = silence.longest_s
+        if self.continuations and self._heard is not None and silence.begun is not None:
+            gap = max(gap, silence.begun - self._heard)
         self.longest_gap_s = max(self.longest_gap_s, gap)
-        if exchange.has_begun:
-            self._heard = exchange.heard
+        if silence.begun is not None:
+            self._heard = silence.since

@@ -1,19 +1,24 @@
 """Frozen is dead: who is silent for longer than usual is asked whether it lives, and given up if it does not say so.
 
-A long prompt is no stall: a worker that answers its health check may take its time, up to a last limit. One that does
-not is stopped, wedged or cut off, and everything that is open with it goes on elsewhere.
+A worker that does not answer its health check is stopped, wedged or cut off: everything that is open with it goes on
+elsewhere. One that does may take its time, but not for ever: where an exchange with it is silent for much longer than
+others were, in proportion to what was asked for, that request goes on elsewhere, because a connection may be dead, or a
+request lost, while the worker is well. Such a request is given twice as long at the next one, and from the third on it
+is waited for, so that nothing is lost where everybody is slow.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 import aiohttp
 
+from tandem.gateway.exchange import Exchange
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
@@ -21,6 +26,8 @@ PERIOD_S: Final = 0.25
 """Between two looks at everything that is open."""
 PROBES: Final = 2
 """Health checks in a row that a suspect must miss."""
+MOST_TOO_SLOW: Final = 2
+"""So many workers may be given up as too slow for one request."""
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +38,15 @@ class Patience:
 
     suspect_s: float = 1.0
     """At least so long before the worker is asked whether it lives."""
-    times_usual: float = 4.0
+    times_usual: float = 2.0
     """It is suspect after so many times the longest silence of late, if that is more."""
-    probe_s: float = 1.0
+    probe_s: float = 0.75
     """It has so long to answer."""
+    healthy_s: float = 4.0
+    """At least so long before a worker that answers is too slow for a request."""
+    times_expected: float = 8.0
+    """It is too slow after so many times the longest silence of late, in proportion to what is asked for, if that is
+    more."""
     longest_s: float = 600.0
     """Whatever it answers, after so long it is given up."""
 
@@ -61,16 +73,35 @@ class StallWatch:
                 probe.cancel()
 
     def _look_after(self, worker: Worker) -> None:
-        vitals = self._pool.vitals(worker)
+        vitals, now = self._pool.vitals(worker), time.monotonic()
         for exchange in tuple(vitals.exchanges):
-            silence = exchange.silence_s
-            if silence > self._patience.longest_s:
-                exchange.lose(f"was silent for {silence:.0f} s", "silent")
-            elif silence > self._suspect_after(vitals.usual_silence(exchange)):
-                self._begin_probe(worker)
+            if exchange.until is not None and now >= exchange.until:
+                exchange.lose("had no more time", "late")
+            elif (silent_s := exchange.silence.seconds(now)) > self._patience.suspect_s:
+                if silent_s > self._patience.times_usual * vitals.silences.usual_s(exchange.stage, exchange.silence):
+                    self._begin_probe(worker)
+                if silent_s > self._limit_s(exchange):
+                    exchange.lose(f"was silent for {silent_s:.0f} s", "silent")
 
-    def _suspect_after(self, usual_s: float) -> float:
-        return max(self._patience.suspect_s, self._patience.times_usual * usual_s)
+    def _limit_s(self, exchange: Exchange) -> float:
+        """How long a worker that lives may be silent."""
+        longest_s = self._patience.longest_s
+        if exchange.silence.is_excused or exchange.too_slow >= MOST_TOO_SLOW:
+            return longest_s
+        expected_s = self._expected_s(exchange)
+        if expected_s is None or not self._pool.has_others(exchange.worker):
+            return longest_s
+        limit_s = max(self._patience.healthy_s, self._patience.times_expected * expected_s)
+        return min(limit_s * 2.0**exchange.too_slow, longest_s)
+
+    def _expected_s(self, exchange: Exchange) -> float | None:
+        """By its worker's past, or that of its like where it has none; None where nobody has any."""
+        its_own = self._pool.vitals(exchange.worker).silences.expected_s(exchange.stage, exchange.silence)
+        if its_own is not None:
+            return its_own
+        others = (self._pool.vitals(worker).silences for worker in self._pool.workers)
+        known = (silences.expected_s(exchange.stage, exchange.silence) for silences in others)
+        return max((seconds for seconds in known if seconds is not None), default=None)
 
     def _begin_probe(self, worker: Worker) -> None:
         # The only one that is left is not given up: its requests have nowhere to go, and it may come back.

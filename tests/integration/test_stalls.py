@@ -19,7 +19,7 @@ from tandem.gateway.worker_client import WorkerClient, open_session
 
 SHORT = Patience(suspect_s=0.1, probe_s=0.1)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-PIECE = b"3\r\nabc\r\n"
+PIECE = b"4\r\nabc\n\r\n"
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -148,7 +148,7 @@ async def test_a_client_that_reads_slowly_is_no_silence_of_the_worker() -> None:
 async def test_who_usually_takes_long_is_given_time() -> None:
     async with bench(HEAD) as one:
         usual = Exchange(one.worker, "stream")
-        usual.first_silence = 10.0
+        usual.silence.first_s = 10.0
         one.pool.vitals(one.worker).ended(usual)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(one.read(), 1)

@@ -100,11 +100,10 @@ def test_the_mean_gap_needs_two_events() -> None:
 def test_the_longest_gap_is_the_one_between_two_workers() -> None:
     one = record(ago=0)
     first, second = exchange(sent_ago=0), exchange(sent_ago=0)
-    first._has_begun = second._has_begun = True
-    first.first_silence, first.longest_silence, first.heard = 1, 2, first.began + 4
+    first.silence.begun, first.silence.since, first.silence.longest_s = 1, 4, 2
     one.heard(first)
     assert one.longest_gap_s == 2
     one.continuations = 1
-    second.began, second.first_silence, second.longest_silence = first.heard + 5, 1, 3
+    second.silence.begun, second.silence.longest_s = 10, 3
     one.heard(second)
     assert one.longest_gap_s == pytest.approx(6)
