@@ -1,6 +1,7 @@
 """How many requests may be tried again at a time, so that a worker's end does not become a storm on the others.
 
-Nobody is refused for it: who finds no room waits until another one's second try has begun to answer.
+Nobody is refused for it: who finds no room waits until another one's second try has begun to answer, or has been under
+way for so long that it is load like any other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Final
 
 SHARE: Final = 0.2
 """Of the requests in flight."""
-AT_LEAST: Final = 4
+AT_LEAST: Final = 8
+LONGEST_S: Final = 5.0
+"""A try counts for so long at most; an answer that is not streamed begins when all of it is there."""
 
 
 class Retry:
@@ -19,10 +22,12 @@ class Retry:
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget: RetryBudget | None = budget
+        self._limit = asyncio.get_running_loop().call_later(LONGEST_S, self.end)
 
     def end(self) -> None:
         """The try has begun to answer, or is over."""
         if self._budget is not None:
+            self._limit.cancel()
             self._budget.give_back()
             self._budget = None
 

@@ -44,7 +44,7 @@ class Patience:
     """It has so long to answer."""
     healthy_s: float = 4.0
     """At least so long before a worker that answers is too slow for a request."""
-    times_expected: float = 8.0
+    times_expected: float = 5.0
     """It is too slow after so many times the longest silence of late, in proportion to what is asked for, if that is
     more."""
     longest_s: float = 600.0

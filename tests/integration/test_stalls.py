@@ -6,28 +6,38 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import aiohttp
 import pytest
 from gateway_rig import trial
 
-from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway import stalls
+from tandem.gateway.exchange import Exchange, Stage, WorkerError
 from tandem.gateway.pool import Pool
 from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient, open_session
 
 SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+HASTY = Patience(suspect_s=0.1, healthy_s=0.1)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PIECE = b"4\r\nabc\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n"
 HEALTHY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
-class Server:
-    """Accepts, says so much, and then nothing more; answers health checks or not."""
+@pytest.fixture(autouse=True)
+def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stalls, "PERIOD_S", 0.02)
 
-    def __init__(self, said: bytes, *, lives: bool) -> None:
+
+class Server:
+    """Accepts, says so much, and then nothing more, or drips; answers health checks or not."""
+
+    def __init__(self, said: bytes, *, drip: bytes, lives: bool) -> None:
         self.said = said
+        self.drip = drip
         self.lives = lives
         self.probes = 0
         self.connections: list[asyncio.StreamWriter] = []
@@ -42,7 +52,9 @@ class Server:
         else:
             writer.write(self.said)
         with suppress(asyncio.CancelledError):  # which `start_server` would report
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(0.02)
+                writer.write(self.drip)
 
 
 class Bench:
@@ -57,9 +69,16 @@ class Bench:
     def worker(self) -> Worker:
         return self.pool.workers[0]
 
-    async def read(self) -> bytes:
+    def usually(self, seconds: float, worker: int = 0, stage: Stage = "stream") -> None:
+        """A worker's answers begin, and go on, after so long."""
+        usual = Exchange(self.pool.workers[worker], stage)
+        usual.silence.first_s = usual.silence.longest_s = seconds
+        self.pool.vitals(usual.worker).ended(usual)
+
+    async def read(self, stage: Stage = "stream", **options: Any) -> bytes:
         body = b""
-        async with self.client.post(Exchange(self.worker, "stream"), "/v1/completions", b"{}", {}) as exchange:
+        asked = Exchange(self.worker, stage, **options)
+        async with self.client.post(asked, "/v1/completions", b"{}", {}) as exchange:
             async for piece in exchange.pieces():
                 body += piece
         return body
@@ -67,9 +86,9 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    said: bytes = b"", *, lives: bool = False, others: bool = True, patience: Patience = SHORT
+    said: bytes = b"", *, drip: bytes = b"", lives: bool = False, others: bool = True, patience: Patience = SHORT
 ) -> AsyncIterator[Bench]:
-    server = Server(said, lives=lives)
+    server = Server(said, drip=drip, lives=lives)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     pool = Pool.of([], [url, "http://127.0.0.1:9"])
@@ -109,7 +128,7 @@ def test_the_slow_are_waited_for(said: bytes) -> None:
     async def scenario() -> None:
         async with bench(said, lives=True) as one:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(one.read(), 1)
+                await asyncio.wait_for(one.read(), 0.6)
             assert one.pool.is_up(one.worker)
             assert one.server.probes > 1
             assert one.pool.vitals(one.worker).exchanges == set()
@@ -121,7 +140,7 @@ def test_the_slow_are_waited_for(said: bytes) -> None:
 async def test_the_last_one_is_not_given_up() -> None:
     async with bench(HEAD, others=False) as one:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(one.read(), 1)
+            await asyncio.wait_for(one.read(), 0.6)
         assert one.pool.is_up(one.worker)
         assert one.server.probes == 0
 
@@ -132,6 +151,96 @@ async def test_there_is_a_last_limit_for_everybody() -> None:
         with pytest.raises(WorkerError, match=r"was silent for \d s"):
             await one.read()
         assert one.pool.is_up(one.worker)
+
+
+DRIPS = {
+    "a head": (b"HTTP/1.1 200 OK\r\nX: ", b"x", "stream"),
+    "a stream's first line": (HEAD, b"1\r\nx\r\n", "stream"),
+    "a line": (HEAD + PIECE, b"1\r\nx\r\n", "stream"),
+    "a whole answer": (WHOLE, b"x\n", "whole"),
+}
+
+
+@pytest.mark.parametrize("place", DRIPS)
+def test_who_drips_bytes_is_silent(place: str) -> None:
+    said, drip, stage = DRIPS[place]
+
+    @trial
+    async def scenario() -> None:
+        async with bench(said, drip=drip, lives=True, patience=HASTY) as one:
+            one.usually(0.01, stage=stage)
+            with pytest.raises(WorkerError, match=r"was silent for \d s") as caught:
+                await asyncio.wait_for(one.read(stage), 0.6)
+            assert caught.value.cause == "silent"
+            assert one.pool.is_up(one.worker)
+
+    scenario()
+
+
+@pytest.mark.parametrize(
+    ("said", "drip", "stage"), [(HEAD, PIECE, "stream"), (WHOLE, b"x" * 3000, "whole")], ids=["lines", "bytes"]
+)
+def test_who_says_something_whole_now_and_then_is_not(said: bytes, drip: bytes, stage: Stage) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench(said, drip=drip, lives=True, patience=HASTY) as one:
+            one.usually(0.01, stage=stage)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(one.read(stage), 0.6)
+
+    scenario()
+
+
+async def is_given_up(one: Bench, **asked: Any) -> bool:
+    """Within 0.6 s, though its worker lives."""
+    try:
+        await asyncio.wait_for(one.read(**asked), 0.6)
+    except WorkerError:
+        return True
+    except TimeoutError:
+        return False
+    raise AssertionError
+
+
+@trial
+async def test_how_long_the_slow_are_waited_for() -> None:
+    async with bench(lives=True, patience=HASTY) as one:
+        assert not await is_given_up(one), "nobody knows how long it takes"
+        one.usually(0.01, worker=1)
+        assert await is_given_up(one), "its like are faster"
+        one.usually(0.2)
+        assert not await is_given_up(one), "it always takes longer"
+    async with bench(lives=True, patience=HASTY) as one:
+        one.usually(0.04)
+        assert await is_given_up(one)
+        assert not await is_given_up(one, work=5000), "there is more to do"
+        assert not await is_given_up(one, stage="whole"), "it has never done that"
+        assert await is_given_up(one, too_slow=1), "twice as long"
+        assert not await is_given_up(one, too_slow=2), "the third one is waited for"
+        one.pool.mark(one.pool.workers[1], up=False)
+        assert not await is_given_up(one), "there is nobody else"
+
+
+@trial
+async def test_who_waits_for_another_is_excused() -> None:
+    async with bench(lives=True, patience=HASTY) as one:
+        one.usually(0.01)
+        exchange = Exchange(one.worker, "stream")
+        exchange.silence.excuse()
+
+        async def read() -> None:
+            async with one.client.post(exchange, "/", b"{}", {}):
+                raise AssertionError
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        assert one.server.probes > 0
+        exchange.silence.end_excuse()
+        began = time.monotonic()
+        with pytest.raises(WorkerError, match="silent"):
+            await reading
+        assert 0.1 < time.monotonic() - began < 0.5
 
 
 @trial
@@ -147,11 +256,9 @@ async def test_a_client_that_reads_slowly_is_no_silence_of_the_worker() -> None:
 @trial
 async def test_who_usually_takes_long_is_given_time() -> None:
     async with bench(HEAD) as one:
-        usual = Exchange(one.worker, "stream")
-        usual.silence.first_s = 10.0
-        one.pool.vitals(one.worker).ended(usual)
+        one.usually(10.0)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(one.read(), 1)
+            await asyncio.wait_for(one.read(), 0.6)
         assert one.server.probes == 0
         for _ in range(300):
             one.pool.vitals(one.worker).ended(Exchange(one.worker, "stream"))

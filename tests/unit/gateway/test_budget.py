@@ -77,6 +77,17 @@ async def test_room_is_given_back_once(budget: RetryBudget) -> None:
     await begun(budget, 1)
 
 
+@trial
+async def test_a_try_that_takes_long_is_load_like_any_other(budget: RetryBudget) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tandem.gateway.budget.LONGEST_S", 0.01)
+        held = await full(budget)
+    await asyncio.gather(*await begun(budget, AT_LEAST))
+    for retry in held:
+        retry.end()
+    await begun(budget, 1)
+
+
 async def still_has_room_for(budget: RetryBudget, count: int) -> None:
     for _ in range(count):
         await asyncio.wait_for(budget.retry(), 1)
