@@ -1,7 +1,7 @@
 """How many requests may be tried again at a time, so that a worker's end does not become a storm on the others.
 
-Nobody is refused for it: who finds no room waits until another one's second try has begun to answer, or has been under
-way for so long that it is load like any other.
+All processes of a gateway have one budget. Nobody is refused for it: who finds no room waits until another one's second
+try has begun to answer, or has been under way for so long that it is load like any other.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import asyncio
 from collections import deque
 from typing import Final
 
+from tandem.gateway.board import Board
+
 SHARE: Final = 0.2
 """Of the requests in flight."""
 AT_LEAST: Final = 8
 LONGEST_S: Final = 5.0
 """A try counts for so long at most; an answer that is not streamed begins when all of it is there."""
+LOOK_S: Final = 0.05
+"""Who waits looks so often whether there is room: another process that gives some back tells nobody."""
 
 
 class Retry:
@@ -33,22 +37,28 @@ class Retry:
 
 
 class RetryBudget:
-    """Counts requests and second tries."""
+    """Counts requests and second tries.
 
-    def __init__(self) -> None:
-        self.in_flight = 0
+    Args:
+        board: Where they are counted; None for the only process.
+    """
+
+    def __init__(self, board: Board | None = None) -> None:
+        board = board or Board()
+        self.in_flight = board.counter("requests")
         """Requests being served; kept by whoever serves them."""
-        self._retrying = 0
+        self._retrying = board.counter("second tries")
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def retrying(self) -> int:
-        """Second tries that have not begun to answer."""
-        return self._retrying
+        """Second tries of this process that have not begun to answer."""
+        return int(self._retrying.own)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
+        """Requests of this process that wait for room."""
         return len(self._waiting)
 
     async def retry(self) -> Retry:
@@ -56,6 +66,7 @@ class RetryBudget:
         if self._waiting or not self._has_room:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
+            self._look_later()
             try:
                 await turn
             except asyncio.CancelledError:
@@ -65,18 +76,30 @@ class RetryBudget:
                     self._waiting.remove(turn)
                 raise
         else:
-            self._retrying += 1
+            self._retrying.add()
         return Retry(self)
 
     def give_back(self) -> None:
         """One try less."""
-        self._retrying -= 1
+        self._retrying.add(-1)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
         while self._waiting and self._has_room:
             turn = self._waiting.popleft()
             if not turn.done():
-                self._retrying += 1
+                self._retrying.add()
                 turn.set_result(None)
+
+    def _look_later(self) -> None:
+        if self._waiting and self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._hand_out()
+        self._look_later()
 
     @property
     def _has_room(self) -> bool:
-        return self._retrying < max(AT_LEAST, SHARE * self.in_flight)
+        return self._retrying.total < max(AT_LEAST, SHARE * self.in_flight.total)

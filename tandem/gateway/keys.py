@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,6 +20,7 @@ from msgspec import Meta
 
 from tandem.errors import RequestError, UsageError
 from tandem.files import read_bytes, write_whole
+from tandem.gateway.board import Board
 
 PREFIX: Final = "tdm-"
 """How a key begins, so that one that was leaked is recognised by what looks for such."""
@@ -40,37 +40,55 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Requests at a time."""
 
 
-@dataclass
 class Account:
-    """What a key has used."""
+    """What a key has used, at all processes of a gateway together.
 
-    key: Key
-    in_flight: int = 0
-    allowance: float = field(init=False)
-    """Requests that may be sent at once; it grows with time, up to a minute's worth."""
-    reckoned: float = 0.0
-    """When the allowance was last reckoned, in seconds of the clock."""
+    Args:
+        key: Whose.
+        board: Where it stands.
+    """
 
-    def __post_init__(self) -> None:
-        self.allowance = self.key.requests_per_minute or 0.0
+    def __init__(self, key: Key, board: Board) -> None:
+        self.key = key
+        self._board = board
+        self._in_flight = board.counter(f"{key.sha256} in flight")
+        # Requests that may be sent at once, which grows with time, up to a minute's worth; and when that was reckoned,
+        # in seconds of the clock.
+        self._allowance = board.common(f"{key.sha256} allowance")
+        self._reckoned = board.common(f"{key.sha256} reckoned at")
 
-    def admit(self, now: float) -> None:
-        """Count a request that begins.
+    def begin(self, now: float) -> None:
+        """Count a request.
 
         Raises:
             RequestError: 429, when the key has used what it may.
         """
+        if self.key.in_flight is None and self.key.requests_per_minute is None:
+            self._in_flight.add()
+            return
+        with self._board.changing():
+            self._require_room()
+            self._use_allowance(now)
+            self._in_flight.add()
+
+    def end(self) -> None:
+        """It is over."""
+        self._in_flight.add(-1)
+
+    def _require_room(self) -> None:
         most = self.key.in_flight
-        if most is not None and self.in_flight >= most:
+        if most is not None and self._in_flight.total >= most:
             raise _too_many(f"{most} requests of this key are being served, which is all it may have at a time", 1.0)
-        if (rate := self.key.requests_per_minute) is not None:
-            self.allowance = min(rate, self.allowance + (now - self.reckoned) * rate / 60) if self.reckoned else rate
-            self.reckoned = now
-            if self.allowance < 1:
-                wait = (1 - self.allowance) * 60 / rate
-                raise _too_many(f"this key may ask {rate:g} times a minute, and has", wait)
-            self.allowance -= 1
-        self.in_flight += 1
+
+    def _use_allowance(self, now: float) -> None:
+        if (rate := self.key.requests_per_minute) is None:
+            return
+        grown = self._allowance.value + (now - self._reckoned.value) * rate / 60
+        allowance = min(rate, grown) if self._reckoned.value else rate
+        left = allowance - 1 if allowance >= 1 else allowance
+        self._allowance.value, self._reckoned.value = left, now
+        if allowance < 1:
+            raise _too_many(f"this key may ask {rate:g} times a minute, and has", (1 - allowance) * 60 / rate)
 
 
 class Keys:
@@ -78,14 +96,22 @@ class Keys:
 
     Args:
         keys: All of them.
-        clock: Seconds, monotonic.
+        clock: Seconds, monotonic, the same for all processes.
+        board: Where it stands what they have used; None for the only process.
+        path: The file they were read from, if they were.
     """
 
-    def __init__(self, keys: tuple[Key, ...], clock: Callable[[], float] = time.monotonic) -> None:
-        self._accounts = [Account(key) for key in keys]
+    def __init__(
+        self,
+        keys: tuple[Key, ...],
+        clock: Callable[[], float] = time.monotonic,
+        board: Board | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._board = board or Board()
+        self._accounts = [Account(key, self._board) for key in keys]
         self._clock = clock
-        self.path: Path | None = None
-        """The file they were read from."""
+        self.path = path
 
     @classmethod
     def from_file(cls, path: Path) -> Keys:
@@ -94,17 +120,7 @@ class Keys:
         Raises:
             UsageError: Naming the file and the line at fault.
         """
-        lines = read_bytes(path, UsageError).splitlines()
-        keys = tuple(_key(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
-        if not keys:
-            raise UsageError(f"{path}: holds no key, so nobody could ask; make one with `tandem gateway-key`")
-        for what in ("name", "sha256"):
-            values = [getattr(key, what) for key in keys]
-            if twice := next((value for value in values if values.count(value) > 1), None):
-                raise UsageError(f"{path}: {what} {twice} stands there twice; keep one")
-        known = cls(keys)
-        known.path = path
-        return known
+        return cls(_keys(path), path=path)
 
     def renew(self) -> None:
         """Read the file again: who is no longer in it is no longer let in, who stays keeps what it has used.
@@ -113,12 +129,11 @@ class Keys:
             UsageError: As at first; nothing has changed then.
         """
         assert self.path is not None
-        before = {account.key.sha256: account for account in self._accounts}
-        self._accounts = Keys.from_file(self.path)._accounts
-        for place, new in enumerate(self._accounts):
-            if (account := before.get(new.key.sha256)) is not None:
-                account.key = new.key  # its limits may be others now
-                self._accounts[place] = account
+        self._accounts = [Account(key, self._board) for key in _keys(self.path)]
+
+    def on(self, board: Board) -> Keys:
+        """The same keys, where what they have used stands on another board."""
+        return Keys(tuple(account.key for account in self._accounts), self._clock, board, self.path)
 
     @contextmanager
     def admitted(self, headers: Mapping[str, str]) -> Iterator[str]:
@@ -128,11 +143,11 @@ class Keys:
             RequestError: 401, without a known key; 429, when it has used what it may.
         """
         account = self._account(headers.get("Authorization", ""))
-        account.admit(self._clock())
+        account.begin(self._clock())
         try:
             yield account.key.name
         finally:
-            account.in_flight -= 1
+            account.end()
 
     def _account(self, authorization: str) -> Account:
         scheme, _, key = authorization.partition(" ")
@@ -175,6 +190,18 @@ def add_key(path: Path, name: str, requests_per_minute: float | None, in_flight:
 def digest_of(key: str) -> str:
     """What is kept of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def _keys(path: Path) -> tuple[Key, ...]:
+    lines = read_bytes(path, UsageError).splitlines()
+    keys = tuple(_key(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if not keys:
+        raise UsageError(f"{path}: holds no key, so nobody could ask; make one with `tandem gateway-key`")
+    for what in ("name", "sha256"):
+        values = [getattr(key, what) for key in keys]
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise UsageError(f"{path}: {what} {twice} stands there twice; keep one")
+    return keys
 
 
 def _key(path: Path, number: int, line: bytes) -> Key:

@@ -132,7 +132,8 @@ class Gateway:
         renewal = Renewal()
         self._session = open_session(self.config.access, renewal)
         client = WorkerClient(self._session, self.pool)
-        budget = RetryBudget()
+        budget = RetryBudget(self.commons.board)
+        keys = self.config.keys and self.config.keys.on(self.commons.board)
         self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
         service = Service(
             front=Front.of(self.config.api, self.metrics),
@@ -143,14 +144,14 @@ class Gateway:
             metrics=self.metrics,
             limit=self.config.limit,
             limits=self.config.limits,
-            keys=self.config.keys,
-            passes_key_on=self.config.keys is None and self.config.access.api_key is None,
+            keys=keys,
+            passes_key_on=keys is None and self.config.access.api_key is None,
         )
         self._runner = app_runner(service.application(), self.config.grace_s)
         await self._runner.setup()
         self._door = Door(self.config.limits, self.config.tls.kept_new(renewal) if self.config.tls else None)
-        if self.config.keys is not None and self.config.keys.path is not None:
-            renewal.watch((self.config.keys.path,), self.config.keys.renew)
+        if keys is not None and keys.path is not None:
+            renewal.watch((keys.path,), keys.renew)
         try:
             assert self._runner.server is not None
             sockets = self.commons.sockets or listen(self.config.host, self.config.port)

@@ -75,7 +75,7 @@ class Service:
         """Answer a request for generated text."""
         record = Record(id=request_id(request.headers), path=request.path)
         headers = {"X-Request-Id": record.id}
-        self._budget.in_flight += 1
+        self._budget.in_flight.add()
         try:
             with self._metrics.request(record), self._admitted(request, record):
                 return await self._generate(request, headers, record)
@@ -87,7 +87,7 @@ class Service:
             log.info("%s %s 499: its client has left", record.path, record.id)
             raise
         finally:
-            self._budget.in_flight -= 1
+            self._budget.in_flight.add(-1)
 
     @contextmanager
     def _admitted(self, request: web.Request, record: Record) -> Iterator[None]:

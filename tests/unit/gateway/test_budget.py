@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tandem.gateway.board import Board, shared_memory
 from tandem.gateway.budget import AT_LEAST, Retry, RetryBudget
 
 Scenario = Callable[[RetryBudget], Awaitable[None]]
@@ -52,7 +54,7 @@ async def test_so_many_and_then_first_come_first_served(budget: RetryBudget) -> 
 async def test_nobody_overtakes(budget: RetryBudget) -> None:
     held = await full(budget)
     [waiting] = await begun(budget, 1)
-    budget.in_flight = 1000
+    budget.in_flight.add(1000)
     [late] = await begun(budget, 1)
     held[0].end()
     await settle()
@@ -62,7 +64,7 @@ async def test_nobody_overtakes(budget: RetryBudget) -> None:
 
 @trial
 async def test_with_many_in_flight_there_is_more_room(budget: RetryBudget) -> None:
-    budget.in_flight = 50
+    budget.in_flight.add(50)
     for _ in range(10):
         await budget.retry()
     await begun(budget, 1)
@@ -130,3 +132,21 @@ async def test_who_left_just_before_room_was_given_is_passed_over(budget: RetryB
         retry.end()
     (await second).end()
     await still_has_room_for(budget, AT_LEAST)
+
+
+def test_processes_share_it() -> None:
+    async def scenario() -> None:
+        memory = shared_memory(2)
+        here, there = (RetryBudget(Board(2, row, memory)) for row in range(2))
+        held = await full(there)
+        [waiting] = await begun(here, 1)
+        assert (here.retrying, there.retrying, here.waiting) == (0, AT_LEAST, 1)
+        held[0].end()
+        await waiting
+        there.in_flight.add(50)
+        for _ in range(50 // 5 - AT_LEAST):
+            await here.retry()
+        await begun(here, 1)
+        os.close(memory)
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tandem.cli import run
 from tandem.errors import RequestError, UsageError
+from tandem.gateway.board import Board, shared_memory
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
 
 
@@ -128,3 +130,25 @@ def test_a_wrong_key_file_is_refused_by_line(text: str, said: str, tmp_path: Pat
 def test_a_key_that_cannot_be_is_not_written(words: list[str], tmp_path: Path) -> None:
     assert run(["gateway-key", *words, "--file", str(tmp_path / "keys")]) == 2
     assert not (tmp_path / "keys").exists()
+
+
+def test_limits_are_those_of_all_processes_together() -> None:
+    clock, memory = Clock(), shared_memory(2)
+    key, keys = keys_of(clock, in_flight=2, requests_per_minute=4)
+    boards = [Board(2, row, memory) for row in range(2)]
+    here, there = (keys.on(board) for board in boards)
+    with there.admitted(bearer(key)):
+        with here.admitted(bearer(key)):
+            for full in (here, there):
+                with pytest.raises(RequestError, match="2 requests of this key"):
+                    full.admitted(bearer(key)).__enter__()
+        boards[1].clear(1)  # it was killed, and its request with it
+        with here.admitted(bearer(key)), here.admitted(bearer(key)):
+            pass
+    for none_left in (here, keys.on(boards[1])):
+        with pytest.raises(RequestError, match="4 times a minute, and has; try again in 15 s"):
+            none_left.admitted(bearer(key)).__enter__()
+    clock.now += 15
+    with here.admitted(bearer(key)):
+        pass
+    os.close(memory)
