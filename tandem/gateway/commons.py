@@ -56,6 +56,11 @@ class Commons:
     speaks: bool = True
     """Whether it is the one to say that the gateway has begun."""
 
+    @property
+    def has_siblings(self) -> bool:
+        """Whether there are other processes."""
+        return bool(self.sockets)
+
     @classmethod
     def inherited(cls) -> Commons | None:
         """What a supervisor has given this process; None where there is none. The variable is taken out."""

@@ -39,6 +39,10 @@ from tandem.protocol.renewal import Renewal
 from tandem.protocol.tls import TlsFiles
 
 MOST_WORKERS: Final = 256
+LOOK_S: Final = 0.1
+"""Between two looks of a process at whether the first one has found everybody ready."""
+SHOW_S: Final = 1.0
+"""Between two times that a process says how things stand in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ class Gateway:
             board=self.commons.board,
         )
         self.metrics = GatewayMetrics()
+        self._is_ready = self.commons.board.common("ready")
 
     async def start(self) -> None:
         """Listen, and find out who is up.
@@ -163,7 +168,10 @@ class Gateway:
         await watch.check()
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
         stalls = StallWatch(self.pool, self._session, self.config.patience)
-        for_ever = (self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run())
+        for_ever = (
+            *(self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run()),
+            self._keep_showing(service),
+        )
         self._tasks = [asyncio.create_task(one) for one in for_ever]
 
     @property
@@ -197,8 +205,23 @@ class Gateway:
         await self._close()
 
     async def _become_ready(self, readiness: Readiness) -> None:
-        if self.config.expected:
+        """One process finds out for all of them; one that is started later finds the service open."""
+        if not self.config.expected:
+            return
+        if self.commons.row == 0 and not self._is_ready.value:
             await readiness.reach(self.config.ready_timeout_s)
+            self._is_ready.value = 1
+        while True:
+            if self._is_ready.value:
+                self.pool.is_open = True
+                return
+            await asyncio.sleep(LOOK_S)
+
+    async def _keep_showing(self, service: Service) -> None:
+        """Whichever process is asked for metrics shows how things stand in all of them."""
+        while self.commons.has_siblings:
+            service.refresh()
+            await asyncio.sleep(SHOW_S)
 
     async def _close(self) -> None:
         self._door.close()

@@ -151,5 +151,9 @@ class Service:
 
     async def metrics(self, _: web.Request) -> web.Response:
         """The page for Prometheus."""
-        self._metrics.gauges.refresh(self._pool, self._budget, self._courier.journals)
+        self.refresh()
         return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def refresh(self) -> None:
+        """Let the metrics show how things stand now."""
+        self._metrics.gauges.refresh(self._pool, self._budget, self._courier.journals)
