@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Final, Literal
 
-import aiohttp
-
 from tandem.errors import RequestError
+from tandem.gateway.connection import Connection, NoHttpError, Response
+from tandem.gateway.peer import CONNECT_TIMEOUT_S, Peer
 from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.silence import PIECE_BYTES, Silence
 from tandem.gateway.worker import Worker
@@ -86,11 +86,11 @@ class Exchange:
         self.why: str | None = None
         """Why it was given up."""
         self._cause: Cause = "frozen"
-        self._response: aiohttp.ClientResponse | None = None
-        self._connecting = asyncio.timeout(None)
+        self._response: Response | None = None
+        self._dialling: asyncio.Timeout | None = None
 
     @property
-    def response(self) -> aiohttp.ClientResponse:
+    def response(self) -> Response:
         """The answer's head; there is one once the exchange is handed out."""
         assert self._response is not None
         return self._response
@@ -98,25 +98,41 @@ class Exchange:
     @property
     def is_stream(self) -> bool:
         """Whether the answer comes as server-sent events."""
-        return self.response.content_type == "text/event-stream"
+        return self.response.header("content-type").partition(";")[0].strip().lower() == "text/event-stream"
 
-    async def head(self, request: aiohttp.client._RequestContextManager) -> aiohttp.ClientResponse:
-        """Wait for the answer's head.
+    async def head(self, peer: Peer, request: Sequence[bytes]) -> Response:
+        """Send it, and wait for the answer's head; `close` must follow.
 
         Raises:
-            TimeoutError: It was given up, or the connection took too long.
-            aiohttp.ClientError: There is none.
+            WorkerError: There is none.
         """
+        connection = peer.free() or await self._dial(peer)
+        self._response = response = connection.send(request)
         try:
-            async with self._connecting:
-                self._response = await request
-        except TimeoutError:
-            if self._response is not None:  # it came at the moment in which it was given up
-                self._response.close()
-            raise
+            await response.head()
+        except NoHttpError as error:
+            raise self.lost("answered with something other than HTTP/1.1", "bad_answer") from error
+        except OSError as error:
+            raise self.lost("closed the connection before it answered", "reset") from error
         self.silence.end(begins=not self.is_stream)
         self.silence.begin()
-        return self._response
+        return response
+
+    async def _dial(self, peer: Peer) -> Connection:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S) as self._dialling:
+                connection = await peer.dial()
+        except OSError as error:
+            raise self.lost("cannot be reached", "unreachable") from error
+        if self.why is not None:  # it was given up at the moment in which the connection came
+            connection.abort()
+            raise self.lost("cannot be reached", "unreachable")
+        return connection
+
+    def close(self) -> None:
+        """Be done with the answer; one that is not whole is cut off, so that the worker aborts."""
+        if self._response is not None:
+            self._response.close()
 
     def lose(self, why: str, cause: Cause = "frozen") -> None:
         """Give it up; whoever waits for it gets an error with this reason."""
@@ -124,9 +140,9 @@ class Exchange:
             self.why, self._cause = why, cause
             if self._response is not None:
                 self._response.close()
-            else:
+            elif self._dialling is not None:
                 with suppress(RuntimeError):  # it is over already
-                    self._connecting.reschedule(0)
+                    self._dialling.reschedule(0)
 
     def lost(self, otherwise: str, cause: Cause) -> WorkerError:
         """The error for its end before it was whole: why it was given up, or otherwise this."""
@@ -142,7 +158,7 @@ class Exchange:
         """
         silence, is_stream, unheard = self.silence, self.is_stream, 0
         try:
-            async for piece in self.response.content.iter_any():
+            while piece := await self.response.piece():
                 unheard += len(piece)
                 if b"\n" in piece if is_stream else unheard >= PIECE_BYTES:
                     silence.end()
@@ -151,7 +167,7 @@ class Exchange:
                     unheard = 0
                 else:
                     yield piece
-        except (aiohttp.ClientError, OSError) as error:
+        except OSError as error:
             raise self.lost("broke off its answer", "cut") from error
 
     async def whole(self) -> bytes:
@@ -171,5 +187,5 @@ class Exchange:
     @property
     def transfer_s(self) -> float | None:
         """Seconds that its worker says it has pulled keys and values for; None where it says nothing."""
-        told = TRANSFER.search(self.response.headers.get("Server-Timing", ""))
+        told = TRANSFER.search(self.response.header("server-timing"))
         return float(told[1]) / 1000 if told else None

@@ -13,20 +13,17 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, TypeVar
 
-import aiohttp
 import msgspec
 
 from tandem.gateway.expected import Expected
 from tandem.gateway.introduction import Introduction, ModelList, complaints
+from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
 TIMEOUT_S: Final = 2.0
 MISSES_TO_DOWN: Final = 3
 """Checks in a row that must fail before a worker that was up counts as down: a busy instance may answer one late."""
-
-LONGEST: Final = 2**20
-"""Bytes of an answer that are read; those of ours have a few hundred."""
 
 T = TypeVar("T")
 
@@ -38,17 +35,15 @@ class HealthWatch:
 
     Args:
         pool: What to keep true.
-        session: To ask with.
+        peers: To ask with.
         period_s: Seconds between two checks of a worker.
         expected: Who must answer at each of the pool's workers, in their order; nothing where anybody may.
     """
 
-    def __init__(
-        self, pool: Pool, session: aiohttp.ClientSession, period_s: float, expected: Sequence[Expected] = ()
-    ) -> None:
+    def __init__(self, pool: Pool, peers: Peers, period_s: float, expected: Sequence[Expected] = ()) -> None:
         self._pool = pool
         self._expected = dict(zip(pool.workers, expected, strict=bool(expected)))
-        self._session = session
+        self._peers = peers
         self._period_s = period_s
         self._misses: dict[str, int] = {}
         self._known: dict[Worker, Introduction] = {}
@@ -128,12 +123,10 @@ class HealthWatch:
         return not stranger
 
     async def _get(self, worker: Worker, path: str) -> tuple[int, bytes]:
-        """Status and body; status 0 if there is no answer, an empty body if it is longer than any of ours."""
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        """Status and body; status 0 if there is no answer."""
         try:
-            async with self._session.get(worker.url + path, timeout=timeout, allow_redirects=False) as response:
-                return response.status, await body_up_to(response, LONGEST)
-        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeError):  # the last: a host name that is none
+            return await self._peers.ask(worker.url, "GET", path, timeout_s=TIMEOUT_S)
+        except OSError:
             return 0, b""
 
 
@@ -143,13 +136,3 @@ def read(body: bytes, kind: type[T]) -> T | None:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-
-
-async def body_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body; empty if it is longer."""
-    body = b""
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit:
-            return b""
-    return body

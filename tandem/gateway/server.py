@@ -33,7 +33,7 @@ from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_access import WorkerAccess
-from tandem.gateway.worker_client import WorkerClient, open_session
+from tandem.gateway.worker_client import WorkerClient, open_peers
 from tandem.protocol.http import app_runner
 from tandem.protocol.renewal import Renewal
 from tandem.protocol.tls import TlsFiles
@@ -135,11 +135,11 @@ class Gateway:
             UsageError: The address cannot be listened on.
         """
         renewal = Renewal()
-        self._session = open_session(self.config.access, renewal)
-        client = WorkerClient(self._session, self.pool)
+        self._peers = open_peers(self.config.access, renewal)
+        client = WorkerClient(self._peers, self.pool)
         budget = RetryBudget(self.commons.board)
         keys = self.config.keys and self.config.keys.on(self.commons.board)
-        self._legs = Legs(self.pool, client, Releases(self._session, self.pool), self.metrics)
+        self._legs = Legs(self.pool, client, Releases(self._peers, self.pool), self.metrics)
         service = Service(
             front=Front.of(self.config.api, self.metrics),
             pool=self.pool,
@@ -164,10 +164,10 @@ class Gateway:
         except UsageError:
             await self._close()
             raise
-        watch = HealthWatch(self.pool, self._session, self.config.health_period_s, self.config.expected)
+        watch = HealthWatch(self.pool, self._peers, self.config.health_period_s, self.config.expected)
         await watch.check()
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
-        stalls = StallWatch(self.pool, self._session, self.config.patience)
+        stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
             *(self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run()),
             self._keep_showing(service),
@@ -227,7 +227,7 @@ class Gateway:
         self._door.close()
         await self._runner.cleanup()
         await self._legs.finish()
-        await self._session.close()
+        self._peers.close()
 
 
 def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> None:

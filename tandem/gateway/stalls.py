@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-import aiohttp
-
 from tandem.gateway.exchange import Exchange
+from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
@@ -54,9 +53,9 @@ class Patience:
 class StallWatch:
     """Looks after all exchanges of a pool."""
 
-    def __init__(self, pool: Pool, session: aiohttp.ClientSession, patience: Patience) -> None:
+    def __init__(self, pool: Pool, peers: Peers, patience: Patience) -> None:
         self._pool = pool
-        self._session = session
+        self._peers = peers
         self._patience = patience
         self._probing: set[Worker] = set()
         self._probes: set[asyncio.Task[None]] = set()
@@ -122,9 +121,8 @@ class StallWatch:
             self._probing.discard(worker)
 
     async def _lives(self, worker: Worker) -> bool:
-        timeout = aiohttp.ClientTimeout(total=self._patience.probe_s)
         try:
-            async with self._session.get(f"{worker.url}/health", timeout=timeout) as response:
-                return response.status == HTTPStatus.OK
-        except (aiohttp.ClientError, OSError, TimeoutError):
+            status, _ = await self._peers.ask(worker.url, "GET", "/health", timeout_s=self._patience.probe_s)
+        except OSError:
             return False
+        return status == HTTPStatus.OK

@@ -9,9 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 
+from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 
@@ -39,8 +39,8 @@ class Ticket:
 class Releases:
     """Tells holders to let go of tickets nobody will use."""
 
-    def __init__(self, session: aiohttp.ClientSession, pool: Pool) -> None:
-        self._session = session
+    def __init__(self, peers: Peers, pool: Pool) -> None:
+        self._peers = peers
         self._pool = pool
 
     def understood(self, holder: Worker) -> bool:
@@ -51,10 +51,8 @@ class Releases:
         """Tell the holder, best effort; nothing is raised."""
         if not self.understood(ticket.holder) or (ticket_id := ticket.id) is None:
             return
-        url = f"{ticket.holder.url}/tandem/release"
-        timeout = aiohttp.ClientTimeout(total=RELEASE_TIMEOUT_S)
+        body = msgspec.json.encode({"ticket": ticket_id})
         try:
-            async with self._session.post(url, json={"ticket": ticket_id}, timeout=timeout) as response:
-                await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            await self._peers.ask(ticket.holder.url, "POST", "/tandem/release", body, timeout_s=RELEASE_TIMEOUT_S)
+        except OSError as error:
             log.info("%s was not told to release ticket %s: %r", ticket.holder.name, ticket_id, error)

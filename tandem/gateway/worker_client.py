@@ -1,20 +1,19 @@
-"""HTTP to the workers: where aiohttp's errors and a worker's bad answers become ours, once."""
+"""HTTP to the workers: where a worker's bad answers become errors of ours, once."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Final
 
-import aiohttp
 import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause, Exchange, WorkerError
+from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_access import WorkerAccess
@@ -34,35 +33,22 @@ PASSED_ON: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 LOGGED_BYTES: Final = 1000
 """Of a worker's failure, in our log."""
 
-CONNECT_TIMEOUT_S: Final = 2.0
-"""A host of the same network answers in milliseconds, or not at all."""
 REFUSAL_TIMEOUT_S: Final = 5.0
 """For the few bytes of an error's body."""
-KEEPALIVE_S: Final = 4.0
-"""Below the 5 s after which uvicorn, and so vLLM, closes an idle connection: a POST must not meet that close."""
 
 
-def open_session(access: WorkerAccess, renewal: Renewal) -> aiohttp.ClientSession:
-    """The one long-lived session of a gateway; call it inside the running loop.
+def open_peers(access: WorkerAccess, renewal: Renewal) -> Peers:
+    """The workers as peers.
 
     Args:
-        access: What it shows to workers.
+        access: What they are shown.
         renewal: Reads that again when it changes.
     """
-    context = access.tls.kept_new(renewal) if access.tls else True
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=context),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-        # The relay never looks inside, so it cannot unpack.
-        headers={"Accept-Encoding": "identity"} | access.headers(),
-    )
+    peers = Peers(access.tls.kept_new(renewal) if access.tls else None)
+    peers.introduce(access.headers())
     if access.api_key is not None:
-        renewal.watch((access.api_key,), lambda: session.headers.update(access.headers()))
-    return session
-
-
-PIECEMEAL_BYTES: Final = 2**20
-"""Bodies from this size on are written piece by piece, so that one long prompt does not hold up every other stream."""
+        renewal.watch((access.api_key,), lambda: peers.introduce(access.headers()))
+    return peers
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -81,8 +67,8 @@ class ErrorAnswer(msgspec.Struct, frozen=True):
 class WorkerClient:
     """Requests to workers. Leaving a `with` block early closes the connection, so that the worker aborts."""
 
-    def __init__(self, session: aiohttp.ClientSession, pool: Pool) -> None:
-        self._session = session
+    def __init__(self, peers: Peers, pool: Pool) -> None:
+        self._peers = peers
         self._pool = pool
 
     def post(
@@ -99,7 +85,7 @@ class WorkerClient:
 
     def get(self, worker: Worker, path: str, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Exchange]:
         """GET; yields and raises like `post`."""
-        return self._exchange(Exchange(worker, "other"), "GET", path, None, headers)
+        return self._exchange(Exchange(worker, "other"), "GET", path, b"", headers)
 
     def reported(
         self, worker: Worker, reason: Reason, how: str, *, cause: Cause = "told", status: int = 502
@@ -120,26 +106,16 @@ class WorkerClient:
 
     @asynccontextmanager
     async def _exchange(
-        self, exchange: Exchange, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self, exchange: Exchange, method: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[Exchange]:
+        peer = self._peers.at(exchange.worker.url)
         with self._pool.open(exchange):
-            response = await self._begun(exchange, method, path, body, headers)
-            async with response:
+            try:
+                await exchange.head(peer, peer.request(method, path, headers, body))
                 await self._check(exchange)
                 yield exchange
-
-    async def _begun(
-        self, exchange: Exchange, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        url = f"{exchange.worker.url}{path}"
-        try:
-            return await exchange.head(
-                self._session.request(method, url, data=_payload(body), headers=headers, allow_redirects=False)
-            )
-        except (aiohttp.ClientConnectorError, TimeoutError) as error:
-            raise exchange.lost("cannot be reached", "unreachable") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise exchange.lost("closed the connection before it answered", "reset") from error
+            finally:
+                exchange.close()
 
     async def _check(self, exchange: Exchange) -> None:
         response, worker = exchange.response, exchange.worker
@@ -157,7 +133,7 @@ class WorkerClient:
             told = status if status in PASSED_ON else 502
             how = f"answered with status {status}"
             raise self.reported(worker, _reason(body), how, cause="status_5xx", status=told)
-        shown = {name: response.headers[name] for name in SHOWN if name in response.headers}
+        shown = {name: value for name in SHOWN if (value := response.header(name.lower()))}
         message = f"{worker.name} refused the request with status {status}"
         raise VerbatimError(message, status=status, body=hide_seat_names(body), headers=shown)
 
@@ -172,7 +148,3 @@ def _reason(body: bytes) -> Reason:
         return msgspec.json.decode(body, type=ErrorAnswer).error
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Reason()
-
-
-def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
-    return io.BytesIO(body) if body and len(body) >= PIECEMEAL_BYTES else body

@@ -44,6 +44,7 @@ from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.limits import Limits
+from tandem.gateway.peer import Peers
 from tandem.gateway.server import Gateway, GatewayConfig
 
 
@@ -345,7 +346,7 @@ async def test_any_other_error_of_a_prefill_under_way_is_its_failure() -> None:
 async def test_a_worker_that_comes_back_is_asked_anew_what_it_can() -> None:
     async with rigged(capabilities=()) as rig:
         pool = rig.gateway.pool
-        watch = HealthWatch(pool, rig.http, 1)
+        watch = HealthWatch(pool, Peers(), 1)
         for healthy, capabilities in ((True, ()), (False, EARLY), (True, EARLY)):
             rig.prefill.healthy, rig.prefill.capabilities = healthy, capabilities
             await watch.check()
@@ -358,7 +359,7 @@ def test_instances_that_do_not_go_together_are_told_once(caplog: pytest.LogCaptu
     async def scenario() -> None:
         async with rigged(capabilities=EARLY) as rig:
             rig.prefill.said, rig.decode.said = {"role": "decode", "digest": "d1"}, {"role": "both", "digest": "d2"}
-            watch = HealthWatch(rig.gateway.pool, rig.http, 1)
+            watch = HealthWatch(rig.gateway.pool, Peers(), 1)
             for healthy in (True, False, True):
                 rig.prefill.healthy = healthy
                 await watch.check()

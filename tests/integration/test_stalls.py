@@ -8,16 +8,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import aiohttp
 import pytest
 from gateway_rig import trial
 
 from tandem.gateway import stalls
+from tandem.gateway.connection import Connection
 from tandem.gateway.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.peer import Peer, Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.worker import Worker
-from tandem.gateway.worker_client import WorkerClient, open_session
+from tandem.gateway.worker_client import WorkerClient
 
 SHORT = Patience(suspect_s=0.1, probe_s=0.1)
 HASTY = Patience(suspect_s=0.1, healthy_s=0.1)
@@ -94,14 +95,14 @@ async def bench(
     pool = Pool.of([], [url, "http://127.0.0.1:9"])
     for worker, up in zip(pool.workers, (True, others), strict=True):
         pool.mark(worker, up=up)
-    session = open_session()
-    watch = asyncio.create_task(StallWatch(pool, session, patience).run())
+    peers = Peers()
+    watch = asyncio.create_task(StallWatch(pool, peers, patience).run())
     try:
-        yield Bench(pool, WorkerClient(session, pool), server)
+        yield Bench(pool, WorkerClient(peers, pool), server)
     finally:
         watch.cancel()
         await asyncio.wait([watch])
-        await session.close()
+        peers.close()
         listening.close()
         for writer in server.connections:
             writer.transport.abort()
@@ -302,11 +303,11 @@ async def test_what_is_lost_as_its_head_comes_is_lost() -> None:
     async with bench(HEAD, patience=Patience()) as one:
         exchange = Exchange(one.worker, "stream")
 
-        async def answer() -> aiohttp.ClientResponse:
-            exchange.lose("is to go")  # before the head is handed out
-            async with aiohttp.ClientSession() as session:
-                return await session.post(one.worker.url + "/", data=b"")
+        class Unlucky(Peer):
+            async def dial(self) -> Connection:
+                exchange.lose("is to go")  # before the connection is handed out
+                return await super().dial()
 
-        with pytest.raises(TimeoutError):
-            await exchange.head(answer())  # type: ignore[arg-type]
-        assert str(exchange.lost("otherwise", "cut")).startswith("decode-0 is to go")
+        peer = Unlucky(one.worker.url)
+        with pytest.raises(WorkerError, match="decode-0 is to go"):
+            await exchange.head(peer, peer.request("POST", "/"))

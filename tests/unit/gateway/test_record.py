@@ -8,9 +8,9 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
-import aiohttp
 import pytest
 
+from tandem.gateway.connection import Response
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.record import Record
@@ -26,8 +26,7 @@ def exchange(*, sent_ago: float, prefilled: Prefilled | None = None, timing: str
     found = asyncio.run(made())
     found.sent = time.monotonic() - sent_ago
     found.prefilled = prefilled
-    headers = {} if timing is None else {"Server-Timing": timing}
-    found._response = cast(aiohttp.ClientResponse, SimpleNamespace(headers=headers))
+    found._response = cast(Response, SimpleNamespace(header={"server-timing": timing or ""}.__getitem__))
     return found
 
 
