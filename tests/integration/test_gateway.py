@@ -39,7 +39,7 @@ from fake_worker import (
 from gateway_rig import BODY, CHAT, EARLY, SOON_S, Rig, rigged, trial, until
 
 from tandem.errors import UsageError
-from tandem.gateway import delivery
+from tandem.gateway import budget, delivery
 from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
@@ -290,6 +290,53 @@ async def test_decode_gets_what_is_left_of_the_deadline() -> None:
         assert json.loads(text)["error"]["code"] == "deadline_exceeded"
         assert len(rig.decode.bodies) == 1
         assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+async def nothing_is_left(rig: Rig) -> None:
+    """Both legs are given up, and nobody is to blame."""
+    await rig.gateway._legs.finish()
+    assert not any(rig.gateway.pool.vitals(worker).exchanges for worker in rig.gateway.pool.workers)
+    await assert_failures(rig, prefill=0, decode=0)
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_the_gateway_itself_keeps_the_deadline(role: str, streams: bool) -> None:
+    async def scenario() -> None:
+        async with rigged(**{role: never}) as rig:
+            began = time.monotonic()
+            async with rig.post(BODY | {"deadline_seconds": 0.3, "stream": streams}) as response:
+                text = await assert_error(response, 504, "deadline_seconds: the 0.3 seconds are over")
+            assert json.loads(text)["error"]["code"] == "deadline_exceeded"
+            assert 0.3 <= time.monotonic() - began < 1
+            await asyncio.wait_for(getattr(rig, role).aborted.wait(), SOON_S)
+            await nothing_is_left(rig)
+
+    uvloop.run(asyncio.wait_for(scenario(), 15))
+
+
+@trial
+async def test_a_deadline_that_is_over_in_the_middle_of_a_stream_is_its_last_event() -> None:
+    async with rigged(decode=words_then_never) as rig:
+        async with rig.post(BODY | {"deadline_seconds": 0.3, "stream": True}) as response:
+            *events, last = (await response.read()).strip().split(b"\n\n")
+        assert events
+        assert json.loads(last.strip().removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
+        await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
+        await nothing_is_left(rig)
+
+
+def test_a_deadline_holds_while_room_for_another_try_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AT_LEAST", "SHARE"):
+        monkeypatch.setattr(budget, name, 0)
+
+    async def scenario() -> None:
+        async with rigged(prefill=(), decode=(answers(500, {}),) * 2) as rig:
+            async with rig.post(BODY | {"deadline_seconds": 0.2}) as response:
+                await assert_error(response, 504, "deadline_seconds")
+            assert sum(len(worker.bodies) for worker in rig.decodes) == 1
+
+    uvloop.run(asyncio.wait_for(scenario(), 15))
 
 
 @trial
