@@ -117,16 +117,16 @@ class Gateway:
     def __init__(self, config: GatewayConfig, commons: Commons | None = None) -> None:
         self.config = config
         self.commons = commons or Commons()
+        self._is_ready = self.commons.board.common("ready")
         self.pool = Pool.of(
             config.prefill,
             config.decode,
             policy=config.policy,
             short_tokens=config.short_tokens,
-            is_open=not config.expected,
+            is_open=not config.expected or bool(self._is_ready.value),
             board=self.commons.board,
         )
         self.metrics = GatewayMetrics()
-        self._is_ready = self.commons.board.common("ready")
 
     async def start(self) -> None:
         """Listen, and find out who is up.
@@ -158,14 +158,14 @@ class Gateway:
         if keys is not None and keys.path is not None:
             renewal.watch((keys.path,), keys.renew)
         try:
-            assert self._runner.server is not None
             sockets = self.commons.sockets or listen(self.config.host, self.config.port)
-            await self._door.open(self._runner.server, sockets)
         except UsageError:
             await self._close()
             raise
         watch = HealthWatch(self.pool, self._peers, self.config.health_period_s, self.config.expected)
-        await watch.check()
+        await watch.check()  # a process that takes the place of another one refuses nobody meanwhile
+        assert self._runner.server is not None
+        await self._door.open(self._runner.server, sockets)
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
         stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
