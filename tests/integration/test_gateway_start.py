@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,10 @@ from gateway_rig import BODY, trial, until
 
 from tandem.errors import ProcessError, UsageError
 from tandem.gateway import readiness
+from tandem.gateway.board import Board, shared_memory
+from tandem.gateway.commons import Commons
 from tandem.gateway.expected import Expected
+from tandem.gateway.listener import listen
 from tandem.gateway.server import Gateway, GatewayConfig
 from tandem.protocol.identity import Role, Seat
 from tandem.protocol.seat_name import seat_name
@@ -388,3 +392,27 @@ def test_a_hand_off_that_hangs_is_named_and_tried_again(
         uvloop.run(asyncio.wait_for(scenario(), 15))
     assert "trying the hand-off from prefill-0 to decode-0" in caplog.text
     assert "prefill-0 did not hand over to decode-0 in 0.2 s, and is asked again" in caplog.text
+
+
+@trial
+async def test_one_of_several_processes_finds_out_for_all() -> None:
+    async with starting() as start, AsyncExitStack() as stack:
+        memory = shared_memory(2)
+        stack.callback(os.close, memory)
+        processes = []
+        for row in (0, 1):
+            common = Commons(sockets=listen("127.0.0.1", 0), board=Board(2, row, memory), row=row)
+            processes.append(Gateway(start.gateway.config, common))
+            await processes[-1].start()
+            stack.push_async_callback(processes[-1].stop)
+        assert not any(one.pool.is_open for one in processes)
+        start.prefill[0].healthy = True
+        await start.ready()
+
+        async def all_are_open() -> bool:
+            return all(one.pool.is_open for one in processes)
+
+        await until(all_are_open)
+        assert len(start.prefill[0].bodies) == 2  # of the rig's own gateway, and of the first process
+        late = Gateway(start.gateway.config, Commons(board=Board(2, 0, memory)))
+        assert late.pool.is_open
