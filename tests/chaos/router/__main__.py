@@ -6,22 +6,27 @@ import argparse
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import uvloop
 
 from chaos.router import table
-from chaos.router.cluster import Ports
+from chaos.router.cluster import Ports, Real
 from chaos.router.command import TANDEM, command
 from chaos.router.rows import ROWS, Row, named
-from chaos.router.trial import Result, Setting, play
+from chaos.router.trial import Result, Setting, play, stage
+from tandem.catalogue.config import GQA
+from tandem.catalogue.position import Rope
 
 
 def arguments() -> argparse.Namespace:
     """What was asked for; exits with 2 when it makes no sense."""
     parser = argparse.ArgumentParser(prog="chaos.router", description=__doc__)
     parser.add_argument("--dialect", choices=("vllm", "native"), default="vllm", help="what the mock instances speak")
+    parser.add_argument("--engine", choices=("tandem", "vllm"), help="real instances of it in place of mocks")
+    parser.add_argument("--model", type=Path, help="their model's folder; default: a small random one")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--list", action="store_true", help="name the rows")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
@@ -35,6 +40,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     try:
         given.rows = named(given.rows)
+        if given.engine:
+            given.rows = [row for row in given.rows if not row.mocks_only]
         command(given.router, ["http://h:1"], ["http://h:2"], 3, 4)
         low, _, high = given.ports.partition("-")
         given.ports = Ports(range(int(low), int(high) + 1))
@@ -43,15 +50,24 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def random_model(folder: Path) -> Path:
+    """A small one that both engines take: vLLM's attention on a CPU wants heads of 32 numbers and more."""
+    from tiny import TINY, write_model
+
+    sizes = {"hidden_size": 128, "attention": GQA(heads=4, kv_heads=2, head_dim=32)}
+    return write_model(replace(TINY, **sizes, position=Rope(theta=1e4, dims=32)), folder)
+
+
 async def run(rows: list[Row], setting: Setting, *, quiet: bool) -> list[Result]:
     """Play the rows, one after the other, and print each."""
     results = []
     if not quiet:
         print(table.heading(), flush=True)
-    for row in rows:
-        results.append(await play(row, setting))
-        if not quiet:
-            print(table.line(results[-1]), flush=True)
+    async with stage(setting) as there:
+        for row in rows:
+            results.append(await play(row, setting, there))
+            if not quiet:
+                print(table.line(results[-1]), flush=True)
     return results
 
 
@@ -64,7 +80,8 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         setting = Setting(
             router=given.router,
-            dialect=given.dialect,
+            dialect={"tandem": "native", "vllm": "vllm"}.get(given.engine, given.dialect),
+            real=given.engine and Real(given.engine, given.model or random_model(Path(folder))),
             logs=given.logs or Path(folder),
             ports=given.ports,
             seed=given.seed,

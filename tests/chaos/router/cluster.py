@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import socket
 import sys
@@ -16,6 +17,7 @@ import aiohttp
 
 from chaos.router.mock.wish import Dialect
 from chaos.router.process import Process
+from chaos.router.real.engine import EngineName
 
 Role = Literal["prefill", "decode"]
 
@@ -24,6 +26,8 @@ LOOK = aiohttp.ClientTimeout(total=10.0)
 KNOCK = aiohttp.ClientTimeout(total=2.0)
 START_S = 60.0
 """On a busy machine."""
+REAL_START_S = 400.0
+"""Four servers of vLLM's on two processors."""
 
 
 class NotStartedError(Exception):
@@ -50,14 +54,28 @@ class Ports:
         raise NotStartedError("no port of the range is free; give another one with --ports")
 
 
+@dataclass(frozen=True)
+class Real:
+    """Which real instances, and their model."""
+
+    engine: EngineName
+    model: Path
+
+    @property
+    def options(self) -> list[str]:
+        """Of a front's command."""
+        return ["--engine", self.engine, "--model", str(self.model)]
+
+
 @dataclass(eq=False)
 class Mock:
-    """One mock instance."""
+    """One mock instance, or a front that is struck like one."""
 
     role: Role
     port: int
     process: Process
     http: aiohttp.ClientSession
+    start_s: float = START_S
 
     @property
     def url(self) -> str:
@@ -65,7 +83,8 @@ class Mock:
 
     async def tell(self, path: str, payload: Any = None) -> Any:
         """Change something on it."""
-        async with self.http.post(self.url + path, json=payload, timeout=LOOK) as response:
+        said = {"data": json.dumps(payload), "headers": {"Content-Type": "application/json"}}
+        async with self.http.post(self.url + path, **said, timeout=LOOK) as response:
             response.raise_for_status()
             return await response.json()
 
@@ -80,20 +99,20 @@ class Mock:
         Raises:
             NotStartedError: It does not.
         """
-        await answering(self.http, self.url + "/health", self.process)
+        await answering(self.http, self.url + "/health", self.process, self.start_s)
 
 
-async def answering(http: aiohttp.ClientSession, url: str, process: Process, unready: Sequence[int] = (503,)) -> None:
-    """Wait until a process answers with anything but these statuses.
+async def answering(http: aiohttp.ClientSession, url: str, process: Process, seconds: float = START_S) -> None:
+    """Wait until a process answers with anything but 503.
 
     Raises:
         NotStartedError: It ended, or does not answer in time.
     """
-    limit = time.monotonic() + START_S
+    limit = time.monotonic() + seconds
     while process.ended is None and time.monotonic() < limit:
         try:
             async with http.get(url, timeout=KNOCK) as response:
-                if response.status not in unready:
+                if response.status != 503:
                     return
         except (aiohttp.ClientError, OSError, TimeoutError):
             pass
@@ -111,13 +130,21 @@ class Cluster:
         logs: Where their output goes.
         http: To ask them with.
         settings: Of all of them.
+        real: The real instances to start in place of mocks.
     """
 
     def __init__(
-        self, dialect: Dialect, lease_s: float, ports: Ports, logs: Path, http: aiohttp.ClientSession, settings: Any
+        self,
+        dialect: Dialect,
+        lease_s: float,
+        ports: Ports,
+        logs: Path,
+        http: aiohttp.ClientSession,
+        settings: Any,
+        real: Real | None = None,
     ) -> None:
         self._dialect, self._lease_s, self._ports = dialect, lease_s, ports
-        self._logs, self._http, self._settings = logs, http, settings
+        self._logs, self._http, self._settings, self._real = logs, http, settings, real
         self.prefill = [self._mock("prefill", number) for number in range(2)]
         self.decode = [self._mock("decode", number) for number in range(2)]
         self.engine_ids: set[str] = set()
@@ -126,9 +153,14 @@ class Cluster:
 
     def _mock(self, role: Role, number: int) -> Mock:
         port = self._ports.take()
-        command = [sys.executable, "-m", "chaos.router.mock.server", "--role", role, "--port", str(port)]
-        command += ["--dialect", self._dialect, "--lease", str(self._lease_s)]
-        return Mock(role, port, Process(f"{role}-{number}", command, self._logs), self._http)
+        given = ["--role", role, "--port", str(port), "--lease", str(self._lease_s)]
+        if self._real is None:
+            command = [sys.executable, "-m", "chaos.router.mock.server", *given, "--dialect", self._dialect]
+        else:
+            command = [sys.executable, "-m", "chaos.router.real.front", *given, *self._real.options]
+            command += ["--engine-port", str(self._ports.take()), "--kv-port", str(self._ports.take())]
+        start_s = START_S if self._real is None else REAL_START_S
+        return Mock(role, port, Process(f"{role}-{number}", command, self._logs), self._http, start_s)
 
     async def __aenter__(self) -> Cluster:
         try:
@@ -150,7 +182,22 @@ class Cluster:
         mock.process.start()
         await mock.serving()
         await mock.tell("/mock/settings", self._settings)
-        self.engine_ids.add((await mock.state())["engine_id"])
+        state = await mock.state()
+        self.engine_ids |= {state["engine_id"], *state.get("secrets", ())}
+
+    async def mend(self, settings: Any) -> None:
+        """Get everything ready for the next row: the dead and the frozen are started again, the others unharmed."""
+        self._settings = settings
+        self.misuse.clear()
+        await asyncio.gather(*map(self._mend, self.mocks))
+
+    async def _mend(self, mock: Mock) -> None:
+        if not mock.process.alive:
+            mock.process.kill()
+            await self.start(mock)
+        await mock.tell("/mock/fault")
+        await mock.tell("/mock/settings")
+        await mock.tell("/mock/settings", self._settings)
 
     async def restart(self, mock: Mock) -> None:
         """Stop one in order, and start it again."""

@@ -38,7 +38,7 @@ def judge(ask: Ask, got: Exchange, secrets: Iterable[str] = (), *, may_refuse: b
         may_refuse: Whether `n` may be refused by name, as where one ticket carries one choice.
     """
     if got.status is not None and got.status != 200 and got.end == "whole":
-        return _refusal(ask, got, secrets, may_refuse=may_refuse)
+        return refusal(ask, got, secrets, may_refuse=may_refuse)
     try:
         told = _read(ask, got)
         wrong = next(_deviations(ask, told), None)
@@ -47,15 +47,16 @@ def judge(ask: Ask, got: Exchange, secrets: Iterable[str] = (), *, may_refuse: b
     leaked = leaks(ask, got, told.parts, secrets)
     if wrong is not None:
         return Verdict("wrong", wrong)
-    if (failure := _failure(got, told)) is not None:
+    if (failed := failure(got, told)) is not None:
         also = f"; it shows {', '.join(leaked)}" if leaked else ""
-        return Verdict(failure.outcome, failure.reason + also)
+        return Verdict(failed.outcome, failed.reason + also)
     if (lacking := next(_lacking(ask, told), None)) is not None:
         return Verdict("wrong", lacking)
     return Verdict("leaked", ", ".join(leaked)) if leaked else Verdict("ok")
 
 
-def _refusal(ask: Ask, got: Exchange, secrets: Iterable[str], *, may_refuse: bool) -> Verdict:
+def refusal(ask: Ask, got: Exchange, secrets: Iterable[str], *, may_refuse: bool) -> Verdict:
+    """Judge an answer with another status than 200."""
     try:
         error = msgspec.json.decode(got.body)["error"]
         param = error.get("param") if isinstance(error, dict) else None
@@ -76,7 +77,7 @@ def _read(ask: Ask, got: Exchange) -> Told:
     return read(ask, got.body)
 
 
-def _failure(got: Exchange, told: Told) -> Verdict | None:
+def failure(got: Exchange, told: Told) -> Verdict | None:
     """Why it is not whole, where that is told to the client or plain to see for it."""
     if got.end == "late":
         return Verdict("hung", got.error if not got.body else f"{got.error}, after a part of the answer")

@@ -81,7 +81,7 @@ class Process:
         """SIGSTOP: its connections stay open, the kernel goes on accepting new ones."""
         assert self._child is not None
         self.frozen = True
-        os.kill(self._child.pid, signal.SIGSTOP)
+        os.killpg(self._child.pid, signal.SIGSTOP)
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that does not help."""

@@ -50,6 +50,8 @@ class Row:
     limit_s: float = PATIENCE_S
     settings: dict[str, Any] = field(default_factory=dict)
     """Of all instances."""
+    mocks_only: bool = False
+    """Whether no real instance of ours does what it is about."""
 
 
 ROWS: Final = (
@@ -58,6 +60,7 @@ ROWS: Final = (
         name="final-ticket",
         title="answers of decode end with kv_transfer_params of their own",
         before=settings("decode", final_ticket=True),
+        mocks_only=True,
     ),
     Row(name="prefill-500", title="one prefill returns 500", before=fault("prefill", "status", status=500)),
     Row(

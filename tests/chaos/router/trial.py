@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +14,16 @@ from typing import Any, Final
 import aiohttp
 
 from chaos.router.client import Exchange, exchange, session
-from chaos.router.cluster import Cluster, NotStartedError, Ports, answering
+from chaos.router.cluster import Cluster, NotStartedError, Ports, Real, answering
 from chaos.router.command import command
 from chaos.router.judge import Verdict, judge
 from chaos.router.load import KINDS, Ask, ask, asks
 from chaos.router.mock.wish import Dialect
 from chaos.router.process import Process
+from chaos.router.real.calm import Calm, compare
 from chaos.router.rows import Row
 from chaos.router.strikes import Scars, StrikeError
+from chaos.router.told import WrongError
 
 QUIET_S: Final = 5.0
 """So soon after a row nothing may be held on any instance that lives."""
@@ -47,6 +50,8 @@ class Setting:
     lease_s: float = 30.0
     patience_s: float | None = None
     """Caps the rows' own."""
+    real: Real | None = None
+    """The real instances to start in place of mocks."""
     strict: bool = False
     """Whether leases that only their time will end fail a row in the `vllm` dialect, too."""
 
@@ -79,15 +84,37 @@ class Result:
         return served == self.total and not (self.misuse or self.held or self.faults)
 
 
-async def play(row: Row, setting: Setting) -> Result:
-    """Play one row with fresh instances and a fresh router; once more where these did not start."""
+@dataclass(frozen=True)
+class Stage:
+    """Real instances that stay from row to row, because they start slowly, and what they answer undisturbed."""
+
+    cluster: Cluster
+    calm: Calm
+
+
+@asynccontextmanager
+async def stage(setting: Setting) -> AsyncIterator[Stage | None]:
+    """Instances for all rows; None for mocks, of which every row has its own."""
+    if setting.real is None:
+        yield None
+        return
+    setting.logs.mkdir(parents=True, exist_ok=True)
+    async with session() as http:
+        cluster = Cluster(setting.dialect, setting.lease_s, setting.ports, setting.logs, http, None, setting.real)
+        async with cluster:
+            yield Stage(cluster, Calm())
+
+
+async def play(row: Row, setting: Setting, there: Stage | None = None) -> Result:
+    """Play one row with a fresh router, and with fresh instances unless some are there; once more where it did not
+    start."""
     begun, result = time.monotonic(), Result(row=row.name, title=row.title, total=row.streams)
     for _ in range(TRIES):
         result = Result(row=row.name, title=row.title, total=row.streams)
         try:
-            await _play(row, setting, result)
+            await _play(row, setting, result, there)
             break
-        except StrikeError as error:
+        except (StrikeError, WrongError) as error:
             result.faults.append(str(error))
             break
         except NotStartedError as error:
@@ -99,18 +126,22 @@ async def play(row: Row, setting: Setting) -> Result:
     return result
 
 
-async def _play(row: Row, setting: Setting, result: Result) -> None:
+async def _play(row: Row, setting: Setting, result: Result, there: Stage | None) -> None:
     logs, scars = setting.logs / row.name, Scars()
     logs.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(session())
-        cluster = Cluster(setting.dialect, setting.lease_s, setting.ports, logs, http, row.settings)
-        await stack.enter_async_context(cluster)
+        if there is None:
+            cluster = Cluster(setting.dialect, setting.lease_s, setting.ports, logs, http, row.settings)
+            await stack.enter_async_context(cluster)
+        else:
+            cluster = there.cluster
+            await cluster.mend(row.settings)
         stack.callback(scars.clear)
         url, router = await _router(cluster, setting, logs, http)
         stack.callback(router.kill)
         await _warm_up(http, url, router, setting.seed)
-        await _attack(row, setting, cluster, scars, http, url, result)
+        await _attack(row, setting, cluster, scars, http, url, result, there and there.calm)
         await _aftermath(setting, cluster, router, result)
         await router.stop()
 
@@ -155,18 +186,24 @@ async def _attack(
     http: aiohttp.ClientSession,
     url: str,
     result: Result,
+    calm: Calm | None,
 ) -> None:
     """Strike and load, and judge what comes."""
+    wanted = asks(row.streams, setting.seed)
+    expected = None if calm is None else await calm.answers(url, wanted)
+    wanted = wanted if expected is None else [one for one, _ in expected]
     if row.before is not None:
         await row.before(cluster, scars)
     striking = asyncio.create_task(_strike(row, cluster, scars))
     limit = min(row.limit_s, setting.patience_s or row.limit_s)
-    wanted = asks(row.streams, setting.seed)
     got = await _load(row, wanted, http, url, limit)
     await striking
     secrets = list(cluster.secrets)
-    for one, came in zip(wanted, got, strict=True):
-        _count(result, one, judge(one, came, secrets, may_refuse=setting.dialect == "vllm"))
+    for place, (one, came) in enumerate(zip(wanted, got, strict=True)):
+        if expected is None:
+            _count(result, one, judge(one, came, secrets, may_refuse=setting.dialect == "vllm"))
+        else:
+            _count(result, one, compare(one, came, expected[place][1], secrets))
     result.slowest_s = max(came.seconds for came in got)
 
 
