@@ -20,6 +20,7 @@ Fields = dict[str, msgspec.Raw]
 ONE: Final = msgspec.Raw(b"1")
 FALSE: Final = msgspec.Raw(b"false")
 TRUE: Final = msgspec.Raw(b"true")
+WITH_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 KV_FIELD: Final = "kv_transfer_params"
 INTERNAL: Final = (KV_FIELD, "reservation")
 """Fields between the gateway and its instances."""
@@ -135,10 +136,11 @@ class ClientBody:
         """
         fields = self.fields | {
             "stream": TRUE if early else FALSE,
+            "stream_options": WITH_USAGE,
             "max_tokens": ONE,
             KV_FIELD: self._with_ids(msgspec.Raw(msgspec.json.encode(REMOTE_DECODE))),
         }
-        for name in ("stream_options", "return_token_ids"):
+        for name in ("return_token_ids",) if early else ("return_token_ids", "stream_options"):
             fields.pop(name, None)
         if "max_completion_tokens" in fields:
             fields["max_completion_tokens"] = ONE

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 from tandem.errors import RequestError
 from tandem.gateway.body import DEADLINE, ClientBody
 from tandem.gateway.demand import Demand
+from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.record import Record
 from tandem.protocol.answers import DEADLINE_EXCEEDED
 
@@ -33,6 +34,8 @@ class ClientRequest:
     """Sent with both legs."""
     too_slow: int = 0
     """How many workers were given up as too slow for it."""
+    prefills: list[Prefilled] = field(default_factory=list)
+    """Those that were begun for it, of all tries."""
 
     @classmethod
     def begin(cls, record: Record, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
@@ -53,6 +56,10 @@ class ClientRequest:
     def with_body(self, body: ClientBody) -> ClientRequest:
         """The same request with another body."""
         return replace(self, body=body)
+
+    def by_itself(self) -> ClientRequest:
+        """The same request, with prefills of its own."""
+        return replace(self, prefills=[])
 
     @property
     def age_s(self) -> float:

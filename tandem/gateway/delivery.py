@@ -30,6 +30,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.progress import Chunk, Progress
 from tandem.gateway.route import Route
+from tandem.gateway.tally import Tally
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol import sse
@@ -80,6 +81,7 @@ class Delivery:
         self._courier = courier
         self._asked = asked
         self._choice = choice
+        self._tally = Tally(asked.prefills)
         self._seed = secrets.randbits(62)
         self._tried: set[Worker] = set()
         self._rounds = 1
@@ -104,6 +106,7 @@ class Delivery:
                 except WorkerError as error:
                     await self._before_next(error)
         finally:
+            self._asked.record.count(self._tally)
             self._end_retry()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -123,7 +126,7 @@ class Delivery:
                     return
         finally:
             self._courier.journals.discard(journal)
-            self._asked.record.events += self._tellings(journal)
+            self._asked.record.count(self._tally, events=self._tellings(journal))
             self._end_retry()
 
     async def _whole_once(self) -> bytes:
@@ -132,7 +135,7 @@ class Delivery:
         async with self._answered(route, self._first_body(route)) as exchange:
             raw = await exchange.whole()
             try:
-                return without_kv_params(raw)
+                return self._tally.whole(without_kv_params(raw), alone=exchange.prefilled is None)
             except msgspec.DecodeError:
                 how = "answered with something other than JSON"
                 raise WorkerError(exchange.worker, how, cause="bad_answer") from None
@@ -146,7 +149,7 @@ class Delivery:
             try:
                 async for lines in self._good_lines(exchange):
                     tail = (tail + lines)[-TAIL:]
-                    yield journal.pass_on(lines)
+                    yield self._tally.lines(journal.pass_on(lines), alone=exchange.prefilled is None)
             except WorkerError:
                 if _is_done(tail):  # the client has everything already
                     return
@@ -168,6 +171,8 @@ class Delivery:
                 async for event in self._events(exchange):
                     self._end_retry()  # much may come again before anything is news
                     if (news := way.news(event | _head(progress))) is not None:
+                        if news.get("usage"):
+                            news["usage"] = self._tally.corrected(news["usage"], alone=False)
                         yield sse.event(journal.seen(news))
             way.end()
         elif self._owes_usage(progress):
@@ -179,7 +184,7 @@ class Delivery:
 
     def _last_event(self, progress: Progress) -> dict[str, Any]:
         kind = "chat.completion.chunk" if "messages" in self._asked.body.fields else "text_completion"
-        usage = Usage(self._asked.body, progress).counted({})
+        usage = self._tally.corrected(Usage(self._asked.body, progress).counted({}), alone=False)
         return {"object": kind, "choices": [], "usage": usage} | _head(progress)
 
     def _continuation(self, route: Route, progress: Progress) -> Continuation:

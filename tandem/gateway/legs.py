@@ -70,6 +70,7 @@ class Legs:
         prefill, decode = route.prefill, route.decode
         early = self._pool.can("early_ticket", prefill, decode)
         leg = Prefill(prefill, asked, early=early, client=self._client, metrics=self._metrics)
+        asked.prefills.append(leg.told)
         leg.burden(self._pool.vitals(prefill).load)
         used = False
         try:

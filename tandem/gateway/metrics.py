@@ -58,6 +58,7 @@ class GatewayMetrics:
             "continuations", "Tries that went on with a stream after its first bytes.", "way"
         )
         self._events = self._counter("stream_events", "Events of streams that bring text, about one for each token.")
+        self._tokens = cache(self._counter("tokens", "Tokens, where anybody has told how many.", "kind").labels)
         self.prefill_seconds = self._histogram("prefill_seconds", "Duration of the prefill leg.")
         self._ttft = self._histogram(
             "ttft_seconds", "From a streamed request's arrival to its first bytes to the client."
@@ -94,6 +95,8 @@ class GatewayMetrics:
         self._requests(record.path, record.outcome).inc()
         if record.events:
             self._events.inc(record.events)
+        for kind, count in record.tokens:
+            self._tokens(kind).inc(count)
         if (mean := record.mean_gap_s) is not None:
             self._mean_gap.observe(mean)
             self._longest_gap.observe(record.longest_gap_s)

@@ -22,7 +22,7 @@ from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.load import Load
 from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.prefilled import Prefilled
+from tandem.gateway.prefilled import Prefilled, PromptUsage
 from tandem.gateway.ticket import Releases, Ticket
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import Reason, WorkerClient
@@ -46,6 +46,7 @@ class PrefillAnswer(msgspec.Struct, frozen=True):
 
     kv_transfer_params: msgspec.Raw = NULL
     choices: tuple[PrefillChoice, ...] = ()
+    usage: PromptUsage | None = None
     error: Reason | None = None
 
     @property
@@ -155,6 +156,7 @@ class Prefill:
             if self._ticket is None and answer.kv_transfer_params != NULL:
                 self._ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
                 self._told.set()
+            self.told.usage = answer.usage or self.told.usage
             ended |= answer.ended
         if self._ticket is None and not ended:
             how = "prefilled but gave no ticket; start it with role prefill"

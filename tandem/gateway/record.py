@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tandem.gateway.exchange import Cause, Exchange
+from tandem.gateway.tally import Tally
 
 Outcome = Literal["ok", "refused", "failed", "broken", "aborted"]
 """Answered; refused with 4xx; failed with 5xx; a stream that broke off; the client went away."""
@@ -45,6 +46,10 @@ class Record:
     """Where the time until then went, in seconds; empty for several choices, which begin each by itself."""
     events: int = 0
     """Of a stream, those that bring text."""
+    prompt_tokens: int | None = None
+    """As far as anybody has told; of several choices, all together."""
+    cached_tokens: int | None = None
+    answer_tokens: int | None = None
     longest_gap_s: float = 0.0
     """The longest wait of a stream's client between two pieces, its own slowness apart."""
     _heard: float | None = None
@@ -61,6 +66,12 @@ class Record:
         if self.begun is None or self.ended is None or self.events < 2 or self.outcome != "ok":
             return None
         return (self.ended - self.begun) / (self.events - 1)
+
+    @property
+    def tokens(self) -> list[tuple[str, int]]:
+        """Of each kind, where anybody has told how many."""
+        told = (("prompt", self.prompt_tokens), ("cached", self.cached_tokens), ("answer", self.answer_tokens))
+        return [(kind, count) for kind, count in told if count is not None]
 
     @contextmanager
     def queued(self) -> Iterator[None]:
@@ -94,6 +105,13 @@ class Record:
             yield "transfer", min(transfer, left)
             yield "first_decode", left - min(transfer, left)
 
+    def count(self, tally: Tally, *, events: int = 0) -> None:
+        """Note what an answer for one choice, or a part of it, has come to."""
+        self.events += events
+        self.prompt_tokens = _sum(self.prompt_tokens, tally.prompt_tokens)
+        self.cached_tokens = _sum(self.cached_tokens, tally.cached_tokens)
+        self.answer_tokens = _sum(self.answer_tokens, tally.answer_tokens)
+
     def heard(self, exchange: Exchange) -> None:
         """Note the waits for an exchange that is over."""
         silence = exchange.silence
@@ -103,3 +121,7 @@ class Record:
         self.longest_gap_s = max(self.longest_gap_s, gap)
         if silence.begun is not None:
             self._heard = silence.since
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one + (other or 0)

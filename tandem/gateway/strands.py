@@ -17,6 +17,7 @@ from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier, Delivery
 from tandem.gateway.limits import Limits
+from tandem.gateway.tally import cached_in, with_cached
 from tandem.protocol import sse
 from tandem.protocol.sse import EventParser
 
@@ -74,11 +75,16 @@ class Strands:
     def _summed(self, usages: Sequence[Event]) -> Event:
         prompt = sum(usage["prompt_tokens"] for usage in usages[:: self._per_prompt])
         answer = sum(usage["completion_tokens"] for usage in usages)
-        return usages[0] | {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-        }
+        counts = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+        return with_cached(usages[0] | counts, self._cached(usages))
+
+    def _cached(self, usages: Sequence[Event]) -> int | None:
+        """What was cached before the first choice of each prompt left it for the others; None where not all tell."""
+        found = [cached_in(usage) for usage in usages]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return None
+        return sum(min(known[i : i + self._per_prompt]) for i in range(0, len(known), self._per_prompt))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """One stream with the events of all; raises like `Delivery.stream`, when any of them fails."""
@@ -145,7 +151,8 @@ def strands(asked: ClientRequest, limits: Limits) -> Iterator[tuple[ClientReques
         single = single.with_fields(best_of=None)
     for prompt in prompts:
         for choice in range(count):
-            yield asked.with_body(single if prompt is None else single.with_fields(prompt=prompt)), choice
+            one = asked.with_body(single if prompt is None else single.with_fields(prompt=prompt))
+            yield one.by_itself(), choice
 
 
 def _unreadable() -> RequestError:

@@ -79,27 +79,31 @@ class Router:
     async def attempt(self, path: str, body: Json, headers: Json) -> bytes | None:
         """A whole answer, or nothing; where nobody can prefill, decode does both."""
         for holder in self.prefill.order():
-            if (ticket := await self.ticket(holder, path, body, headers)) is not None:
+            if (prefilled := await self.prefilled(holder, path, body, headers)) is not None:
                 break
+        ticket, details = prefilled or (None, None)
         url = self.decode.pick()
         try:
             leg = body if ticket is None else body | {"kv_transfer_params": ticket}
             async with self.http.post(url + path, json=leg, headers=headers, timeout=DECODE) as response:
                 response.raise_for_status()
-                return checked(await response.read(), streamed=body.get("stream", False))
+                answer = await response.read()
+                return checked(answer, streamed=body.get("stream", False), details=details if ticket else None)
         except FAILURES:
             self.decode.fail(url)
             if ticket is not None:
                 await self.release(holder, ticket)
             return None
 
-    async def ticket(self, holder: str, path: str, body: Json, headers: Json) -> Json | None:
+    async def prefilled(self, holder: str, path: str, body: Json, headers: Json) -> tuple[Json, Json] | None:
+        """The ticket, and what of the prompt was cached."""
         first = {"stream": False, "max_tokens": 1, "min_tokens": 0, "kv_transfer_params": {"do_remote_decode": True}}
         leg = {name: value for name, value in (body | first).items() if name != "stream_options"}
         try:
             async with self.http.post(holder + path, json=leg, headers=headers, timeout=PREFILL) as response:
                 response.raise_for_status()
-                return json.loads(await response.read())["kv_transfer_params"] or {}
+                answer = json.loads(await response.read())
+                return answer["kv_transfer_params"] or {}, answer["usage"].get("prompt_tokens_details") or {}
         except FAILURES:
             self.prefill.fail(holder)
             return None
@@ -111,22 +115,25 @@ class Router:
                 await response.read()
 
 
-def checked(answer: bytes, *, streamed: bool) -> bytes:
-    """A whole answer without what is not for clients.
+def checked(answer: bytes, *, streamed: bool, details: Json | None) -> bytes:
+    """A whole answer without what is not for clients; of what was cached, the prefill instance knows.
 
     Raises:
         ValueError: It is not whole.
     """
     if not streamed:
-        return json.dumps(stripped(json.loads(answer))).encode()
+        return json.dumps(stripped(json.loads(answer), details)).encode()
     *events, done = [line[6:] for line in answer.split(b"\n") if line]
     parts = [json.loads(event) for event in events]
     if done != b"[DONE]" or any("error" in part for part in parts):
         raise ValueError("the stream is not whole")
-    return b"".join(b"data: " + json.dumps(stripped(part)).encode() + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
+    told = [b"data: " + json.dumps(stripped(part, details)).encode() + b"\n\n" for part in parts]
+    return b"".join(told) + b"data: [DONE]\n\n"
 
 
-def stripped(part: Json) -> Json:
+def stripped(part: Json, details: Json | None) -> Json:
+    if details is not None and part.get("usage"):
+        part["usage"]["prompt_tokens_details"] = details
     return {name: value for name, value in part.items() if name != "kv_transfer_params"}
 
 

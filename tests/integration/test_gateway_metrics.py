@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fake_model import IDS, failing_after, freezes, model, resets
-from fake_worker import Script, answers, early_ticket, never, stream, whole_with_ticket, without_done, words
+from fake_worker import (
+    TICKET,
+    Script,
+    answers,
+    early_ticket,
+    never,
+    stream,
+    whole_with_ticket,
+    with_ticket,
+    without_done,
+    words,
+)
 from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
 from tandem.gateway import delivery
@@ -204,6 +216,63 @@ async def test_what_is_open_is_counted_and_then_gone() -> None:
 
 async def _is_zero(rig: Rig, name: str) -> bool:
     return await rig.metric(name) == 0
+
+
+COUNTS = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+
+
+def counted(cached: int) -> dict[str, Any]:
+    return COUNTS | {"prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def prefilling(cached: int, *, early: bool) -> Script:
+    """A prefill instance that tells what it found, and, early, does so only where it is asked to."""
+
+    async def whole(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        choice = {"index": 0, "text": "a", "finish_reason": "length"}
+        return web.json_response({"choices": [choice], "kv_transfer_params": TICKET, "usage": counted(cached)})
+
+    async def streamed(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        assert body["stream_options"] == {"include_usage": True}
+        last = b"data: " + json.dumps({"choices": [], "usage": counted(cached)}).encode() + b"\n\n"
+        return await stream(request, [with_ticket(None), with_ticket("length"), last, b"data: [DONE]\n\n"])
+
+    return streamed if early else whole
+
+
+async def pulling(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A decode instance that counts what it pulls as cached."""
+    usage = counted(8)
+    if not body.get("stream"):
+        return web.json_response({"id": "x", "choices": [{"text": "ab"}], "usage": usage})
+    told = [{"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}, {"choices": [], "usage": usage}]
+    events = [b"data: " + json.dumps({"id": "x"} | one).encode() + b"\n\n" for one in told]
+    return await stream(request, [*events, b"data: [DONE]\n\n"])
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_cached_tokens_are_those_of_the_prefill(*, streamed: bool, early: bool) -> None:
+    body = STREAMED | {"stream_options": {"include_usage": True}} if streamed else BODY
+
+    @trial
+    async def scenario() -> None:
+        capabilities = EARLY if early else ()
+        async with rigged(prefilling(3, early=early), pulling, capabilities) as rig:
+            answer = await read(rig, body)
+            found = re.findall(rb'"cached_tokens": ?(\d+)', answer)
+            assert found == [b"3"]
+            assert b'"completion_tokens":2' in answer
+            for kind, count in {"prompt": 9, "cached": 3, "answer": 2}.items():
+                assert await rig.metric(f'tandem_gateway_tokens_total{{kind="{kind}"}}') == count
+
+    scenario()
+
+
+@trial
+async def test_an_instance_that_does_both_is_believed() -> None:
+    async with rigged((), pulling) as rig:
+        assert b'"cached_tokens": 8' in await read(rig, BODY)
 
 
 @trial

@@ -12,6 +12,7 @@ from chaos.router.client import Exchange
 from chaos.router.leaks import leaks
 from chaos.router.load import Ask
 from chaos.router.mock.generation import Whole
+from chaos.router.mock.language import cached
 from chaos.router.mock.wire import completion_logprobs
 from chaos.router.told import Choice, Told, WrongError, logprob_entries, read
 
@@ -99,6 +100,8 @@ def _deviations(ask: Ask, told: Told) -> Iterator[str]:
         yield "a usage record that was not asked for"
     if told.usages and told.usages[0] | _usage(ask) != told.usages[0]:
         yield "another usage"
+    if told.usages and _cached(told.usages[0]) not in (None, cached(ask.wish.prompt)):
+        yield "cached tokens that are not those of the prefill"
     for index, choice in told.choices.items():
         if (expected := ask.expected.get(index)) is None:
             yield "a choice that was not asked for"
@@ -165,6 +168,10 @@ def _logprobs(ask: Ask, expected: Whole) -> list[Any]:
         return []
     told = [one.told() for one in expected.logprobs]
     return told if ask.chat else logprob_entries(completion_logprobs(expected.logprobs))
+
+
+def _cached(usage: dict[str, Any]) -> Any:
+    return (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
 
 
 def _usage(ask: Ask) -> dict[str, int]:

@@ -94,6 +94,10 @@ def tell_another_usage(told: list[Part]) -> None:
     told[-1]["usage"]["prompt_tokens"] += 1
 
 
+def tell_what_was_pulled_as_cached(told: list[Part]) -> None:
+    told[-1]["usage"]["prompt_tokens_details"] = {"cached_tokens": told[-1]["usage"]["prompt_tokens"] - 1}
+
+
 def tell_no_usage(told: list[Part]) -> None:
     del told[-1]
 
@@ -130,6 +134,7 @@ def never_end(told: list[Part]) -> None:
         (leak_the_prompts_ids, "leaked", "prompt_token_ids"),
         (tell_usage_twice, "wrong", "more than one usage record"),
         (tell_another_usage, "wrong", "another usage"),
+        (tell_what_was_pulled_as_cached, "wrong", "cached tokens that are not those of the prefill"),
         (tell_no_usage, "wrong", "no usage record"),
         (change_the_id, "wrong", "another id within one answer"),
         (change_created, "wrong", "another created within one answer"),

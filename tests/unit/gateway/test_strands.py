@@ -15,6 +15,7 @@ from tandem.gateway.delivery import Courier
 from tandem.gateway.limits import Limits
 from tandem.gateway.record import Record
 from tandem.gateway.strands import Strands
+from tandem.gateway.tally import DETAILS
 from tandem.protocol import sse
 
 Told = list[dict[str, Any] | bytes | Exception]
@@ -197,3 +198,27 @@ def test_too_many_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=r"^n: ") as caught:
         strands(FakeCourier(), **fields)
     assert (caught.value.status, caught.value.param) == (400, "n")
+
+
+@pytest.mark.parametrize(
+    ("cached", "told"), [((2, 1, 0, 4), 1), ((2, 3, 4, 4), 6), ((0, 0, 0, 0), 0), ((2, None, 4, 4), None)]
+)
+def test_what_was_cached_is_what_the_first_choice_of_each_prompt_found(
+    cached: tuple[int | None, ...], told: int | None
+) -> None:
+    async def scenario() -> None:
+        answers: list[Told] = [
+            [event("a") | {"usage": usage(5, 1) | ({} if one is None else {DETAILS: {"cached_tokens": one}})}]
+            for one in cached
+        ]
+        answer = json.loads(await strands(FakeCourier(*answers), n=2, prompt=["x", "y"]).whole())
+        assert answer["usage"].get(DETAILS) == (None if told is None else {"cached_tokens": told})
+
+    asyncio.run(scenario())
+
+
+def test_each_choice_has_prefills_of_its_own() -> None:
+    courier = FakeCourier()
+    strands(courier, n=2)
+    one, other = (made.asked.prefills for made in courier.made)
+    assert one is not other

@@ -56,6 +56,11 @@ def tokenized(text: str) -> list[int]:
     return [_plain(piece) for piece in re.findall(r"\s*\S{1,6}", text)]
 
 
+def cached(prompt: Sequence[int]) -> int:
+    """How many of a prompt's tokens every instance finds in its prefix cache; never all but one of them."""
+    return sum(prompt) % max(1, len(prompt) - 1)
+
+
 def templated(messages: Sequence[dict[str, Any]]) -> list[int]:
     """The ids of a conversation."""
     ids = [1]

@@ -162,6 +162,8 @@ class Serving:
         wish = wire.wish
         with self.account.request("decoding"):
             salts = await self._keys(params, wish)
+            if self.dialect == "vllm" and params.get("do_remote_prefill"):
+                wire.cached = len(wish.prompt) - 1  # what was pulled counts as found
             generations = {choice: Generation(wish, choice, salts[choice]) for choice in wish.choices}
             if wish.stream:
                 await self._stream(line, wire, generations, salts)

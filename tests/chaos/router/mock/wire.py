@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.router.mock.generation import Logprob, Step
-from chaos.router.mock.language import shown
+from chaos.router.mock.language import cached, shown
 from chaos.router.mock.wish import Dialect, Wish
 
 Answer = dict[str, Any]
@@ -27,8 +27,13 @@ class Wire:
     request_id: str
     dialect: Dialect
     created: int = field(default_factory=lambda: int(time.time()))
+    cached: int = field(init=False)
+    """Tokens of the prompt that are told to have been in a prefix cache."""
     _told: set[int] = field(default_factory=set)
     """Choices whose prompt's ids were told."""
+
+    def __post_init__(self) -> None:
+        self.cached = cached(self.wish.prompt)
 
     def roles(self) -> list[Answer]:
         """The first chunks of a chat, one for each choice; a client that has text already has had them."""
@@ -90,11 +95,14 @@ class Wire:
 
     def _usage(self, completion_tokens: int) -> Answer:
         prompt = len(self.wish.prompt)
-        return {
+        counts: Answer = {
             "prompt_tokens": prompt,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt + completion_tokens,
         }
+        if self.dialect == "vllm" and not self.cached:  # it tells no zero, even with --enable-prompt-tokens-details
+            return counts
+        return counts | {"prompt_tokens_details": {"cached_tokens": self.cached}}
 
 
 def completion_logprobs(told: Sequence[Logprob]) -> Answer:
