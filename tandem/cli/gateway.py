@@ -32,6 +32,9 @@ def gateway(
     worker_key: Path | None = None,
     worker_api_key_file: Path | None = None,
     limits: Annotated[Limits | None, Parameter(name="*")] = None,
+    topology: Path | None = None,
+    admin_key_file: Path | None = None,
+    drain_seconds: float = 300.0,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -58,7 +61,13 @@ def gateway(
         worker_api_key_file: File with the key that instances want, such as vLLM's --api-key. Default: the client's is
             passed on, unless --api-keys is given.
         limits: How much a client may send, ask for and keep the gateway waiting for.
+        topology: Topology file that says who the instances are, in place of --prefill and --decode. It is looked at
+            once a second: whoever is new in it joins, whoever is gone is drained and removed.
+        admin_key_file: File with the keys that may see and change the instances at /admin, as `tandem gateway-key`
+            writes them. Default: nobody may, and there is no /admin.
+        drain_seconds: Longest wait for what an instance has when it is removed; what is left goes on elsewhere.
     """
+    from tandem.gateway.fleet import ChangeConfig
     from tandem.gateway.keys import Keys
     from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
     from tandem.gateway.worker_access import WorkerAccess
@@ -82,6 +91,11 @@ def gateway(
         limits=limits or Limits(),
         tls=server_tls(tls_cert, tls_key, tls_client_ca),
         access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
+        change=ChangeConfig(
+            admin_keys=None if admin_key_file is None else Keys.from_file(admin_key_file),
+            topology=topology,
+            drain_s=drain_seconds,
+        ),
     )
     hold_lifeline()
     run_gateway(config, announce)

@@ -137,7 +137,7 @@ class InstanceServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         if self._driver.alive:
-            return json_response({"status": "ok"})
+            return json_response({"status": "ok", "engine_id": self._identity.engine_id})
         return json_response(error_body("the engine has stopped; restart the instance", status=503), status=503)
 
     async def _who(self, _: web.Request) -> web.Response:

@@ -77,6 +77,8 @@ class Exchange:
     ) -> None:
         self.worker = worker
         self.stage = stage
+        self.source: Worker | None = None
+        """Who holds the keys and values that it needs to begin."""
         self.sent = time.monotonic()
         self.prefilled: Prefilled | None = None
         """The prefill whose keys and values it uses."""

@@ -24,12 +24,21 @@ class Introduction(msgspec.Struct, frozen=True):
     """What the gateway reads of an identity, which may be of another version of this program."""
 
     capabilities: list[Text] = []
+    engine_id: Text | None = None
+    """New at every start."""
     role: Text | None = None
     digest: Text | None = None
     """Of everything that must agree before keys and values may move."""
     model: Text | None = None
     max_model_len: int | None = None
+    version: Text | None = None
     seat: Seat | None = None
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """What the gateway reads of a health check's answer; other engines' has no body."""
+
+    engine_id: Text | None = None
 
 
 class ModelCard(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.policy import POLICIES, Policy, PolicyName
 from tandem.gateway.vitals import Vitals
-from tandem.gateway.worker import Worker
+from tandem.gateway.worker import Worker, named
 from tandem.protocol.identity import Role
 
 Capability = Literal["early_ticket", "release", "reserve", "resume", "ticket_reuse"]
@@ -68,10 +68,7 @@ class Pool:
         board: Board | None = None,
     ) -> Pool:
         """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
-        role: Role = "decode" if prefill else "both"
-        prefills = [Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)]
-        decodes = [Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)]
-        return cls(prefills + decodes, policy=policy, short_tokens=short_tokens, is_open=is_open, board=board)
+        return cls(named(prefill, decode), policy=policy, short_tokens=short_tokens, is_open=is_open, board=board)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -84,6 +81,11 @@ class Pool:
         self._vitals[worker] = Vitals(worker, self._board)
         self._changed()
 
+    def try_out(self, worker: Worker, *, on_trial: bool = True) -> None:
+        """Give a worker no requests before it has shown that it can serve them, or admit it."""
+        self.vitals(worker).is_on_trial = on_trial
+        self._changed()
+
     def drain(self, worker: Worker, *, draining: bool = True) -> None:
         """Give a worker no further requests, or some again; those it has go on."""
         self._vitals[worker].is_draining = draining
@@ -94,6 +96,20 @@ class Pool:
         self._vitals.pop(worker).lose("was taken out of the service")
         self._forget(worker)
 
+    def restarted(self, worker: Worker) -> None:
+        """Note that another process answers in a worker's place: what the old one had cached and begun is gone."""
+        self.vitals(worker).lose("was started again")
+        self._forget(worker)
+
+    def in_flight(self, worker: Worker) -> int:
+        """Exchanges that are open with a worker, or elsewhere and wait for keys and values that it holds."""
+        waiting = sum(
+            exchange.source is worker and not exchange.silence.has_begun
+            for vitals in self._vitals.values()
+            for exchange in vitals.exchanges
+        )
+        return len(self.vitals(worker).exchanges) + waiting
+
     @property
     def apart(self) -> bool:
         """Whether prefill and decode are served by different workers."""
@@ -101,10 +117,10 @@ class Pool:
 
     @property
     def missing(self) -> tuple[Role, ...]:
-        """The roles of which no worker is up."""
+        """The roles of which no worker is up and serves."""
         roles = dict.fromkeys(worker.role for worker in self._vitals)
-        up = {worker.role for worker, vitals in self._vitals.items() if vitals.is_up}
-        return tuple(role for role in roles if role not in up)
+        serving = {worker.role for worker, vitals in self._vitals.items() if vitals.serves}
+        return tuple(role for role in roles if role not in serving)
 
     @property
     def down(self) -> tuple[str, ...]:
@@ -135,8 +151,8 @@ class Pool:
             vitals.lose("does not answer its health checks")
 
     def has_others(self, worker: Worker) -> bool:
-        """Whether anybody else is up, so that what is open with a worker could go on elsewhere."""
-        return any(vitals.is_up for other, vitals in self._vitals.items() if other is not worker)
+        """Whether anybody else serves, so that what is open with a worker could go on elsewhere."""
+        return any(vitals.serves for other, vitals in self._vitals.items() if other is not worker)
 
     def breaker_state(self, worker: Worker) -> State:
         """How a worker's breaker stands."""
@@ -245,7 +261,7 @@ class Pool:
         members = [
             vitals for worker, vitals in self._vitals.items() if (worker.role == "prefill") == (role == "prefill")
         ]
-        up = [vitals for vitals in members if vitals.is_up and not vitals.is_draining]
+        up = [vitals for vitals in members if vitals.serves]
         allowed = [vitals for vitals in up if vitals.breaker.allows(now)]
         return allowed if 2 * len(allowed) >= len(up) else up
 

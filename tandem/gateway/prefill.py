@@ -104,6 +104,7 @@ class Prefill:
     def feeds(self, decode: Exchange) -> None:
         """Say which exchange waits for the keys and values; it is given up when they cannot come any more."""
         self._fed = decode
+        decode.source = self._worker
         if not self.over:
             decode.silence.excuse()
 

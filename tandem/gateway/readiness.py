@@ -9,26 +9,16 @@ import asyncio
 import logging
 from typing import Final
 
-import msgspec
-
-from tandem.errors import ProcessError, RequestError, UsageError
-from tandem.gateway.client_request import ClientRequest
+from tandem.errors import ProcessError, UsageError
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.legs import Legs
 from tandem.gateway.pool import Pool
-from tandem.gateway.record import Record
 from tandem.gateway.route import Route
+from tandem.gateway.trial import why_not
 from tandem.gateway.worker import Worker
 
 REMINDER_S: Final = 10.0
 """Seconds between two lines about the same wait."""
-TRIAL_S: Final = 60.0
-"""Longest trial: an instance may have much to prepare for its first request."""
-TRIAL: Final = msgspec.json.encode(
-    {"prompt": "tandem", "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": 0}
-    | {"deadline_seconds": TRIAL_S}
-)
-"""Of its two tokens the first comes from prefill, the second needs the keys and values that were handed over."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +67,7 @@ class Readiness:
             await asyncio.sleep(self._period_s)
 
     def _waited_for(self, worker: Worker) -> str:
-        remark = self._watch.remark(worker)
+        remark = self._watch.known(worker).remark
         return f"{worker.name} at {worker.url}{f' ({remark})' if remark else ''}"
 
     async def _first_hand_off(self, prefill: Worker, decode: Worker) -> None:
@@ -87,19 +77,9 @@ class Readiness:
             await self._everybody()
 
     async def _hands_over(self, prefill: Worker, decode: Worker) -> bool:
-        record = Record(id=f"trial-{prefill.name}-{decode.name}", path="/v1/completions")
-        asked = ClientRequest.begin(record, record.path, TRIAL, {})
-        try:
-            async with (
-                asyncio.timeout(TRIAL_S),
-                self._legs.answer(Route(prefill, decode, "apart"), asked) as exchange,
-            ):
-                await exchange.whole()
-        except TimeoutError:
-            self._tell(f"{prefill.name} did not hand over to {decode.name} in {TRIAL_S:g} s, and is asked again")
-            return False
-        except RequestError as error:
-            self._tell(f"{prefill.name} does not hand over to {decode.name} yet: {error}")
+        why = await why_not(self._legs, Route(prefill, decode, "apart"))
+        if why is not None:
+            self._tell(f"{prefill.name} does not hand over to {decode.name} yet: {why}")
             return False
         log.info("%s hands over to %s", prefill.name, decode.name)
         return True

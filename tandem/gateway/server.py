@@ -7,16 +7,17 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import uvloop
 
 from tandem.errors import TandemError, UsageError
+from tandem.gateway.admin import Admin
 from tandem.gateway.budget import RetryBudget
 from tandem.gateway.commons import Commons
 from tandem.gateway.delivery import Courier
 from tandem.gateway.door import Door
 from tandem.gateway.expected import Expected
+from tandem.gateway.fleet import ChangeConfig, Fleet
 from tandem.gateway.front import Api, Front
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Keys
@@ -27,11 +28,15 @@ from tandem.gateway.listener import listen
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.policy import PolicyName
 from tandem.gateway.pool import Pool
+from tandem.gateway.probation import Probation
 from tandem.gateway.readiness import Readiness
+from tandem.gateway.roster import Roster
 from tandem.gateway.service import Service
 from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
+from tandem.gateway.topology_watch import TopologyWatch, read_roster
+from tandem.gateway.worker import base_url, named
 from tandem.gateway.worker_access import WorkerAccess
 from tandem.gateway.worker_client import WorkerClient, open_peers
 from tandem.protocol.http import app_runner
@@ -50,10 +55,10 @@ class GatewayConfig:
     """Everything a gateway is told at its start.
 
     Raises:
-        UsageError: No decode URL, a URL that is none, one URL given twice, or a port that is none.
+        UsageError: No decode URL and no topology file, a URL that is none, one URL given twice, or a port that is none.
     """
 
-    decode: tuple[str, ...]
+    decode: tuple[str, ...] = ()
     """Base URLs of the decode instances; without `prefill`, of instances that do both."""
     prefill: tuple[str, ...] = ()
     """Base URLs of the prefill instances."""
@@ -89,16 +94,20 @@ class GatewayConfig:
     """The longest request that is let through; None leaves that to the instances."""
     workers: int = 1
     """Processes that share the work; more than one have a supervisor."""
+    change: ChangeConfig = field(default_factory=ChangeConfig)
+    """How the instances may change; a topology file takes the place of `prefill` and `decode`."""
 
     def __post_init__(self) -> None:
-        if not self.decode:
+        if self.change.topology is not None and (self.prefill or self.decode):
+            raise UsageError(f"{self.change.topology}: says who the instances are; leave out --prefill and --decode")
+        if self.change.topology is None and not self.decode:
             raise UsageError("decode: no instance given; pass at least one with --decode http://HOST:PORT")
         if not 1 <= self.workers <= MOST_WORKERS:
             raise UsageError(f"workers: {self.workers} processes cannot be; choose 1 to {MOST_WORKERS} with --workers")
         if not 0 <= self.port < 2**16:
             raise UsageError(f"port: {self.port} is not a port; choose one from 1 to 65535, or 0 for any free one")
         for role in ("prefill", "decode"):
-            object.__setattr__(self, role, tuple(_base_url(role, url) for url in getattr(self, role)))
+            object.__setattr__(self, role, tuple(base_url(role, url) for url in getattr(self, role)))
         urls = self.prefill + self.decode
         self.access.check_urls(urls)
         for url in urls:
@@ -118,9 +127,10 @@ class Gateway:
         self.config = config
         self.commons = commons or Commons()
         self._is_ready = self.commons.board.common("ready")
-        self.pool = Pool.of(
-            config.prefill,
-            config.decode,
+        file = config.change.topology
+        self._roster = read_roster(file) if file else Roster(workers=named(config.prefill, config.decode))
+        self.pool = Pool(
+            self._roster.workers,
             policy=config.policy,
             short_tokens=config.short_tokens,
             is_open=not config.expected or bool(self._is_ready.value),
@@ -139,7 +149,19 @@ class Gateway:
         client = WorkerClient(self._peers, self.pool)
         budget = RetryBudget(self.commons.board)
         keys = self.config.keys and self.config.keys.on(self.commons.board)
+        admin_keys = self.config.change.admin_keys
         self._legs = Legs(self.pool, client, Releases(self._peers, self.pool), self.metrics)
+        expected = dict(zip(self.pool.workers, self.config.expected, strict=bool(self.config.expected)))
+        watch = HealthWatch(self.pool, self._peers, self.config.health_period_s, expected)
+        probation = Probation(self.pool, self._legs)
+        fleet = Fleet(
+            self.pool,
+            self._roster,
+            probation,
+            access=self.config.access,
+            drain_s=self.config.change.drain_s,
+            commons=self.commons,
+        )
         service = Service(
             front=Front.of(self.config.api, self.metrics),
             pool=self.pool,
@@ -152,17 +174,22 @@ class Gateway:
             keys=keys,
             passes_key_on=keys is None and self.config.access.api_key is None,
         )
-        self._runner = app_runner(service.application(), self.config.grace_s)
+        application = service.application()
+        if admin_keys is not None:
+            admin = Admin(keys=admin_keys, fleet=fleet, pool=self.pool, watch=watch, probation=probation)
+            admin.add_to(application)
+        self._runner = app_runner(application, self.config.grace_s)
         await self._runner.setup()
         self._door = Door(self.config.limits, self.config.tls.kept_new(renewal) if self.config.tls else None)
-        if keys is not None and keys.path is not None:
-            renewal.watch((keys.path,), keys.renew)
+        for known in (keys, admin_keys):
+            if known is not None and known.path is not None:
+                renewal.watch((known.path,), known.renew)
         try:
             sockets = self.commons.sockets or listen(self.config.host, self.config.port)
         except UsageError:
             await self._close()
             raise
-        watch = HealthWatch(self.pool, self._peers, self.config.health_period_s, self.config.expected)
+        fleet.start()
         await watch.check()  # a process that takes the place of another one refuses nobody meanwhile
         assert self._runner.server is not None
         await self._door.open(self._runner.server, sockets)
@@ -170,6 +197,7 @@ class Gateway:
         stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
             *(self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run()),
+            *(fleet.run(), self._follow(fleet)),
             self._keep_showing(service),
         )
         self._tasks = [asyncio.create_task(one) for one in for_ever]
@@ -203,6 +231,10 @@ class Gateway:
             task.cancel()
             await asyncio.wait([task])
         await self._close()
+
+    async def _follow(self, fleet: Fleet) -> None:
+        if (file := self.config.change.topology) is not None and self.commons.row == 0:
+            await TopologyWatch(file, fleet).run()
 
     async def _become_ready(self, readiness: Readiness) -> None:
         """One process finds out for all of them; one that is started later finds the service open."""
@@ -269,14 +301,3 @@ async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
         await gateway.run()
     finally:
         await gateway.stop()
-
-
-def _base_url(role: str, url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number, or out of range
-        sound = False
-    if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(f"{role}: {url!r} is not an instance's base URL; write http://HOST:PORT")
-    return url.rstrip("/")

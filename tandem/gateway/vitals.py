@@ -23,6 +23,8 @@ class Vitals:
         self.is_up = False
         self.is_draining = False
         """Whether it gets no further requests, because it is about to go."""
+        self.is_on_trial = False
+        """Whether it gets no requests yet, because it has not handed over once."""
         self.capabilities: frozenset[str] = frozenset()
         """Of `protocol.identity.CAPABILITIES`."""
         self.digest: str | None = None
@@ -33,6 +35,11 @@ class Vitals:
         self.breaker = Breaker(board, worker.url)
         self.exchanges: set[Exchange] = set()
         self.silences = Silences()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it may get requests, whatever its breaker says."""
+        return self.is_up and not self.is_draining and not self.is_on_trial
 
     def ended(self, exchange: Exchange) -> None:
         """Learn from an exchange that came to its end: its worker works, and how long it may be silent."""

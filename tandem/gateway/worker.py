@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from tandem.errors import UsageError
 from tandem.protocol.identity import Role
 
 
@@ -17,3 +20,32 @@ class Worker:
     """Its base address, without a trailing slash."""
     role: Role
     """What it is asked to do; `both` when the gateway knows no prefill instances."""
+
+
+def named(prefill: Sequence[str], decode: Sequence[str]) -> tuple[Worker, ...]:
+    """Workers for base URLs, named by role and position; without prefill URLs the decode ones do both."""
+    role: Role = "decode" if prefill else "both"
+    return (
+        *(Worker(name=f"prefill-{i}", url=url, role="prefill") for i, url in enumerate(prefill)),
+        *(Worker(name=f"decode-{i}", url=url, role=role) for i, url in enumerate(decode)),
+    )
+
+
+def base_url(what: str, url: str) -> str:
+    """An instance's address as it is written everywhere, without a trailing slash.
+
+    Args:
+        what: The option or field that it was given with.
+        url: As it was given.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number, or out of range
+        sound = False
+    if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise UsageError(f"{what}: {url!r} is not an instance's base URL; write http://HOST:PORT")
+    return url.rstrip("/")

@@ -16,8 +16,8 @@ PERIOD_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
-Stamp = tuple[tuple[int, int, int] | None, ...]
-"""Of each file inode, size and time, which no two states of a file share; None where there is none."""
+Stamp = tuple[int, int, int] | None
+"""Of a file inode, size and time, which no two states of it share; None where there is none."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Watched:
 
     paths: tuple[Path, ...]
     read: Callable[[], None]
-    stamp: Stamp
+    stamp: tuple[Stamp, ...]
 
 
 class Renewal:
@@ -67,11 +67,12 @@ class Renewal:
                 log.info("%s: read again", names)
 
 
-def _stamp(paths: tuple[Path, ...]) -> Stamp:
-    return tuple(map(_stamp_of, paths))
+def _stamp(paths: tuple[Path, ...]) -> tuple[Stamp, ...]:
+    return tuple(map(stamp_of, paths))
 
 
-def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+def stamp_of(path: Path) -> Stamp:
+    """What changes whenever a file is written or replaced."""
     try:
         found = path.stat()
     except OSError:

@@ -81,7 +81,8 @@ class FakeWorker:
 
     async def health(self, request: web.Request) -> web.Response:
         await self.struck(request)
-        return web.json_response({}, status=200 if self.healthy else self.unhealthy)
+        told = {"engine_id": self.said["engine_id"]} if "engine_id" in self.said else {}
+        return web.json_response(told, status=200 if self.healthy else self.unhealthy)
 
     async def identity(self, request: web.Request) -> web.StreamResponse:
         await self.struck(request)

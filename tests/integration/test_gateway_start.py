@@ -18,7 +18,7 @@ from fake_worker import TICKET, FakeWorker, answers, never, running, whole_with_
 from gateway_rig import BODY, trial, until
 
 from tandem.errors import ProcessError, UsageError
-from tandem.gateway import readiness
+from tandem.gateway import trial as trial_module
 from tandem.gateway.board import Board, shared_memory
 from tandem.gateway.commons import Commons
 from tandem.gateway.expected import Expected
@@ -375,7 +375,7 @@ async def test_a_stranger_that_comes_during_the_proof_ends_the_start() -> None:
 def test_a_hand_off_that_hangs_is_named_and_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(readiness, "TRIAL_S", 0.2)
+    monkeypatch.setattr(trial_module, "TRIAL_S", 0.2)
 
     async def scenario() -> None:
         async with starting() as start:
@@ -391,7 +391,7 @@ def test_a_hand_off_that_hangs_is_named_and_tried_again(
     with caplog.at_level(logging.INFO):
         uvloop.run(asyncio.wait_for(scenario(), 15))
     assert "trying the hand-off from prefill-0 to decode-0" in caplog.text
-    assert "prefill-0 did not hand over to decode-0 in 0.2 s, and is asked again" in caplog.text
+    assert "prefill-0 does not hand over to decode-0 yet: no answer in 0.2 s; it is asked again" in caplog.text
 
 
 @trial

@@ -417,7 +417,7 @@ def test_who_and_how(serve: Serve) -> None:
     who = serve(lambda s: s.ask("/identity"))[1]
     assert (who["capabilities"], who["tensor_parallel_size"]) == (list(CAPABILITIES), 2)
     assert serve(lambda s: s.ask("/tandem/audit")) == (200, {"leaked": 0})
-    assert serve(lambda s: s.ask("/health")) == (200, {"status": "ok"})
+    assert serve(lambda s: s.ask("/health")) == (200, {"status": "ok", "engine_id": who["engine_id"]})
 
 
 def test_a_request_that_can_never_fit(intake: Intake) -> None:

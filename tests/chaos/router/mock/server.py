@@ -89,7 +89,7 @@ class Server:
         return web.json_response({"object": "list", "data": [card | {"max_model_len": MAX_MODEL_LEN}]})
 
     async def health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        return web.json_response({"engine_id": self.engine_id}) if self.dialect == "native" else web.Response()
 
     async def metrics(self, _: web.Request) -> web.Response:
         return web.Response(text=self._page())
