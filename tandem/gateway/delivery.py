@@ -28,24 +28,19 @@ from tandem.gateway.journal import Journal
 from tandem.gateway.legs import Legs
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
-from tandem.gateway.progress import Chunk, Progress
+from tandem.gateway.progress import Progress
 from tandem.gateway.route import Route
 from tandem.gateway.tally import Tally
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
+from tandem.gateway.worker_stream import TAIL, is_done, told_events, told_lines
 from tandem.protocol import sse
 from tandem.protocol.kv import Resume
-from tandem.protocol.sse import EventParser
 
 ROUNDS: Final = 4
 """So often everybody may be tried."""
 PAUSE_S: Final = 0.2
 """Before the second round; doubled before each further one."""
-ERROR: Final = b'data: {"error"'
-"""How an error event begins; no text can hold these bytes, because quotes in it are escaped."""
-TAIL: Final = 32
-"""Bytes of a stream's end that are looked at for its last event, `[DONE]`."""
-
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +57,8 @@ class Courier:
         self.metrics = metrics
         self.journals: set[Journal] = set()
         """Of the streams that are open."""
+        self.reasons = False
+        """Whether an instance was seen to tell reasoning apart, without being asked to."""
 
     def deliver(self, asked: ClientRequest, choice: int = 0) -> Delivery:
         """Begin to answer a request for one choice."""
@@ -83,6 +80,7 @@ class Delivery:
         self._choice = choice
         self._tally = Tally(asked.prefills)
         self._seed = secrets.randbits(62)
+        self._reasons = courier.reasons
         self._tried: set[Worker] = set()
         self._rounds = 1
         self._last: WorkerError | None = None
@@ -126,6 +124,8 @@ class Delivery:
                     return
         finally:
             self._courier.journals.discard(journal)
+            if "messages" in self._asked.body.fields:
+                self._courier.reasons = self._courier.reasons or journal.tells_reasoning
             self._asked.record.count(self._tally, events=self._tellings(journal))
             self._end_retry()
 
@@ -147,28 +147,28 @@ class Delivery:
         async with self._answered(route, self._first_body(route)) as exchange:
             tail = b""
             try:
-                async for lines in self._good_lines(exchange):
+                async for lines in told_lines(exchange, self._courier.client):
                     tail = (tail + lines)[-TAIL:]
                     yield self._tally.lines(journal.pass_on(lines), alone=exchange.prefilled is None)
             except WorkerError:
-                if _is_done(tail):  # the client has everything already
+                if is_done(tail):  # the client has everything already
                     return
                 if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
                     yield b"\n"
                 raise
-            if not _is_done(tail):
+            if not is_done(tail):
                 raise exchange.lost("ended its stream before [DONE]", "cut")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from where it broke off."""
         progress = journal.progress
-        if progress.finish_reason is None or (self._owes_usage(progress) and progress.prompt is None):
+        if progress.finish_reason is None or (self._owes_usage(progress) and not progress.is_counted):
             route = self._next_route()
             way = self._continuation(route, progress)
             self._courier.metrics.continued(way.name)
             self._asked.record.continuations += 1
             async with self._answered(route, way.body) as exchange:
-                async for event in self._events(exchange):
+                async for event in told_events(exchange, self._courier.client):
                     self._end_retry()  # much may come again before anything is news
                     if (news := way.news(event | _head(progress))) is not None:
                         if news.get("usage"):
@@ -210,7 +210,7 @@ class Delivery:
 
     @cached_property
     def _exactness(self) -> Exactness:
-        return Exactness(self._asked.body)
+        return Exactness(self._asked.body, reasons=self._reasons)
 
     def _is_native(self, route: Route) -> bool:
         """Whether the workers are instances of ours."""
@@ -235,44 +235,6 @@ class Delivery:
                 yield exchange
             finally:
                 self._asked.record.heard(exchange)
-
-    async def _good_lines(self, exchange: Exchange) -> AsyncIterator[bytes]:
-        """Whole lines, up to an error event.
-
-        Raises:
-            WorkerError: The stream broke off, or its worker says that it failed.
-            RequestError: It was ended because somebody wanted it so.
-        """
-        rest = b""
-        async for piece in exchange.pieces():
-            cut = piece.rfind(b"\n") + 1
-            lines, rest = (rest + piece[:cut], piece[cut:]) if cut else (b"", rest + piece)
-            good, error, said = lines.partition(ERROR)
-            if good:
-                yield good
-            if error:
-                event = (error + said).splitlines()[0].removeprefix(b"data: ")
-                raise self._courier.client.told(exchange.worker, event)
-
-    async def _events(self, exchange: Exchange) -> AsyncIterator[dict[str, Any]]:
-        """The events of a stream, up to its `[DONE]`; raises like `_good_lines`."""
-        parser, done = EventParser(), False
-        async for lines in self._good_lines(exchange):
-            for data in parser.feed(lines):
-                done = data == b"[DONE]"
-                if not done:
-                    yield self._decoded(exchange, data)
-        if not done:
-            raise exchange.lost("ended its stream before [DONE]", "cut")
-
-    def _decoded(self, exchange: Exchange, data: bytes) -> dict[str, Any]:
-        try:
-            event = msgspec.json.decode(data, type=dict[str, Any])
-            msgspec.convert(event, Chunk)
-        except msgspec.DecodeError:
-            how = "streamed something other than OpenAI's JSON"
-            raise WorkerError(exchange.worker, how, cause="bad_answer") from None
-        return {"choices": []} | event
 
     async def _before_next(self, error: WorkerError) -> None:
         """Get ready for another try: who failed is out for this round.
@@ -324,11 +286,6 @@ def has_begun(journal: Journal) -> bool:
         return journal.has_begun and bool(journal.progress.head.id)
     except msgspec.DecodeError:
         raise cannot("it was something other than OpenAI's JSON") from None
-
-
-def _is_done(tail: bytes) -> bool:
-    """Whether a stream that ends with these bytes is whole."""
-    return tail.rstrip().rpartition(b"\n")[2].removeprefix(b"data:").strip() == b"[DONE]"
 
 
 def _head(progress: Progress) -> dict[str, Any]:

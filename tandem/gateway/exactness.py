@@ -56,10 +56,12 @@ class Exactness:
 
     Args:
         body: What the client asked for.
+        reasons: Whether instances make reasoning of a chat's text, without being asked to.
     """
 
-    def __init__(self, body: ClientBody) -> None:
+    def __init__(self, body: ClientBody, *, reasons: bool = False) -> None:
         self._body = body
+        self._may_be_parsed = reasons and "messages" in body.fields
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -73,7 +75,7 @@ class Exactness:
     @property
     def needs_seed(self) -> bool:
         """Whether it could go on in no way at all unless it had a seed."""
-        return self.obstacle is not None and not self.is_repeatable
+        return (self.obstacle is not None or self._may_be_parsed) and not self.is_repeatable
 
     @property
     def is_repeatable(self) -> bool:

@@ -17,6 +17,8 @@ from tandem.protocol.sse import EventParser
 
 IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*\])')
 """The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
+REASONING: Final = re.compile(rb'[{,]\s*"reasoning(?:_content)?"\s*:\s*"[^"]')
+"""What a parser has set apart from a chat's text."""
 TICKET: Final = b'"kv_transfer_params"'
 KEPT_BYTES: Final = 2**16
 """Undecoded pieces up to so many bytes are kept for a stream."""
@@ -57,6 +59,11 @@ class Journal:
     def events(self) -> int:
         """How many have come, `[DONE]` apart; it is counted only here."""
         return self._progress.events + (b"\n" + b"".join(self._kept)).count(b"\ndata: {")
+
+    @property
+    def tells_reasoning(self) -> bool:
+        """Whether an engine has set reasoning apart from the text."""
+        return self._progress.parsed is not None or REASONING.search(b"".join(self._kept)) is not None
 
     @property
     def progress(self) -> Progress:

@@ -63,6 +63,11 @@ class Progress:
         return sum(len(piece) for place in PLAIN for piece in self.texts.get(place, ()))
 
     @property
+    def is_counted(self) -> bool:
+        """Whether its tokens are known; an instance may be asked to hide them."""
+        return self.prompt is not None and bool(self.tokens)
+
+    @property
     def parsed(self) -> str | None:
         """A place where something stands that a parser has made of what the model wrote, if there is one."""
         return next((place for place, pieces in self.texts.items() if place not in PLAIN and any(pieces)), None)
