@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tandem.gateway.limits import Limits
+from tandem.gateway.visibility import Visibility
 
 Policy = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
 """Of `tandem.gateway.policy`, which is imported late."""
@@ -35,6 +36,7 @@ def gateway(
     topology: Path | None = None,
     admin_key_file: Path | None = None,
     drain_seconds: float = 300.0,
+    visibility: Annotated[Visibility | None, Parameter(name="*")] = None,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -66,6 +68,7 @@ def gateway(
         admin_key_file: File with the keys that may see and change the instances at /admin, as `tandem gateway-key`
             writes them. Default: nobody may, and there is no /admin.
         drain_seconds: Longest wait for what an instance has when it is removed; what is left goes on elsewhere.
+        visibility: What it shows of each request.
     """
     from tandem.gateway.fleet import ChangeConfig
     from tandem.gateway.keys import Keys
@@ -89,6 +92,7 @@ def gateway(
         policy=policy,
         short_tokens=short_prompt_tokens,
         limits=limits or Limits(),
+        visibility=visibility or Visibility(),
         tls=server_tls(tls_cert, tls_key, tls_client_ca),
         access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
         change=ChangeConfig(

@@ -11,6 +11,7 @@ from typing import Any, Final
 import uvloop
 
 from tandem.errors import TandemError, UsageError
+from tandem.gateway.access_log import AccessLog
 from tandem.gateway.admin import Admin
 from tandem.gateway.budget import RetryBudget
 from tandem.gateway.commons import Commons
@@ -36,6 +37,7 @@ from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
 from tandem.gateway.topology_watch import TopologyWatch, read_roster
+from tandem.gateway.visibility import Visibility
 from tandem.gateway.worker import base_url, named
 from tandem.gateway.worker_access import WorkerAccess
 from tandem.gateway.worker_client import WorkerClient, open_peers
@@ -92,6 +94,8 @@ class GatewayConfig:
     """What it shows workers, and asks of them."""
     limit: LengthLimit | None = None
     """The longest request that is let through; None leaves that to the instances."""
+    visibility: Visibility = field(default_factory=Visibility)
+    """What it shows of each request."""
     workers: int = 1
     """Processes that share the work; more than one have a supervisor."""
     change: ChangeConfig = field(default_factory=ChangeConfig)
@@ -142,9 +146,10 @@ class Gateway:
         """Listen, and find out who is up.
 
         Raises:
-            UsageError: The address cannot be listened on.
+            UsageError: The address cannot be listened on, or the access log not be written.
         """
         renewal = Renewal()
+        self._access_log = AccessLog(self.config.visibility)
         self._peers = open_peers(self.config.access, renewal)
         client = WorkerClient(self._peers, self.pool)
         budget = RetryBudget(self.commons.board)
@@ -173,6 +178,7 @@ class Gateway:
             limits=self.config.limits,
             keys=keys,
             passes_key_on=keys is None and self.config.access.api_key is None,
+            access_log=self._access_log,
         )
         application = service.application()
         if admin_keys is not None:
@@ -260,6 +266,7 @@ class Gateway:
         await self._runner.cleanup()
         await self._legs.finish()
         self._peers.close()
+        self._access_log.close()
 
 
 def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
+from tandem.gateway.access_log import RECORD, AccessLog
 from tandem.gateway.budget import RetryBudget
 from tandem.gateway.client_request import AUTHORIZATION, PASSED_ON, ClientRequest
 from tandem.gateway.delivery import Courier
@@ -47,7 +48,9 @@ class Service:
         limits: Limits,
         keys: Keys | None,
         passes_key_on: bool,
+        access_log: AccessLog,
     ) -> None:
+        self._access_log = access_log
         self._front = front
         self._limit = limit
         self._limits = limits
@@ -61,7 +64,8 @@ class Service:
 
     def application(self) -> web.Application:
         """The aiohttp application; no other path reaches anything, least of all a worker."""
-        app = web.Application(middlewares=[openai_errors], client_max_size=self._limits.max_body_bytes)
+        middlewares = [*self._access_log.middlewares, openai_errors]
+        app = web.Application(middlewares=middlewares, client_max_size=self._limits.max_body_bytes)
         for path in self._front.generating:
             app.router.add_post(path, self.generate)
         if self._front.lists_models:
@@ -74,6 +78,7 @@ class Service:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer a request for generated text."""
         record = Record(id=request_id(request.headers), path=request.path)
+        request[RECORD] = record
         headers = {"X-Request-Id": record.id}
         self._budget.in_flight.add()
         try:
@@ -126,7 +131,8 @@ class Service:
 
     async def models(self, request: web.Request) -> web.Response:
         """What a worker says it serves."""
-        with self._admitted(request, Record(id=request_id(request.headers), path=request.path)):
+        request[RECORD] = record = Record(id=request_id(request.headers), path=request.path)
+        with self._admitted(request, record):
             return await self._models(request)
 
     async def _models(self, request: web.Request) -> web.Response:

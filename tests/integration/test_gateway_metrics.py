@@ -7,7 +7,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from aiohttp import web
@@ -27,6 +27,9 @@ from fake_worker import (
 from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
 from tandem.gateway import delivery
+from tandem.gateway.access_log import fields_of
+from tandem.gateway.exchange import Cause
+from tandem.gateway.record import Part, Record
 from tandem.gateway.stalls import Patience
 
 SHORT = Patience(suspect_s=0.1, probe_s=0.1)
@@ -288,3 +291,18 @@ async def test_the_guide_names_every_metric_and_none_else() -> None:
         labels = {one._name: ",".join(one._labelnames) for one in registry._collector_to_names}
     assert set(documented) == made
     assert documented == labels
+
+
+def test_the_guide_names_every_cause_and_every_part() -> None:
+    guide = GUIDE.read_text()
+    for kind, head in ((Cause, "| `cause` |"), (Part, "| `part` ")):
+        table = guide.split(head)[1].split("\n\n")[0]
+        assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M)))) == set(get_args(kind))
+
+
+def test_the_guide_names_every_field_of_the_access_log() -> None:
+    table = GUIDE.read_text().split("\n## Access log\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*\|", table, re.M)))) - {"field"}
+    record = Record(id="i", path="p", cause="cut", begun=0.0, prompt_tokens=1, cached_tokens=1, answer_tokens=1)
+    made = {name for name, _ in fields_of(record)} | {"time", "id", "key", "client", "method", "path", "status"}
+    assert named == made | {"total_ms", "request_bytes", "answer_bytes"}

@@ -1,0 +1,193 @@
+"""One line for each request, once it is over: who asked, who served it, how it ended, where its time went.
+
+Nothing that a client wrote stands in it but its `X-Request-Id`, which is letters, digits and `._-`: no prompt, no
+answer, no key, no query, no path that is not served here. Of instances it has the names and not the addresses.
+`/health` and `/metrics` have no lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from tandem.errors import UsageError
+from tandem.gateway.record import Record
+from tandem.gateway.visibility import Visibility
+from tandem.protocol.http import Handler
+
+Field = tuple[str, Any]
+
+RECORD: Final = web.RequestKey("record", Record)
+"""Where a request's record is found by whoever has the request."""
+QUIET: Final = ("/health", "/metrics")
+CLIENT_LEFT: Final = 499
+"""As nginx has it: the client closed the connection before its answer was whole."""
+LOOK_S: Final = 1.0
+"""Between two looks at whether the file is still the one at its path."""
+BARE: Final = re.compile(r"[A-Za-z0-9._:/@-]+")
+"""Values that need no quotes."""
+
+log = logging.getLogger(__name__)
+
+
+class LogFile:
+    """A file that only grows; one that was moved away or taken out is begun anew, as `logrotate` expects.
+
+    Several processes may write to the same one: a line is one write.
+
+    Args:
+        path: Where; None for standard error.
+
+    Raises:
+        UsageError: It cannot be written to.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._looked = time.monotonic()
+        self._is_well = True
+        try:
+            self._descriptor = 2 if path is None else _opened(path)
+        except OSError as error:
+            raise UsageError(f"--access-log {path}: {error.strerror}; choose a file that can be written") from None
+
+    def write(self, line: bytes) -> None:
+        """Add a line; where that is not possible, the gateway goes on without."""
+        try:
+            self._look()
+            os.write(self._descriptor, line)
+            self._is_well = True
+        except OSError as error:
+            if self._is_well:
+                log.warning("%s: requests are not logged: %s", self._path or "standard error", error.strerror)
+            self._is_well = False
+
+    def close(self) -> None:
+        """Be done with it."""
+        if self._path is not None:
+            os.close(self._descriptor)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._path is None or now < self._looked + LOOK_S:
+            return
+        self._looked = now
+        if not _is_at(self._path, self._descriptor):
+            descriptor = _opened(self._path)
+            os.close(self._descriptor)
+            self._descriptor = descriptor
+
+
+class AccessLog:
+    """Writes the lines.
+
+    Args:
+        options: How.
+
+    Raises:
+        UsageError: The file cannot be written to.
+    """
+
+    def __init__(self, options: Visibility) -> None:
+        path = options.access_log
+        self._file = None if path is None else LogFile(None if path == "-" else Path(path))
+        self._write = _json if options.access_log_format == "json" else _text
+        self._tells_clients = options.access_log_clients
+
+    @property
+    def middlewares(self) -> list[Any]:
+        """What an application needs to be logged."""
+        return [] if self._file is None else [self._log]
+
+    def close(self) -> None:
+        """Be done with it."""
+        if self._file is not None:
+            self._file.close()
+
+    @web.middleware
+    async def _log(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began, response = time.monotonic(), None
+        try:
+            response = await handler(request)
+            return response
+        finally:
+            if (path := _path(request)) not in QUIET and self._file is not None:
+                told = dict(self._fields(request, path, response, time.monotonic() - began))
+                self._file.write(self._write(told))
+
+    def _fields(
+        self, request: web.Request, path: str, response: web.StreamResponse | None, total_s: float
+    ) -> Iterator[Field]:
+        record: Record | None = request.get(RECORD)
+        yield "time", datetime.now(UTC).isoformat(timespec="milliseconds")
+        if record is not None:
+            yield "id", record.id
+            yield "key", record.key
+        if self._tells_clients:
+            yield "client", request.remote
+        yield "method", request.method
+        yield "path", path
+        yield "status", CLIENT_LEFT if response is None else response.status
+        yield "total_ms", _ms(total_s)
+        yield "request_bytes", request.content_length
+        yield "answer_bytes", None if response is None else response.body_length
+        if record is not None:
+            yield from fields_of(record)
+
+
+def fields_of(record: Record) -> Iterator[Field]:
+    """What a line tells of how a request went; None for what is not known."""
+    yield "outcome", record.outcome
+    for name in ("Route", "Prefill", "Decode"):
+        yield name.lower(), record.served_by.get(f"X-Tandem-{name}")
+    yield from ((f"{kind}_tokens", count) for kind, count in record.tokens)
+    yield "events", record.events or None
+    yield "ttft_ms", _ms(record.ttft_s)
+    yield from ((f"{part}_ms", _ms(seconds)) for part, seconds in record.parts.items())
+    yield "longest_gap_ms", _ms(record.longest_gap_s or None)
+    yield "tries", record.tries
+    yield "continuations", record.continuations
+    yield "cause", record.cause
+
+
+def _path(request: web.Request) -> str:
+    """The endpoint, and of any other path only that it is none."""
+    resource = request.match_info.route.resource
+    return "-" if resource is None else resource.canonical
+
+
+def _json(told: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({name: value for name, value in told.items() if value is not None}) + b"\n"
+
+
+def _text(told: dict[str, Any]) -> bytes:
+    return " ".join(f"{name}={_bare(value)}" for name, value in told.items() if value is not None).encode() + b"\n"
+
+
+def _bare(value: Any) -> str:
+    text = str(value)
+    return text if BARE.fullmatch(text) else msgspec.json.encode(text).decode()
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
