@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tandem.gateway.limits import Limits
+from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.visibility import Visibility
 
 Policy = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
@@ -37,6 +38,7 @@ def gateway(
     admin_key_file: Path | None = None,
     drain_seconds: float = 300.0,
     visibility: Annotated[Visibility | None, Parameter(name="*")] = None,
+    queue: Annotated[QueueLimits | None, Parameter(name="*")] = None,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -69,6 +71,7 @@ def gateway(
             writes them. Default: nobody may, and there is no /admin.
         drain_seconds: Longest wait for what an instance has when it is removed; what is left goes on elsewhere.
         visibility: What it shows of each request.
+        queue: Who waits for room, and for how long.
     """
     from tandem.gateway.fleet import ChangeConfig
     from tandem.gateway.keys import Keys
@@ -93,6 +96,7 @@ def gateway(
         short_tokens=short_prompt_tokens,
         limits=limits or Limits(),
         visibility=visibility or Visibility(),
+        queue=queue or QueueLimits(),
         tls=server_tls(tls_cert, tls_key, tls_client_ca),
         access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
         change=ChangeConfig(

@@ -48,6 +48,7 @@ class EngineCollector(Collector):
             "requests_running": (len(scheduler.running), "Requests admitted"),
             "kv_blocks_total": (engine.pool.count, "KV blocks of this instance"),
             "kv_blocks_free": (engine.pool.free, "KV blocks nobody holds; some of them still known"),
+            "kv_block_tokens": (engine.pool.block_size, "Tokens of a KV block"),
             "kv_blocks_known": (engine.pool.known, "KV blocks whose content can be shared"),
             "kv_leases": (len(engine.tickets), "KV tickets given and not used yet"),
             "kv_reservations": (len(engine.reservations), "KV reservations not used yet"),

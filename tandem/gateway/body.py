@@ -71,6 +71,12 @@ class ClientBody:
         return name, bytes(self.fields.get(name, b""))
 
     @property
+    def priority(self) -> int:
+        """Lower ones go first; 0 where it gives no number, which is the instance's to refuse."""
+        value = self.value("priority")
+        return value if type(value) is int else 0
+
+    @property
     def max_tokens(self) -> int:
         """Tokens the answer may have; 1, the fewest, where that is not said."""
         return self.max_answer or 1
@@ -140,7 +146,8 @@ class ClientBody:
             "max_tokens": ONE,
             KV_FIELD: self._with_ids(msgspec.Raw(msgspec.json.encode(REMOTE_DECODE))),
         }
-        for name in ("return_token_ids",) if early else ("return_token_ids", "stream_options"):
+        unwanted = ("return_token_ids", "reservation")
+        for name in unwanted if early else (*unwanted, "stream_options"):
             fields.pop(name, None)
         if "max_completion_tokens" in fields:
             fields["max_completion_tokens"] = ONE

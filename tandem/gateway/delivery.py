@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from tandem.errors import RequestError
+from tandem.gateway.admission import Admission, Place
 from tandem.gateway.body import ClientBody, without_kv_params
 from tandem.gateway.budget import Retry, RetryBudget
 from tandem.gateway.client_request import ClientRequest
@@ -48,9 +49,17 @@ class Courier:
     """What deliveries are made with; one for all of them."""
 
     def __init__(
-        self, *, pool: Pool, legs: Legs, client: WorkerClient, budget: RetryBudget, metrics: GatewayMetrics
+        self,
+        *,
+        pool: Pool,
+        admission: Admission,
+        legs: Legs,
+        client: WorkerClient,
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
     ) -> None:
         self.pool = pool
+        self.admission = admission
         self.legs = legs
         self.client = client
         self.budget = budget
@@ -83,6 +92,7 @@ class Delivery:
         self._reasons = courier.reasons
         self._tried: set[Worker] = set()
         self._rounds = 1
+        self._was_let_in = False
         self._last: WorkerError | None = None
         self._retry: Retry | None = None
         self.headers: dict[str, str] = {}
@@ -130,50 +140,50 @@ class Delivery:
             self._end_retry()
 
     async def _whole_once(self) -> bytes:
-        route = self._next_route()
-        self.headers = route.headers
-        async with self._answered(route, self._first_body(route)) as exchange:
-            raw = await exchange.whole()
-            try:
-                return self._tally.whole(without_kv_params(raw), alone=exchange.prefilled is None)
-            except msgspec.DecodeError:
-                how = "answered with something other than JSON"
-                raise WorkerError(exchange.worker, how, cause="bad_answer") from None
+        with await self._place() as place:
+            self.headers = place.route.headers
+            async with self._answered(place, self._first_body(place.route)) as exchange:
+                raw = await exchange.whole()
+                try:
+                    return self._tally.whole(without_kv_params(raw), alone=exchange.prefilled is None)
+                except msgspec.DecodeError:
+                    how = "answered with something other than JSON"
+                    raise WorkerError(exchange.worker, how, cause="bad_answer") from None
 
     async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from its start."""
-        route = self._next_route()
-        self.headers = route.headers
-        async with self._answered(route, self._first_body(route)) as exchange:
-            tail = b""
-            try:
-                async for lines in told_lines(exchange, self._courier.client):
-                    tail = (tail + lines)[-TAIL:]
-                    yield self._tally.lines(journal.pass_on(lines), alone=exchange.prefilled is None)
-            except WorkerError:
-                if is_done(tail):  # the client has everything already
-                    return
-                if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
-                    yield b"\n"
-                raise
-            if not is_done(tail):
-                raise exchange.lost("ended its stream before [DONE]", "cut")
+        with await self._place() as place:
+            self.headers = place.route.headers
+            async with self._answered(place, self._first_body(place.route)) as exchange:
+                tail = b""
+                try:
+                    async for lines in told_lines(exchange, self._courier.client):
+                        tail = (tail + lines)[-TAIL:]
+                        yield self._tally.lines(journal.pass_on(lines), alone=exchange.prefilled is None)
+                except WorkerError:
+                    if is_done(tail):  # the client has everything already
+                        return
+                    if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
+                        yield b"\n"
+                    raise
+                if not is_done(tail):
+                    raise exchange.lost("ended its stream before [DONE]", "cut")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from where it broke off."""
         progress = journal.progress
         if progress.finish_reason is None or (self._owes_usage(progress) and not progress.is_counted):
-            route = self._next_route()
-            way = self._continuation(route, progress)
-            self._courier.metrics.continued(way.name)
-            self._asked.record.continuations += 1
-            async with self._answered(route, way.body) as exchange:
-                async for event in told_events(exchange, self._courier.client):
-                    self._end_retry()  # much may come again before anything is news
-                    if (news := way.news(event | _head(progress))) is not None:
-                        if news.get("usage"):
-                            news["usage"] = self._tally.corrected(news["usage"], alone=False)
-                        yield sse.event(journal.seen(news))
+            with await self._place() as place:
+                way = self._continuation(place.route, progress)
+                self._courier.metrics.continued(way.name)
+                self._asked.record.continuations += 1
+                async with self._answered(place, way.body) as exchange:
+                    async for event in told_events(exchange, self._courier.client):
+                        self._end_retry()  # much may come again before anything is news
+                        if (news := way.news(event | _head(progress))) is not None:
+                            if news.get("usage"):
+                                news["usage"] = self._tally.corrected(news["usage"], alone=False)
+                            yield sse.event(journal.seen(news))
             way.end()
         elif self._owes_usage(progress):
             yield sse.event(self._last_event(progress))
@@ -216,20 +226,28 @@ class Delivery:
         """Whether the workers are instances of ours."""
         return self._courier.pool.can("resume", *route.workers)
 
-    def _next_route(self) -> Route:
+    async def _place(self) -> Place:
+        """Room for the next try; it may have to be waited for, but not once this has been let in."""
+        place = await self._courier.admission.place(self._asked, self._next_route, was_let_in=self._was_let_in)
+        self._was_let_in = True
+        return place
+
+    def _next_route(self, with_room: bool) -> Route:
         pool = self._courier.pool
         pool.require_open()
-        route = Route.plan(pool, self._asked.demand, self._tried)
+        route = Route.plan(pool, self._asked.demand, self._tried, with_room=with_room)
         if route is None:
             raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
         return route
 
     @asynccontextmanager
-    async def _answered(self, route: Route, body: ClientBody) -> AsyncIterator[Exchange]:
+    async def _answered(self, place: Place, body: ClientBody) -> AsyncIterator[Exchange]:
         """One try."""
-        self._courier.metrics.routed(route.kind)
+        self._courier.metrics.routed(place.route.kind)
         self._asked.record.tries += 1
-        async with self._courier.legs.answer(route, self._asked.with_body(body)) as exchange:
+        if place.reservation is not None:
+            body = body.with_fields(reservation=place.reservation)
+        async with self._courier.legs.answer(place.route, self._asked.with_body(body)) as exchange:
             self.exchange = exchange
             try:
                 yield exchange

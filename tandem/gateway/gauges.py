@@ -36,22 +36,32 @@ class Gauges:
         self._retrying = self._gauge("retries_in_flight", "Second tries that have not begun to answer.", "livesum")
         self._waiting = self._gauge("retries_waiting", "Requests that wait for room for a second try.", "livesum")
         self._journal = self._gauge("journal_bytes", "What is kept of open streams, to go on with them.", "livesum")
+        self._queue = self._gauge("queue_length", "Requests that wait for room.", "livesum")
+        self._kv_tokens = self._gauge("worker_kv_tokens", "A worker's room for tokens.", "mostrecent", "worker", "what")
         self._known: set[str] = set()
 
     def _gauge(self, name: str, text: str, mode: Literal["mostrecent", "livesum"], *labels: str) -> Gauge:
         return Gauge(f"tandem_gateway_{name}", text, labels, registry=self._registry, multiprocess_mode=mode)
 
-    def refresh(self, pool: Pool, budget: RetryBudget, journals: Iterable[Journal]) -> None:
-        """Set all of them to what holds now."""
+    def refresh(self, pool: Pool, budget: RetryBudget, journals: Iterable[Journal], *, queue: int) -> None:
+        """Set all of them to what holds now; `queue` requests wait for room."""
+        self._queue.set(queue)
         self._retrying.set(budget.retrying)
         self._waiting.set(budget.waiting)
         self._journal.set(sum(journal.size for journal in journals))
         for worker in pool.workers:
             self._up.labels(worker.name).set(pool.is_up(worker))
             self._breaker.labels(worker.name).set(STATES[pool.breaker_state(worker)])
-            self._open.labels(worker.name).set(len(pool.vitals(worker).exchanges))
+            vitals = pool.vitals(worker)
+            self._open.labels(worker.name).set(len(vitals.exchanges))
+            self._show_kv(worker.name, *vitals.capacity.shown(vitals.load))
         names = {worker.name for worker in pool.workers}
         for gone in self._known - names:  # not taken out: pages of several processes cannot do that
             for gauge in (self._up, self._breaker, self._open):
                 gauge.labels(gone).set(0)
+            self._show_kv(gone, 0, 0, 0)
         self._known = names
+
+    def _show_kv(self, name: str, capacity: float, booked: float, others: float) -> None:
+        for what, tokens in (("capacity", capacity), ("booked", booked), ("others", others)):
+            self._kv_tokens.labels(name, what).set(tokens)

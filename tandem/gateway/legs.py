@@ -48,7 +48,7 @@ class Legs:
         """
         way = self._apart(route, asked) if route.kind == "apart" else self._alone(route, asked)
         try:
-            with asked.in_time(), self._pool.vitals(route.decode).load.carrying(asked.demand.tokens):
+            with asked.in_time():
                 async with way as exchange:
                     yield exchange
         except WorkerError as error:

@@ -64,6 +64,8 @@ class GatewayMetrics:
             "ttft_seconds", "From a streamed request's arrival to its first bytes to the client."
         )
         self._ttft_parts = cache(self._histogram("ttft_part_seconds", "Where that time went.", "part").labels)
+        self.queue_seconds = self._histogram("queue_seconds", "Waits for room, of those who waited.")
+        self._turned_away = self._counter("turned_away", "Requests refused because there was no room.", "reason")
         self._mean_gap = self._histogram(
             "itl_mean_seconds", "Inter-token latency: the mean of each stream.", buckets=GAPS
         )
@@ -115,6 +117,10 @@ class GatewayMetrics:
     def retried(self, worker: Worker) -> None:
         """Count a further try, for what `worker` failed."""
         self._retries.labels(worker.name).inc()
+
+    def turned_away(self, reason: str) -> None:
+        """Count a request that was refused because there was no room."""
+        self._turned_away.labels(reason).inc()
 
     def continued(self, way: Way) -> None:
         """Count a stream that goes on elsewhere."""

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from tandem.errors import RequestError
 from tandem.gateway.board import Board
 from tandem.gateway.breaker import State
+from tandem.gateway.capacity import NoRoomError
 from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.policy import POLICIES, Policy, PolicyName
@@ -33,6 +34,7 @@ class Pool:
         policy: How one of those who are ready is chosen, in each role by itself.
         short_tokens: With fewer tokens to compute, a prompt is left to a decode worker.
         is_open: Whether requests are taken as soon as somebody is up; else only once this is set.
+        max_in_flight: Most requests at a time for one decode worker; None for any number.
         board: What the processes of a gateway have in common; None where there is one.
         clock: Seconds, monotonic.
     """
@@ -44,10 +46,14 @@ class Pool:
         policy: PolicyName = "least_loaded",
         short_tokens: int = 0,
         is_open: bool = True,
+        max_in_flight: int | None = None,
         board: Board | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_open = is_open
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when somebody may be ready, or have room, who was not or had none."""
+        self._max_in_flight = max_in_flight
         self._board = board or Board()
         self._clock = clock
         self._short_tokens = short_tokens
@@ -65,10 +71,18 @@ class Pool:
         policy: PolicyName = "least_loaded",
         short_tokens: int = 0,
         is_open: bool = True,
+        max_in_flight: int | None = None,
         board: Board | None = None,
     ) -> Pool:
         """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
-        return cls(named(prefill, decode), policy=policy, short_tokens=short_tokens, is_open=is_open, board=board)
+        return cls(
+            named(prefill, decode),
+            policy=policy,
+            short_tokens=short_tokens,
+            is_open=is_open,
+            max_in_flight=max_in_flight,
+            board=board,
+        )
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -185,7 +199,13 @@ class Pool:
         return all(capability in self.vitals(worker).capabilities for worker in workers)
 
     def choose(
-        self, role: Role, demand: Demand, tried: Collection[Worker] = (), *, partner: Role | Worker | None = None
+        self,
+        role: Role,
+        demand: Demand,
+        tried: Collection[Worker] = (),
+        *,
+        partner: Role | Worker | None = None,
+        with_room: bool = False,
     ) -> Worker | None:
         """Who serves a request in a role: somebody who is up, was not tried, and is not left alone for its failures.
 
@@ -195,6 +215,11 @@ class Pool:
             tried: Who is not asked.
             partner: Who has to go with the one that is chosen, or a role of which somebody should; where nobody does,
                 any will do for a role, and none for a worker.
+            with_room: Of decode workers, whether only one will do that has room; else one that has most, if any has.
+                What is too large for each of them is left to the largest, to refuse it.
+
+        Raises:
+            NoRoomError: Nobody has room now.
         """
         candidates = self._candidates(role, tried)
         if partner is not None:
@@ -202,10 +227,27 @@ class Pool:
         if not candidates:
             return None
         chosen = self._policies[role].choose(candidates, demand)
+        if role == "decode" and not self._has_room(chosen, demand):
+            chosen = self._with_room(candidates, demand, with_room)
         if not chosen.breaker.is_closed:
             chosen.breaker.chosen(self._clock())
             self._changed()
         return chosen.worker
+
+    def _has_room(self, vitals: Vitals, demand: Demand) -> bool:
+        if self._max_in_flight is not None and vitals.load.requests >= self._max_in_flight:
+            return False
+        return vitals.capacity.has_room(vitals.load, demand.tokens)
+
+    def _with_room(self, candidates: Sequence[Vitals], demand: Demand, must_have: bool) -> Vitals:
+        if roomy := [vitals for vitals in candidates if self._has_room(vitals, demand)]:
+            return self._policies["decode"].choose(roomy, demand)
+        able = [vitals for vitals in candidates if vitals.capacity.could_hold(demand.tokens)]
+        if not able:
+            return max(candidates, key=lambda one: one.capacity.total or 0)
+        if must_have:
+            raise NoRoomError
+        return max(able, key=lambda one: (one.capacity.left(one.load.tokens), -one.load.requests))
 
     def is_short(self, demand: Demand, decode: Worker) -> bool:
         """Whether a decode worker has so little to compute of a prompt that a hand-off would take longer."""
@@ -267,8 +309,10 @@ class Pool:
 
     def _changed(self) -> None:
         self._ready_until = 0.0
+        self.on_change()
 
     def _forget(self, worker: Worker) -> None:
+        self.vitals(worker).capacity.forget()
         self._policy(worker).forget(worker)
         self._changed()
 

@@ -23,20 +23,26 @@ class Route:
     kind: Kind
 
     @classmethod
-    def plan(cls, pool: Pool, demand: Demand, tried: Collection[Worker] = ()) -> Route | None:
-        """The next route over workers that were not tried; None where there is none."""
-        route = cls._among(pool, demand, tried)
+    def plan(
+        cls, pool: Pool, demand: Demand, tried: Collection[Worker] = (), *, with_room: bool = False
+    ) -> Route | None:
+        """The next route over workers that were not tried; None where there is none.
+
+        Raises:
+            NoRoomError: Only one `with_room` will do, and nobody who decodes has any.
+        """
+        route = cls._among(pool, demand, tried, with_room)
         for worker in route.workers if route else ():
             pool.sent(demand, worker)
         return route
 
     @classmethod
-    def _among(cls, pool: Pool, demand: Demand, tried: Collection[Worker] = ()) -> Route | None:
+    def _among(cls, pool: Pool, demand: Demand, tried: Collection[Worker], with_room: bool) -> Route | None:
         """Every instance can serve a request from its prompt to its end, so one whose partners are all gone does."""
         if not pool.apart:
-            worker = pool.choose("decode", demand, tried)
+            worker = pool.choose("decode", demand, tried, with_room=with_room)
             return None if worker is None else cls(worker, worker, "both")
-        decode = pool.choose("decode", demand, tried, partner="prefill")
+        decode = pool.choose("decode", demand, tried, partner="prefill", with_room=with_room)
         if decode is None:
             prefill = pool.choose("prefill", demand, tried)
             return None if prefill is None else cls(prefill, prefill, "prefill-alone")

@@ -13,7 +13,9 @@ import uvloop
 from tandem.errors import TandemError, UsageError
 from tandem.gateway.access_log import AccessLog
 from tandem.gateway.admin import Admin
+from tandem.gateway.admission import Admission
 from tandem.gateway.budget import RetryBudget
+from tandem.gateway.capacity_watch import CapacityWatch
 from tandem.gateway.commons import Commons
 from tandem.gateway.delivery import Courier
 from tandem.gateway.door import Door
@@ -30,7 +32,9 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.policy import PolicyName
 from tandem.gateway.pool import Pool
 from tandem.gateway.probation import Probation
+from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.readiness import Readiness
+from tandem.gateway.reservation import Reservations
 from tandem.gateway.roster import Roster
 from tandem.gateway.service import Service
 from tandem.gateway.stalls import Patience, StallWatch
@@ -84,6 +88,8 @@ class GatewayConfig:
     """With fewer tokens to compute, a prompt is left to a decode instance."""
     patience: Patience = field(default_factory=Patience)
     """How long a worker may be silent."""
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    """Who waits, and for how long, when there is no room."""
     keys: Keys | None = None
     """Who may ask; None lets everybody."""
     limits: Limits = field(default_factory=Limits)
@@ -138,6 +144,7 @@ class Gateway:
             policy=config.policy,
             short_tokens=config.short_tokens,
             is_open=not config.expected or bool(self._is_ready.value),
+            max_in_flight=config.queue.max_in_flight,
             board=self.commons.board,
         )
         self.metrics = GatewayMetrics()
@@ -167,11 +174,20 @@ class Gateway:
             drain_s=self.config.change.drain_s,
             commons=self.commons,
         )
+        self._reservations = Reservations(self._peers)
+        admission = Admission(self.config.queue, pool=self.pool, reservations=self._reservations, metrics=self.metrics)
         service = Service(
             front=Front.of(self.config.api, self.metrics),
             pool=self.pool,
             client=client,
-            courier=Courier(pool=self.pool, legs=self._legs, client=client, budget=budget, metrics=self.metrics),
+            courier=Courier(
+                pool=self.pool,
+                admission=admission,
+                legs=self._legs,
+                client=client,
+                budget=budget,
+                metrics=self.metrics,
+            ),
             budget=budget,
             metrics=self.metrics,
             limit=self.config.limit,
@@ -197,13 +213,15 @@ class Gateway:
             raise
         fleet.start()
         await watch.check()  # a process that takes the place of another one refuses nobody meanwhile
+        capacity = CapacityWatch(self.pool, self._peers, self.config.health_period_s)
+        await capacity.look()
         assert self._runner.server is not None
         await self._door.open(self._runner.server, sockets)
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
         stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
-            *(self._become_ready(readiness), watch.run(), stalls.run(), self._door.watch(), renewal.run()),
-            *(fleet.run(), self._follow(fleet)),
+            *(self._become_ready(readiness), watch.run(), capacity.run(), stalls.run(), self._door.watch()),
+            *(renewal.run(), fleet.run(), self._follow(fleet)),
             self._keep_showing(service),
         )
         self._tasks = [asyncio.create_task(one) for one in for_ever]
@@ -265,6 +283,7 @@ class Gateway:
         self._door.close()
         await self._runner.cleanup()
         await self._legs.finish()
+        await self._reservations.finish()
         self._peers.close()
         self._access_log.close()
 

@@ -162,4 +162,6 @@ class Service:
 
     def refresh(self) -> None:
         """Let the metrics show how things stand now."""
-        self._metrics.gauges.refresh(self._pool, self._budget, self._courier.journals)
+        self._metrics.gauges.refresh(
+            self._pool, self._budget, self._courier.journals, queue=self._courier.admission.waiting
+        )

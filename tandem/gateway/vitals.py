@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tandem.gateway.board import Board
 from tandem.gateway.breaker import Breaker
+from tandem.gateway.capacity import Capacity
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.load import Load
 from tandem.gateway.silence import Silences
@@ -30,6 +31,7 @@ class Vitals:
         self.digest: str | None = None
         """Of what must agree before keys and values may move between it and another one; None where it tells none."""
         self.load = Load(board, worker.url)
+        self.capacity = Capacity()
         self.turn = 0
         """When it was last chosen, counted in choices."""
         self.breaker = Breaker(board, worker.url)
@@ -47,6 +49,12 @@ class Vitals:
             return
         self.breaker.succeeded()
         self.silences.learn(exchange.stage, exchange.silence)
+
+    @property
+    def begun_tokens(self) -> float:
+        """About how many of the tokens it has been given belong to answers that have begun."""
+        begun = [exchange.silence.has_begun for exchange in self.exchanges if exchange.stage in ("stream", "whole")]
+        return self.load.tokens * sum(begun) / len(begun) if begun else 0.0
 
     def lose(self, why: str) -> None:
         """Give up everything that is open with it."""

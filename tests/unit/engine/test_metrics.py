@@ -88,6 +88,7 @@ NEW = {
     "requests_running": 0,
     "kv_blocks_total": 8,
     "kv_blocks_free": 8,
+    "kv_block_tokens": 4,
     "kv_blocks_known": 0,
     "kv_leases": 0,
     "kv_reservations": 0,
