@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_every_request_is_served(name: str, dialect: str, tmp_path: Path) -> Non
 )
 def test_the_whole_table(name: str, dialect: str, tmp_path: Path) -> None:
     assert result(name, dialect, tmp_path).passed
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("engine", ["tandem", "vllm"])
+def test_the_whole_table_with_real_instances(engine: str, tmp_path: Path) -> None:
+    if engine == "vllm" and shutil.which("vllm") is None:
+        pytest.skip("vllm is not in PATH: docs/vllm.md says how to install it")
+    command = [sys.executable, "-m", "chaos.router", "--engine", engine, "--logs", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3500, env=environment())
+    lost = [row for row in json.loads(done.stdout) if not row["passed"]]
+    assert (lost, done.returncode) == ([], 0)
 
 
 def test_a_naive_router_is_found_out() -> None:
