@@ -103,7 +103,7 @@ class Engine:
         """Queue a request.
 
         Raises:
-            RequestError: It can never fit into the cache.
+            RequestError: It can never fit into the cache, or its ticket's name is another one's.
         """
         needed = self.pool.blocks_for(request.cache_tokens)
         if needed > self.pool.count:
@@ -113,6 +113,8 @@ class Engine:
             )
         with self._lock:
             assert request.id not in self._requests, f"two requests are called {request.id}"
+            if request.ticket_name is not None:
+                self.tickets.require_free(request.ticket_name)
             self._arrivals += 1
             sequence = self._sequence(request, request.choices[0], self._arrivals)
             sequence.reservation = self._reservation(request)

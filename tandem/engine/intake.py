@@ -99,6 +99,7 @@ class Intake:
             sent=resume.sent,
             start=start,
             keep_for_remote=keep,
+            ticket_name=hand_off.remote_request_id if keep else None,
             fetch_from=hand_off if hand_off.do_remote_prefill else None,
             reservation=body.reservation,
             priority=body.priority,

@@ -27,6 +27,8 @@ class Request:
     """An answer goes on with the prompt's text; in a chat it is a text of its own."""
     keep_for_remote: bool = False
     """Only prefill, then lease the blocks to another instance."""
+    ticket_name: str | None = None
+    """What that lease is called; None for a name of the instance's own."""
     fetch_from: KVTransferParams | None = None
     """Do not prefill: pull the blocks with this ticket."""
     reservation: str | None = None

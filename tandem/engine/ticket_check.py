@@ -37,6 +37,8 @@ def check_hand_off(hand_off: KVTransferParams, role: Role) -> None:
         raise RequestError(f"{WHERE}: do_remote_decode and do_remote_prefill exclude each other", param=WHERE)
     if hand_off.do_remote_decode and role == "decode":
         raise RequestError(f"{WHERE}: this is a decode instance; send prefills to a prefill instance", param=WHERE)
+    if hand_off.do_remote_decode and not NAME.fullmatch(hand_off.remote_request_id or "x"):
+        raise _wrong("remote_request_id", "names no ticket; write 1 to 256 printable characters without blanks")
     if hand_off.do_remote_prefill:
         _check_ticket(hand_off, role)
     elif not hand_off.do_remote_decode and any(getattr(hand_off, name) is not None for name in NEEDED):

@@ -14,7 +14,7 @@ from typing import Final
 
 from tandem.engine.handoff import HandOff
 from tandem.engine.sequence import Sequence
-from tandem.errors import TransferError
+from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.lease import LeaseBook, Ticket
 from tandem.kv.messages import Pull
@@ -86,11 +86,23 @@ class Tickets:
         """Tickets nobody used in time."""
         return self._book.expired
 
+    def require_free(self, name: str) -> None:
+        """Refuse a name that a ticket has.
+
+        Raises:
+            RequestError: 409.
+        """
+        if self._book.find(name) is not None:
+            message = f"kv_transfer_params.remote_request_id: there is a ticket {name} already; choose another name"
+            raise RequestError(message, status=409, param="kv_transfer_params")
+
     def open(self, sequence: Sequence) -> None:
         """Promise what a sequence is going to compute."""
-        length = len(sequence.token_ids)
+        length, wished = len(sequence.token_ids), sequence.request.ticket_name
         content = sequence.keys.content(sequence.token_ids, length)
         ticket = Ticket(content=content, count=self._pool.blocks_for(length))
+        if wished is not None:
+            ticket.name = wished
         self._book.add(ticket)
         self._computing[ticket.name] = sequence
         self._names[sequence] = ticket.name

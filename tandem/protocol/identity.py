@@ -8,10 +8,10 @@ import msgspec
 
 Role = Literal["prefill", "decode", "both"]
 
-CAPABILITIES: Final = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "choices")
+CAPABILITIES: Final = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "named_ticket", "choices")
 """What an instance of ours can do beyond the OpenAI API and vLLM's pull protocol: reserve blocks, release them, go on
-with another instance's answer, let a ticket be pulled more than once, tell it before the blocks are computed, and hand
-over a request with several choices."""
+with another instance's answer, let a ticket be pulled more than once, tell it before the blocks are computed, call it
+what the router wishes, and hand over a request with several choices."""
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,7 +27,8 @@ class KVTransferParams(msgspec.Struct, kw_only=True, frozen=True):
     remote_block_ids: list[list[int]] | None = None
     """Block ids on the holder, one list per KV group; ours has one group."""
     remote_request_id: str | None = None
-    """The ticket's id on the holder."""
+    """The ticket's id on the holder; beside `do_remote_decode`, ours: what it shall be, so that it can be released by
+    who has never got it."""
     remote_host: str | None = None
     """Address of the holder's transfer port."""
     remote_port: int | None = None

@@ -18,7 +18,7 @@ from tandem.engine.scheduler import SchedulerLimits
 from tandem.engine.sequence import Status
 from tandem.engine.tickets import EngineIdentity, PullState
 from tandem.engine.update import Update
-from tandem.errors import TransferError
+from tandem.errors import RequestError, TransferError
 from tandem.kv.blocks import BlockPool
 from tandem.kv.messages import Keep, Pull
 from tandem.kv.prefix import BlockKeys
@@ -442,3 +442,16 @@ def test_prompts_that_are_known_are_pulled_at_once(there: Prefill) -> None:
     assert blocks is not None
     assert there.holds(blocks, PROMPT[:8])
     assert plan.tokens == 4
+
+
+def test_a_ticket_is_called_what_its_request_wishes() -> None:
+    there = Prefill()
+    first = there.ask(ticket_name="mine")
+    with pytest.raises(RequestError, match="there is a ticket mine already") as caught:
+        there.ask(ticket_name="mine")
+    assert caught.value.status == 409
+    assert there.early(first).remote_request_id == "mine"
+    there.finish(first)
+    assert there.engine.release("mine")  # by somebody who may never have got the answer
+    assert there.engine.pool.free == there.engine.pool.count
+    assert there.early(there.ask(ticket_name="mine")).remote_request_id == "mine"

@@ -94,28 +94,26 @@ class Front:
         if fault is not None and fault.kind == "empty":
             return web.Response()
         prefills = bool((msgspec.json.decode(raw).get("kv_transfer_params") or {}).get("do_remote_decode"))
-        with self.account.request("prefilling" if prefills else "decoding"):
-            await asyncio.sleep(self.settings.prefill_s if prefills else 0)
-            async with self._asked(request, raw) as response:
-                return await self._answered(request, response, fault)
-
-    async def _answered(
-        self, request: web.Request, response: aiohttp.ClientResponse, fault: Fault | None
-    ) -> web.StreamResponse:
-        if response.status != 200:
-            body, kind = await response.read(), response.content_type
-            return web.Response(status=response.status, body=body, content_type=kind)
         line = Line(request, self.faults, fault)
         try:
-            if response.content_type == "text/event-stream":
-                await line.begin(response.headers["Content-Type"])
-                await self._events(response, line)
-            else:
-                await line.whole(msgspec.Raw(await response.read()))
+            with self.account.request("prefilling" if prefills else "decoding"):
+                await asyncio.sleep(self.settings.prefill_s if prefills else 0)
+                async with self._asked(request, raw) as response:
+                    if response.status != 200:
+                        body, kind = await response.read(), response.content_type
+                        return web.Response(status=response.status, body=body, content_type=kind)
+                    await self._answer(response, line)
         except EndedError:
             await line.response.write_eof()
             return line.response
         return await line.end()
+
+    async def _answer(self, response: aiohttp.ClientResponse, line: Line) -> None:
+        if response.content_type == "text/event-stream":
+            await line.begin(response.headers["Content-Type"])
+            await self._events(response, line)
+        else:
+            await line.whole(msgspec.Raw(await response.read()))
 
     async def _events(self, response: aiohttp.ClientResponse, line: Line) -> None:
         rest = b""
