@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from tandem.errors import RequestError
 from tandem.protocol.json_body import decode_body, decode_object
@@ -134,17 +135,20 @@ class ClientBody:
         found = decode_body(raw, list[msgspec.Raw])
         return [None] if len(found) == 1 else [msgspec.Raw(bytes(one)) for one in found]
 
-    def prefill(self, *, early: bool) -> bytes:
+    def prefill(self, *, early: bool, ticket: str | None = None) -> bytes:
         """The body for a prefill instance: one token, keys and values kept for a decode instance.
 
         Args:
             early: Ask for a stream, which carries the ticket before the token is there.
+            ticket: What the ticket shall be called, where the instance lets others choose.
         """
         fields = self.fields | {
             "stream": TRUE if early else FALSE,
             "stream_options": WITH_USAGE,
             "max_tokens": ONE,
-            KV_FIELD: self._with_ids(msgspec.Raw(msgspec.json.encode(REMOTE_DECODE))),
+            KV_FIELD: self._with_ids(
+                msgspec.Raw(msgspec.json.encode(replace(REMOTE_DECODE, remote_request_id=ticket)))
+            ),
         }
         unwanted = ("return_token_ids", "reservation")
         for name in unwanted if early else (*unwanted, "stream_options"):

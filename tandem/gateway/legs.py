@@ -69,7 +69,8 @@ class Legs:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
         prefill, decode = route.prefill, route.decode
         early = self._pool.can("early_ticket", prefill, decode)
-        leg = Prefill(prefill, asked, early=early, client=self._client, metrics=self._metrics)
+        named = self._pool.can("named_ticket", prefill)
+        leg = Prefill(prefill, asked, early=early, named=named, client=self._client, metrics=self._metrics)
         asked.prefills.append(leg.told)
         leg.burden(self._pool.vitals(prefill).load)
         used = False

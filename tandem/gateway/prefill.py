@@ -10,6 +10,7 @@ moment is waited for, because nobody else would ever know of it.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -62,16 +63,25 @@ class Prefill:
         worker: Who prefills.
         asked: The request.
         early: Whether to ask for the ticket before the prefill is done.
+        named: Whether to say what the ticket shall be called, so that it can be given back even if it never comes.
         client: To ask with.
         metrics: What it takes is counted there.
     """
 
     def __init__(
-        self, worker: Worker, asked: ClientRequest, *, early: bool, client: WorkerClient, metrics: GatewayMetrics
+        self,
+        worker: Worker,
+        asked: ClientRequest,
+        *,
+        early: bool,
+        named: bool,
+        client: WorkerClient,
+        metrics: GatewayMetrics,
     ) -> None:
         self._worker = worker
         self._client = client
         self._metrics = metrics
+        self._name = secrets.token_hex(16) if named else None
         self._ticket: Ticket | None = None
         self._fed: Exchange | None = None
         self._told = asyncio.Event()
@@ -118,15 +128,16 @@ class Prefill:
         with suppress(TimeoutError):
             if used:
                 await asyncio.wait_for(asyncio.shield(self._reading), LINGER_S)
-            elif releases.understood(self._worker):
+            elif self._name is None and releases.understood(self._worker):
                 await asyncio.wait_for(self._told.wait(), LINGER_S)
         self._reading.cancel()
         await asyncio.wait([self._reading])
-        if self._ticket is not None and not used:
-            await releases.tell(self._ticket)
+        ticket = Ticket.called(self._name, self._worker) if self._name else self._ticket
+        if ticket is not None and not used:
+            await releases.tell(ticket)
 
     async def _run(self, asked: ClientRequest, early: bool) -> None:
-        body = asked.body.prefill(early=early)
+        body = asked.body.prefill(early=early, ticket=self._name)
         try:
             with self._metrics.prefill_seconds.time():
                 exchange = Exchange(

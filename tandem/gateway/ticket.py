@@ -28,6 +28,11 @@ class Ticket:
     raw: msgspec.Raw
     """`kv_transfer_params` of its answer, passed on byte for byte."""
 
+    @classmethod
+    def called(cls, name: str, holder: Worker) -> Ticket:
+        """One of which nothing but its name is known, because it has not come."""
+        return cls(holder=holder, raw=msgspec.Raw(msgspec.json.encode({"remote_request_id": name})))
+
     @property
     def id(self) -> str | None:
         """The ticket's id on its holder, if it has one."""

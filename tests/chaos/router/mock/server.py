@@ -27,7 +27,7 @@ from chaos.router.mock.settings import Settings
 from chaos.router.mock.tickets import TicketBook
 from chaos.router.mock.wire import MODEL, error_answer
 
-CAPABILITIES = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "choices")
+CAPABILITIES = ("reserve", "release", "resume", "ticket_reuse", "early_ticket", "named_ticket", "choices")
 MAX_MODEL_LEN = 8192
 PR_SET_PDEATHSIG = 1
 BIND_S = 8.0

@@ -94,14 +94,15 @@ class Serving:
         params = body.get("kv_transfer_params") or {}
         self.rooms.use(body.get("reservation"))
         if params.get("do_remote_decode"):
-            await self._prefill(line, wire)
+            name = params.get("remote_request_id") if self.dialect == "native" else None
+            await self._prefill(line, wire, name)
         else:
             await self._decode(line, wire, params)
         return await line.end()
 
     # -- prefill ------------------------------------------------------------------------------------------------------
 
-    async def _prefill(self, line: Line, wire: Wire) -> None:
+    async def _prefill(self, line: Line, wire: Wire, name: str | None) -> None:
         """Compute the prompt and answer with a ticket.
 
         The native engine's `max_tokens` means 1 here, and its streams begin with the ticket.
@@ -110,7 +111,7 @@ class Serving:
             wire.wish = wire.wish.one_more()
         wish = wire.wish
         with self.account.request("prefilling"):
-            ticket = self.tickets.open(wish.content, len(wish.prompt) + len(wish.output))
+            ticket = self.tickets.open(wish.content, len(wish.prompt) + len(wish.output), name)
             try:
                 if wish.stream:
                     await self._early(line, wire, ticket)

@@ -66,9 +66,9 @@ class TicketBook:
         """Those that keep blocks now."""
         return [ticket for ticket in self._tickets.values() if ticket.held]
 
-    def open(self, content: str, tokens: int) -> Ticket:
+    def open(self, content: str, tokens: int, name: str | None = None) -> Ticket:
         """A prefill begins."""
-        ticket = Ticket(f"cmpl-{uuid.uuid4().hex}", content, tokens)
+        ticket = Ticket(name or f"cmpl-{uuid.uuid4().hex}", content, tokens)
         self._tickets[ticket.name] = ticket
         return ticket
 
