@@ -8,11 +8,15 @@ those that have never asked anything, those whose body drips in, and those whose
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import resource
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -77,6 +81,8 @@ class Connection(web.RequestHandler):
     def is_stuck(self, now: float, patience_s: float) -> bool:
         """Whether its client has read nothing for so long; to be asked again and again."""
         waiting = self.wire.get_write_buffer_size()
+        if waiting:
+            waiting += _unread(self.wire)
         # Nothing is added while writing is paused, nor after the answer, so bytes that are read make it less.
         if not waiting or waiting < self._stuck_bytes or not (self.writing_paused or self.is_idle):
             self._stuck_since = now
@@ -210,6 +216,14 @@ class Door:
                 "%d connections are open, all that --max-connections allows; those that ask nothing are closed",
                 len(self._connections),
             )
+
+
+def _unread(wire: asyncio.Transport) -> int:
+    """Bytes that the kernel has and the other side has not: of these there are megabytes, and they go unnoticed."""
+    count = bytearray(4)
+    with suppress(OSError):  # the connection is closing, or this system does not tell
+        fcntl.ioctl(wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 def _allow_files(connections: int) -> None:
