@@ -12,19 +12,16 @@ import msgspec
 from msgspec.structs import replace
 
 from tandem.errors import RequestError
+from tandem.gateway.internal import KV_FIELD, Fields, drop_from_request
+from tandem.gateway.refusals import check_bulk, check_salt, several
 from tandem.protocol.json_body import decode_body, decode_object
 from tandem.protocol.kv import REMOTE_DECODE
 from tandem.protocol.seat_name import PREFIX
-
-Fields = dict[str, msgspec.Raw]
 
 ONE: Final = msgspec.Raw(b"1")
 FALSE: Final = msgspec.Raw(b"false")
 TRUE: Final = msgspec.Raw(b"true")
 WITH_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
-KV_FIELD: Final = "kv_transfer_params"
-INTERNAL: Final = (KV_FIELD, "reservation")
-"""Fields between the gateway and its instances."""
 DEADLINE: Final = "deadline_seconds"
 
 
@@ -39,14 +36,17 @@ class ClientBody:
         """Read a request body; what is between us and the instances is dropped, whoever sets it.
 
         Raises:
-            RequestError: 400, when the body is not a JSON object; 404, when it names a seat as its model.
+            RequestError: 400, when the body is not a JSON object, or its salt is none; 404, when it names a seat as its
+                model; 413, when it has more around its prompt than any request needs.
         """
+        check_bulk(raw)
         fields = decode_object(raw, msgspec.Raw)
         _require_text(raw)
-        for name in INTERNAL:
-            fields.pop(name, None)
+        drop_from_request(fields)
         body = cls(fields)
         body._refuse_a_seat_as_model()
+        if "cache_salt" in fields:
+            check_salt(body.value("cache_salt"))
         return body
 
     def _refuse_a_seat_as_model(self) -> None:
@@ -132,7 +132,7 @@ class ClientBody:
         # A prompt of token ids is one prompt; only a list of texts or of lists holds several.
         if raw[:1] != b"[" or raw[1:].lstrip()[:1] not in (b'"', b"["):
             return [None]
-        found = decode_body(raw, list[msgspec.Raw])
+        found = several(raw)
         return [None] if len(found) == 1 else [msgspec.Raw(bytes(one)) for one in found]
 
     def prefill(self, *, early: bool, ticket: str | None = None) -> bytes:
@@ -204,13 +204,3 @@ def _require_text(raw: bytes) -> None:
         raw.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-
-
-def without_kv_params(answer: bytes) -> bytes:
-    """A whole answer as the client may see it: without the ticket an instance may have put at its top level.
-
-    Raises:
-        msgspec.DecodeError: The answer is not a JSON object.
-    """
-    fields = msgspec.json.decode(answer, type=Fields)
-    return answer if fields.pop(KV_FIELD, None) is None else msgspec.json.encode(fields)

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
-from tandem.gateway.body import KV_FIELD, ClientBody
+from tandem.gateway.body import ClientBody
 from tandem.gateway.exactness import Exactness, cannot
+from tandem.gateway.internal import KV_FIELD
 from tandem.gateway.metrics import Way
 from tandem.gateway.overlap import Overlap
 from tandem.gateway.progress import Event, Progress

@@ -19,12 +19,13 @@ import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.admission import Admission, Place
-from tandem.gateway.body import ClientBody, without_kv_params
+from tandem.gateway.body import ClientBody
 from tandem.gateway.budget import Retry, RetryBudget
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.continuation import Continuation, Usage, go_on, resume
 from tandem.gateway.exactness import Exactness, cannot
 from tandem.gateway.exchange import Exchange, WorkerError
+from tandem.gateway.internal import without_tickets
 from tandem.gateway.journal import Journal
 from tandem.gateway.legs import Legs
 from tandem.gateway.metrics import GatewayMetrics
@@ -145,7 +146,7 @@ class Delivery:
             async with self._answered(place, self._first_body(place.route)) as exchange:
                 raw = await exchange.whole()
                 try:
-                    return self._tally.whole(without_kv_params(raw), alone=exchange.prefilled is None)
+                    return self._tally.whole(without_tickets(raw), alone=exchange.prefilled is None)
                 except msgspec.DecodeError:
                     how = "answered with something other than JSON"
                     raise WorkerError(exchange.worker, how, cause="bad_answer") from None

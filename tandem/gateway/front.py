@@ -28,6 +28,8 @@ class Front:
     generating: tuple[str, ...]
     """The endpoints that answer with generated text."""
     lists_models: bool
+    wants_json_type: bool
+    """Whether a body must say that it is JSON; clients of vLLM 0.5.0's own server need not."""
     begin: Begin
     """From a new record, path, body and headers."""
     hand_on: HandOn
@@ -37,10 +39,17 @@ class Front:
         """The front for one API."""
         if api == "vllm":
             hand_on = NativeRelay(metrics).hand_on
-            return cls(generating=("/generate",), lists_models=False, begin=begin_native, hand_on=hand_on)
+            return cls(
+                generating=("/generate",),
+                lists_models=False,
+                wants_json_type=False,
+                begin=begin_native,
+                hand_on=hand_on,
+            )
         return cls(
             generating=("/v1/completions", "/v1/chat/completions"),
             lists_models=True,
+            wants_json_type=True,
             begin=ClientRequest.begin,
             hand_on=Relay(metrics).hand_on,
         )

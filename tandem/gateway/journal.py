@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tandem.gateway.internal import MARK, OF_ANSWERS, lines_without_tickets
 from tandem.gateway.progress import Chunk, Progress
 from tandem.protocol.sse import EventParser
 
@@ -19,7 +20,6 @@ IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*
 """The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
 REASONING: Final = re.compile(rb'[{,]\s*"reasoning(?:_content)?"\s*:\s*"[^"]')
 """What a parser has set apart from a chat's text."""
-TICKET: Final = b'"kv_transfer_params"'
 KEPT_BYTES: Final = 2**16
 """Undecoded pieces up to so many bytes are kept for a stream."""
 
@@ -48,7 +48,7 @@ class Journal:
         if self._kept_bytes > KEPT_BYTES:
             self._decode()
         seen = lines if self._wants_ids else IDS.sub(b"", lines)
-        return seen if TICKET not in seen else without_tickets(seen)
+        return seen if MARK not in seen else lines_without_tickets(seen)
 
     @property
     def size(self) -> int:
@@ -77,7 +77,7 @@ class Journal:
 
     def seen(self, event: dict[str, Any]) -> dict[str, Any]:
         """An event of a further worker as the client gets it; the prompt's ids it has already, if it wanted them."""
-        hidden = {"kv_transfer_params", "prompt_token_ids"} | (set() if self._wants_ids else {"token_ids"})
+        hidden = {*OF_ANSWERS, "prompt_token_ids"} | (set() if self._wants_ids else {"token_ids"})
         kept = {name: value for name, value in event.items() if name not in hidden}
         kept["choices"] = [{k: v for k, v in choice.items() if k not in hidden} for choice in event["choices"]]
         return kept
@@ -88,16 +88,3 @@ class Journal:
                 self._progress.add(msgspec.json.decode(data, type=Chunk))
         self._kept.clear()
         self._kept_bytes = 0
-
-
-def without_tickets(lines: bytes) -> bytes:
-    """Lines of a stream without the tickets that an engine may have put into its events."""
-    return b"\n".join(_without_ticket(line) for line in lines.split(b"\n"))
-
-
-def _without_ticket(line: bytes) -> bytes:
-    if TICKET not in line or not line.startswith(b"data:"):
-        return line
-    event = msgspec.json.decode(line.removeprefix(b"data:"))
-    event.pop("kv_transfer_params", None)
-    return b"data: " + msgspec.json.encode(event)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 from tandem.errors import RequestError, UsageError
 
-MOST_PROMPTS = 2048
+MOST_PROMPTS: Final = 2048
 """So many can be told apart before all are read."""
 
 

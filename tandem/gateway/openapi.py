@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tandem.gateway.body import INTERNAL
+from tandem.gateway.internal import INTERNAL
 from tandem.protocol.openai import ChatRequest, CompletionRequest
 
 Schema = dict[str, Any]

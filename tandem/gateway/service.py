@@ -23,6 +23,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.openapi import document
 from tandem.gateway.pool import Pool
 from tandem.gateway.record import Record
+from tandem.gateway.refusals import check_head
 from tandem.gateway.relay import Answer
 from tandem.gateway.strands import Strands
 from tandem.gateway.worker_client import WorkerClient
@@ -115,6 +116,8 @@ class Service:
 
     async def _generate(self, request: web.Request, headers: dict[str, str], record: Record) -> web.StreamResponse:
         """Fills `headers` as it learns what the client should know, so that a refusal says it too."""
+        if self._front.wants_json_type:
+            check_head(request)
         asked = self._front.begin(record, request.path, await read_body(request), self._for_workers(request))
         if self._limit is not None:
             await self._limit.check(asked.body)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tandem.gateway.body import Fields
+from tandem.gateway.internal import Fields
 from tandem.gateway.prefilled import Prefilled
 
 Counts = dict[str, Any]

@@ -13,6 +13,7 @@ import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause, Exchange, WorkerError
+from tandem.gateway.internal import without_addresses
 from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
@@ -96,7 +97,7 @@ class WorkerClient:
         """
         for known, code in ENDINGS.items():
             if reason.code == code:
-                return RequestError(reason.message, status=known, code=code)
+                return RequestError(self._seen(reason.message.encode()).decode(), status=known, code=code)
         return WorkerError(worker, how, cause=cause, status=status)
 
     def told(self, worker: Worker, event: bytes) -> RequestError:
@@ -134,8 +135,13 @@ class WorkerClient:
             how = f"answered with status {status}"
             raise self.reported(worker, _reason(body), how, cause="status_5xx", status=told)
         shown = {name: value for name in SHOWN if (value := response.header(name.lower()))}
+        body = self._seen(body)
         message = f"{worker.name} refused the request with status {status}"
-        raise VerbatimError(message, status=status, body=hide_seat_names(body), headers=shown)
+        raise VerbatimError(message, status=status, body=body, headers=shown)
+
+    def _seen(self, words: bytes) -> bytes:
+        """A worker's words as a client may see them."""
+        return without_addresses(hide_seat_names(words), [worker.url for worker in self._pool.workers])
 
 
 def _log_words(worker: Worker, what: str, words: bytes) -> None:

@@ -36,7 +36,7 @@ from fake_worker import (
     words,
     words_then_never,
 )
-from gateway_rig import BODY, CHAT, EARLY, SOON_S, Rig, rigged, trial, until
+from gateway_rig import BODY, CHAT, EARLY, JSON, SOON_S, Rig, rigged, trial, until
 
 from tandem.errors import UsageError
 from tandem.gateway import budget, delivery
@@ -513,7 +513,7 @@ def test_a_stream_that_its_worker_gave_up_ends_with_one_error(error: Any, reason
 async def test_refusals_of_the_gateway_itself() -> None:
     async with rigged(limits=Limits(max_body_bytes=2000)) as rig:
         async with rig.http.get(rig.url + "/v1/nope") as response:
-            there = "/health, /metrics, /v1/chat/completions, /v1/completions, /v1/models"
+            there = "/health, /metrics, /openapi.json, /v1/chat/completions, /v1/completions, /v1/models"
             await assert_error(response, 404, f"/v1/nope: no such endpoint; there are {there}")
         async with rig.http.get(rig.url + "/v1/completions") as response:
             await assert_error(response, 405, "use POST")
@@ -521,7 +521,7 @@ async def test_refusals_of_the_gateway_itself() -> None:
         async with rig.post(BODY | {"prompt": "x" * 3000}) as response:
             await assert_error(response, 413, "MiB")
         for raw, reason in ((b"[1]", "must be a JSON object"), (b"{", "not valid JSON"), (b"", "not valid JSON")):
-            async with rig.http.post(rig.url + "/v1/completions", data=raw) as response:
+            async with rig.http.post(rig.url + "/v1/completions", data=raw, headers=JSON) as response:
                 await assert_error(response, 400, reason)
         for wrong in ({"n": 0}, {"n": 129}, {"n": 65, "prompt": ["a", "b"]}):
             async with rig.post(BODY | wrong) as response:
@@ -534,7 +534,7 @@ async def test_a_large_prompt_passes() -> None:
     prompt = "x" * (8 * 2**20)
     async with rigged() as rig:
         raw = io.BytesIO(json.dumps(BODY | {"prompt": prompt}).encode())
-        async with rig.http.post(rig.url + "/v1/completions", data=raw) as response:
+        async with rig.http.post(rig.url + "/v1/completions", data=raw, headers=JSON) as response:
             assert response.status == 200
         assert rig.decode.bodies[0]["prompt"] == prompt
 

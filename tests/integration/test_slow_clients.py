@@ -206,10 +206,12 @@ def test_who_stops_reading_holds_nothing_for_long(over: str, authority: Authorit
 
     @trial
     async def scenario() -> None:
-        async with rigged(decode=endless, limits=QUICK, tls=tls) as rig:
-            async with one_that_asks_for_an_endless_answer(rig, context):
-                await rig.decode.arrived.wait()
-                await asyncio.wait_for(rig.decode.aborted.wait(), 5)
+        async with (
+            rigged(decode=endless, limits=QUICK, tls=tls) as rig,
+            one_that_asks_for_an_endless_answer(rig, context),
+        ):
+            await rig.decode.arrived.wait()
+            await asyncio.wait_for(rig.decode.aborted.wait(), 5)
 
     scenario()
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import RequestError
-from tandem.gateway.body import ClientBody, without_kv_params
+from tandem.gateway.body import ClientBody
+from tandem.gateway.internal import without_tickets
 
 JSON = st.recursive(
     st.none()
@@ -130,7 +131,7 @@ def test_the_decode_leg_gets_the_rest_of_a_deadline(given: Any, understood: Any)
 
 
 def test_an_answer_loses_its_ticket_and_nothing_else() -> None:
-    assert without_kv_params(b'{"id": "x", "kv_transfer_params": {"a": 1}, "n": 1.0}') == b'{"id":"x","n":1.0}'
-    assert without_kv_params(b'{"id": "x"}') == b'{"id": "x"}'
+    assert without_tickets(b'{"id": "x", "kv_transfer_params": {"a": 1}, "n": 1.0}') == b'{"id":"x","n":1.0}'
+    assert without_tickets(b'{"id": "x"}') == b'{"id": "x"}'
     with pytest.raises(msgspec.DecodeError):
-        without_kv_params(b"oops")
+        without_tickets(b"oops")

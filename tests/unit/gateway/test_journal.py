@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.gateway import journal
-from tandem.gateway.journal import Journal, without_tickets
+from tandem.gateway.internal import lines_without_tickets
+from tandem.gateway.journal import Journal
 from tandem.gateway.progress import Chunk
 from tandem.protocol import sse
 
@@ -114,7 +115,7 @@ def test_tickets_of_other_engines_stay_here() -> None:
     line = said + b'"kv_transfer_params":{"remote_host":"h"},"token_ids":[1]}\n\n'
     assert one.pass_on(line) == said + b'"token_ids":[1]}\n\n'
     innocent = b'data: {"text":"\\"kv_transfer_params\\""}\n'
-    assert without_tickets(innocent) == innocent
+    assert lines_without_tickets(innocent) == innocent
 
 
 def test_blanks_between_fields_make_no_difference() -> None:
