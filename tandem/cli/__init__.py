@@ -30,6 +30,7 @@ COMMANDS = {
     "vllm": ("tandem.cli.vllm:vllm", "Run one vLLM server in the foreground, set up to hand over keys and values."),
     "gateway": ("tandem.cli.gateway:gateway", "Run the gateway in front of running instances."),
     "gateway-key": ("tandem.cli.gateway_key:gateway_key", "Make an API key for the gateway."),
+    "topology": ("tandem.cli.topology:app", "See and change which instances a running gateway has."),
     "chat": ("tandem.cli.chat:chat", "Talk to a running service."),
     "train": ("tandem.cli.train:app", "Train a model: pretrain, sft."),
     "model": ("tandem.cli.model:app", "List, show and fetch models, check a folder, make random ones."),

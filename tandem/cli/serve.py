@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from tandem.deploy.local import Progress
+    from tandem.deploy.operator import Operator
     from tandem.topology.topology import Topology
 
 
@@ -23,6 +24,8 @@ def serve(
     run_dir: Path | None = None,
 ) -> int:
     """Serve a model folder on this host until Ctrl-C.
+
+    SIGUSR1 restarts the instances, one after the other, while the others serve.
 
     Args:
         model: Model folder in Hugging Face format; or a name or organisation/model that is in the Hugging Face cache;
@@ -52,13 +55,26 @@ def serve(
     folder = run_dir or new_run_directory(Path("runs"), "serve")
     write_topology(topology, folder / "topology.yaml")
     say(f"starting {', '.join(instance.name for instance in topology.instances)}; logs in {folder / 'logs'}")
+    operator = new_operator(folder)
     try:
-        with running(topology, folder / "logs", on_progress=tell) as deployment:
+        with running(topology, folder / "logs", on_progress=tell, command=operator.command) as deployment:
             greet(topology)
-            deployment.watch()
+            deployment.watch(lambda: operator.restart(deployment))
     except KeyboardInterrupt:
         say("stopped")
     return 0
+
+
+def new_operator(folder: Path) -> Operator:
+    """Who looks after the instances; the key is left in the run folder."""
+    from tandem.deploy.operator import Operator, write_secret
+    from tandem.gateway.keys import add_key
+
+    hashes = folder / "admin-keys"
+    hashes.unlink(missing_ok=True)
+    key = add_key(hashes, "operator", None, None)
+    write_secret(folder / "admin-key", key)
+    return Operator(key=key, hashes=hashes.resolve(), say=say)
 
 
 def new_topology(model: str, given: dict[str, Any]) -> Topology:
@@ -114,11 +130,9 @@ def greet(topology: Topology, prompt: str = "Once upon a time") -> None:
     import sys
 
     from tandem.catalogue.source import served_name
-    from tandem.deploy.health import ANY_ADDRESS
-    from tandem.topology.topology import Role
+    from tandem.deploy.service import reachable
 
-    gateway = topology.of(Role.GATEWAY)[0]
-    url = gateway.model_copy(update={"host": ANY_ADDRESS.get(gateway.host, gateway.host)}).url
+    url = reachable(topology).url
     body = json.dumps(
         {"model": topology.served_model_name or served_name(topology.model), "prompt": prompt, "max_tokens": 32}
     )

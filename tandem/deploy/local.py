@@ -52,6 +52,7 @@ class LocalDeployment:
         self._instances = tuple(one for role in START_ORDER for one in topology.of(role))
         self._children: list[ChildProcess] = []
         self._stopping = Event()
+        self._restart = Event()
 
     @property
     def pids(self) -> dict[str, int]:
@@ -74,9 +75,7 @@ class LocalDeployment:
         make_folder(self.log_dir)
         try:
             for instance, command in zip(self._instances, commands, strict=True):
-                log = self.log_dir / f"{instance.name}.log"
-                environment = instance_environment(self.topology, instance)
-                self._children.append(ChildProcess.start(instance.name, command, log, environment))
+                self._children.append(self._start(instance, command))
         except BaseException:
             self.stop(grace=0)
             raise
@@ -111,14 +110,61 @@ class LocalDeployment:
                 )
             self._stopping.wait(POLL_SECONDS)
 
-    def watch(self) -> None:
+    def watch(self, restart: Callable[[], None] | None = None) -> None:
         """Block until the deployment is stopped.
+
+        Args:
+            restart: What to do when `ask_for_restart` is called.
 
         Raises:
             ProcessError: As soon as a process ends by itself, whatever its exit code.
         """
-        while not self._stopping.wait(POLL_SECONDS):
+        while not self._stopping.is_set():
+            self.pause(POLL_SECONDS)
+            if restart is not None and self._restart.is_set():
+                self._restart.clear()
+                restart()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until the deployment is stopped.
+
+        Raises:
+            ProcessError: A process has ended by itself.
+        """
+        if not self._stopping.wait(seconds):
             self._require_alive("serving")
+
+    def ask_for_restart(self) -> None:
+        """Have the one that watches do what it does for a restart; may be called from a signal handler."""
+        self._restart.set()
+
+    def restart(self, url: str, grace: float = STOP_GRACE) -> None:
+        """Stop one instance and start it again; does not wait for it to be ready.
+
+        Args:
+            url: Its base URL.
+            grace: Seconds for it to end in order.
+
+        Raises:
+            UsageError: None of the instances has it, or its port was taken meanwhile.
+            ProcessError: The process cannot be started.
+        """
+        place = next((i for i, one in enumerate(self._instances) if one.url == url), None)
+        if place is None:
+            raise UsageError(f"{url}: is no instance of this deployment; restart it where it was started")
+        instance, child = self._instances[place], self._children[place]
+        child.terminate()
+        child.wait(grace)
+        child.kill()
+        child.wait(STOP_GRACE)
+        child.release()
+        require_free_port(instance)
+        self._children[place] = self._start(instance, self._command(self.topology, instance), again=True)
+
+    def _start(self, instance: Instance, command: list[str], *, again: bool = False) -> ChildProcess:
+        log = self.log_dir / f"{instance.name}.log"
+        environment = instance_environment(self.topology, instance)
+        return ChildProcess.start(instance.name, command, log, environment, again=again)
 
     def stop(self, grace: float = STOP_GRACE) -> None:
         """Stop all processes: SIGTERM in reverse order of start, SIGKILL to what is left after the grace.

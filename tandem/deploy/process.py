@@ -35,21 +35,24 @@ class ChildProcess:
         self._group_ended = False
 
     @classmethod
-    def start(cls, name: str, command: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> ChildProcess:
-        """Start a command, its output going to a log file that is written anew.
+    def start(
+        cls, name: str, command: Sequence[str], log_path: Path, environment: Mapping[str, str], *, again: bool = False
+    ) -> ChildProcess:
+        """Start a command, its output going to a log file.
 
         Args:
             name: How errors call it.
             command: Program and arguments.
             log_path: File for stdout and stderr; its folder exists.
             environment: Added to this process's own environment.
+            again: Whether the log goes on; else it is written anew.
 
         Raises:
             ProcessError: When the program cannot be run or the log cannot be written.
         """
         lifeline = Lifeline()
         try:
-            with log_path.open("wb") as log:
+            with log_path.open("ab" if again else "wb") as log:
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tandem.catalogue.source import served_name
 from tandem.deploy.command import instance_command
+from tandem.deploy.health import ANY_ADDRESS
 from tandem.deploy.local import CommandBuilder, LocalDeployment, Progress
 from tandem.deploy.port import free_ports, port_is_free, require_port_number
 from tandem.errors import UsageError
@@ -82,6 +83,12 @@ def instances_on_free_ports(roles: list[Role], gateway: Instance, engine: Engine
         )
 
 
+def reachable(topology: Topology) -> Instance:
+    """The gateway, at an address that it can be asked on."""
+    gateway = topology.of(Role.GATEWAY)[0]
+    return gateway.model_copy(update={"host": ANY_ADDRESS.get(gateway.host, gateway.host)})
+
+
 def new_run_directory(parent: Path, kind: str) -> Path:
     """Create and return `<parent>/<kind>-<timestamp>`, numbered on if that exists.
 
@@ -114,6 +121,7 @@ def running(
     """A deployment that is ready inside the `with` block and stopped after it, whatever ends the block.
 
     SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt inside the block; a second one, while stopping, kills at once.
+    SIGUSR1 asks the deployment for a restart.
 
     Args:
         topology: What to run.
@@ -127,7 +135,7 @@ def running(
         ProcessError: When a process ends before it is ready, or is not ready in time.
     """
     deployment = LocalDeployment(topology, log_dir, command)
-    with interruptible():
+    with interruptible(), restartable(deployment):
         try:
             deployment.start()
             deployment.wait_ready(timeout, on_progress)
@@ -151,3 +159,16 @@ def interruptible() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def restartable(deployment: LocalDeployment) -> Iterator[None]:
+    """SIGUSR1 asks a deployment for a restart, and never ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: deployment.ask_for_restart())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)

@@ -16,11 +16,13 @@ from tandem.errors import UsageError
 from tandem.files import read_bytes
 from tandem.protocol.renewal import Renewal
 
-Side = Literal["server", "client"]
+Side = Literal["server", "client", "operator"]
+"""Of a gateway: what clients see of it, what its workers do, and who looks after it."""
 
 OPTIONS: Final[dict[Side, tuple[str, str, str]]] = {
     "server": ("--tls-cert", "--tls-key", "--tls-client-ca"),
     "client": ("--worker-cert", "--worker-key", "--worker-ca"),
+    "operator": ("--cert", "--key", "--ca"),
 }
 """Which options name the certificate, its key, and the CA that the other side's certificate must be of."""
 

@@ -15,6 +15,7 @@ import pytest
 from fake_worker import FakeWorker, answers, by_leg, chunk, running, stream, whole_with_ticket, words
 from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
+from tandem.cli import run
 from tandem.errors import TopologyError, UsageError
 from tandem.gateway import fleet, probation, topology_watch
 from tandem.gateway.fleet import ChangeConfig
@@ -304,3 +305,46 @@ def test_a_file_that_names_no_port_or_comes_beside_urls_is_refused(tmp_path: Pat
         Gateway(GatewayConfig(change=ChangeConfig(topology=file)))
     with pytest.raises(UsageError, match="leave out --prefill and --decode"):
         GatewayConfig(decode=("http://d",), change=ChangeConfig(topology=file))
+
+
+def test_an_operator_has_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        async with operated(tmp_path, decode=(words, words)) as ops, running(words) as late:
+            secret = tmp_path / "secret"
+            secret.write_text(ops.key + "\n")
+
+            async def command(*words: str) -> tuple[int, str, str]:
+                code = await asyncio.to_thread(run, ["topology", *words])
+                return code, *capsys.readouterr()
+
+            to = ("--gateway", ops.rig.url, "--key-file", str(secret))
+            code, told, _ = await command("show", *to)
+            assert code == 0
+            assert [line.split()[:3] for line in told.splitlines()[1:3]] == [
+                ["prefill-0", "prefill", "up"],
+                ["decode-0", "decode", "up"],
+            ]
+            assert told.endswith("epoch 1\n")
+            _, told, _ = await command("add", "decode", late.url, "--name", "late", "--json", *to)
+            assert [one["name"] for one in json.loads(told)["workers"]][-1] == "late"
+            await ops.becomes({"prefill-0": "up", "decode-0": "up", "decode-1": "up", "late": "up"})
+            assert (await command("restart", "late", "--command", f"touch {tmp_path}/{{name}}", *to))[0] == 0
+            assert (tmp_path / "late").exists()
+            assert len(late.bodies) == 2
+            assert (await command("drain", "decode-0", *to))[0] == 0
+            assert (await command("undrain", "decode-0", *to))[0] == 0
+            assert (await command("remove", "decode-0", "--now", *to))[0] == 0
+            await ops.becomes({"prefill-0": "up", "decode-1": "up", "late": "up"})
+            code, _, error = await command("drain", "nobody", *to)
+            assert (code, "nobody: no worker has this name" in error) == (1, True)
+            code, _, error = await command("show", "--gateway", ops.rig.url)
+            assert (code, "TANDEM_ADMIN_KEY: holds no key" in error) == (2, True)
+            code, _, error = await command("show", "--gateway", ops.rig.prefill.url, *to[2:])
+            assert (code, "and no gateway's words" in error) == (1, True)
+            code, _, error = await command("show", "--gateway", "http://127.0.0.1:1", *to[2:])
+            assert (code, "does not answer" in error) == (1, True)
+        async with rigged() as rig:
+            code, _, error = await command("show", "--gateway", rig.url, *to[2:])
+            assert (code, "start the gateway with --admin-key-file" in error) == (1, True)
+
+    trial(scenario)()
