@@ -5,7 +5,8 @@ answer, or `strands` of them where several are asked for; `relay` or `native_rel
 
 A delivery asks the `pool` for a `route` over `worker`s, and `legs` walk it, of which `prefill` yields the `ticket`.
 Each leg is an `exchange`, made by the `worker_client`. The `journal` keeps what the client has; when an exchange fails,
-or `stalls` gives it up, the delivery tries again within the `budget`, with a `continuation` of what the client has.
+or `stalls` gives it up, the delivery tries again within the `budget`, with a `continuation` of the client's `progress`:
+`exactness` says which way is exact, and the `overlap` with what the client has is left out.
 
 What is known of a worker are its `vitals` and its `breaker`; `health` and `introduction` tell who is up. `server`
 starts and stops all of it; where it is known who is `expected` at each address, `readiness` opens the pool.
