@@ -142,16 +142,24 @@ class ClientBody:
             early: Ask for a stream, which carries the ticket before the token is there.
             ticket: What the ticket shall be called, where the instance lets others choose.
         """
+        params = msgspec.json.encode(replace(REMOTE_DECODE, remote_request_id=ticket))
+        return msgspec.json.encode(self._first_token(msgspec.Raw(params), stream=early))
+
+    def last_leg(self, ticket: msgspec.Raw) -> bytes:
+        """The body for a decode instance that shall pull keys and values, and whose answer nobody reads."""
+        fields = self._first_token(ticket, stream=False)
+        fields.pop(DEADLINE, None)
+        return msgspec.json.encode(fields)
+
+    def _first_token(self, params: msgspec.Raw, *, stream: bool) -> Fields:
         fields = self.fields | {
-            "stream": TRUE if early else FALSE,
+            "stream": TRUE if stream else FALSE,
             "stream_options": WITH_USAGE,
             "max_tokens": ONE,
-            KV_FIELD: self._with_ids(
-                msgspec.Raw(msgspec.json.encode(replace(REMOTE_DECODE, remote_request_id=ticket)))
-            ),
+            KV_FIELD: self._with_ids(params),
         }
         unwanted = ("return_token_ids", "reservation")
-        for name in unwanted if early else (*unwanted, "stream_options"):
+        for name in unwanted if stream else (*unwanted, "stream_options"):
             fields.pop(name, None)
         if "max_completion_tokens" in fields:
             fields["max_completion_tokens"] = ONE
@@ -160,7 +168,7 @@ class ClientBody:
         least = self.value("min_tokens")
         if type(least) is int and least > 1 and "resume" not in fields:
             fields["min_tokens"] = ONE
-        return msgspec.json.encode(fields)
+        return fields
 
     def decode_leg(self, ticket: msgspec.Raw | None, left_s: float | None) -> bytes:
         """The body for a decode instance.

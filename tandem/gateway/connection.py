@@ -10,6 +10,7 @@ Source: RFC 9112 (HTTP/1.1).
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
@@ -19,6 +20,24 @@ FRAMING_LIMIT: Final = 2**16
 """Bytes that may come without a byte of a body: of a head, of trailers, of a chunk's extensions."""
 HELD_LIMIT: Final = 2**18
 """Bytes of a body that nobody has read yet; from there on its worker waits, and not our memory grows."""
+
+
+DEAD_S: Final = 15
+"""So long after it is gone without a word, as a host without power is, the kernel counts a peer as dead."""
+OPTIONS: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", DEAD_S // 3),
+            ("TCP_KEEPINTVL", DEAD_S // 3),
+            ("TCP_KEEPCNT", 2),
+            ("TCP_USER_TIMEOUT", 1000 * DEAD_S),
+        )
+        if hasattr(socket, name)
+    ),
+)
+"""Of a connection's socket, where the system knows them. Source: tcp(7)."""
 
 
 class NoHttpError(ConnectionError):
@@ -173,6 +192,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open. TCP_NODELAY is on: asyncio and uvloop see to that."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's do not say that they are
+        if (its_socket := transport.get_extra_info("socket")) is not None:
+            for option in OPTIONS:
+                its_socket.setsockopt(*option)
 
     @property
     def is_open(self) -> bool:

@@ -98,6 +98,11 @@ class Exchange:
         return self._response
 
     @property
+    def is_sent(self) -> bool:
+        """Whether its worker may have got any of the request."""
+        return self._response is not None
+
+    @property
     def is_stream(self) -> bool:
         """Whether the answer comes as server-sent events."""
         return self.response.header("content-type").partition(";")[0].strip().lower() == "text/event-stream"

@@ -69,11 +69,10 @@ class Legs:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
         prefill, decode = route.prefill, route.decode
         early = self._pool.can("early_ticket", prefill, decode)
-        named = self._pool.can("named_ticket", prefill)
-        leg = Prefill(prefill, asked, early=early, named=named, client=self._client, metrics=self._metrics)
+        vitals, named = self._pool.vitals(prefill), self._pool.can("named_ticket", prefill)
+        leg = Prefill(vitals, asked, early=early, named=named, client=self._client, metrics=self._metrics)
         asked.prefills.append(leg.told)
-        leg.burden(self._pool.vitals(prefill).load)
-        used = False
+        used, exchange = False, None
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
@@ -91,14 +90,14 @@ class Legs:
             raise error if given_back else leg.failure or error from None
         finally:
             if not (used and leg.over):
-                self._begin_end(leg, used=used)
+                self._begin_end(leg, used=used, shown=exchange is not None and exchange.is_sent)
 
     async def finish(self) -> None:
         """Wait until everything is cleared up."""
         await asyncio.gather(*self._ends)
 
-    def _begin_end(self, leg: Prefill, *, used: bool) -> None:
-        task = asyncio.create_task(leg.end(self._releases, used=used))
+    def _begin_end(self, leg: Prefill, *, used: bool, shown: bool) -> None:
+        task = asyncio.create_task(leg.end(self._releases, used=used, shown=shown))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
 

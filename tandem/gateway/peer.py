@@ -115,8 +115,18 @@ class Peers:
             found.introduction = self._introduction
         return found
 
-    async def ask(self, url: str, method: str, path: str, body: bytes = b"", *, timeout_s: float) -> tuple[int, bytes]:
+    async def ask(
+        self, url: str, method: str, path: str, body: bytes = b"", *, timeout_s: float, anew: bool = False
+    ) -> tuple[int, bytes]:
         """Ask a short question: status and body of the answer; an empty body where it is longer than any of ours.
+
+        Args:
+            url: Whom, by base address.
+            method: `GET` or `POST`.
+            path: What.
+            body: Of a `POST`, JSON.
+            timeout_s: For all of it.
+            anew: Over a new connection: the others may be dead while their worker is well.
 
         Raises:
             OSError: There was no answer, or not in time.
@@ -124,7 +134,7 @@ class Peers:
         peer = self.at(url)
         headers = {"Content-Type": "application/json"} if body else NOTHING
         async with asyncio.timeout(timeout_s):
-            connection = peer.free() or await peer.dial()
+            connection = (None if anew else peer.free()) or await peer.dial()
             response = connection.send(peer.request(method, path, headers, body))
             try:
                 await response.head()

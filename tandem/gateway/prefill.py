@@ -4,7 +4,8 @@
        └───────────┴── end ──▶ ticket released, connection closed, which aborts a prefill that goes on
 
 What a client that goes leaves behind is cleared up by `end`, whenever it went: a ticket that is on the wire at that
-moment is waited for, because nobody else would ever know of it.
+moment is waited for, because nobody else would ever know of it. Not that of another engine, which gives it only when
+the prefill is done: waiting would let prefills end that are in vain.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import msgspec
 from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.exchange import Exchange, WorkerError
-from tandem.gateway.load import Load
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.prefilled import Prefilled, PromptUsage
 from tandem.gateway.ticket import Releases, Ticket
-from tandem.gateway.worker import Worker
+from tandem.gateway.vitals import MOST_WITHOUT_TICKET, Vitals
 from tandem.gateway.worker_client import Reason, WorkerClient
 from tandem.protocol.answers import TICKET_RELEASED
 from tandem.protocol.sse import EventParser
@@ -60,7 +60,7 @@ class Prefill:
     """One prefill leg, from its construction until `end`, which must be awaited.
 
     Args:
-        worker: Who prefills.
+        vitals: Of who prefills.
         asked: The request.
         early: Whether to ask for the ticket before the prefill is done.
         named: Whether to say what the ticket shall be called, so that it can be given back even if it never comes.
@@ -70,7 +70,7 @@ class Prefill:
 
     def __init__(
         self,
-        worker: Worker,
+        vitals: Vitals,
         asked: ClientRequest,
         *,
         early: bool,
@@ -78,29 +78,29 @@ class Prefill:
         client: WorkerClient,
         metrics: GatewayMetrics,
     ) -> None:
-        self._worker = worker
+        self._vitals = vitals
+        self._worker = vitals.worker
         self._client = client
         self._metrics = metrics
         self._name = secrets.token_hex(16) if named else None
         self._ticket: Ticket | None = None
         self._fed: Exchange | None = None
         self._told = asyncio.Event()
+        self._asked = asked
         self._tokens = asked.demand.prompt_tokens
         self._reading = asyncio.create_task(self._run(asked, early))
+        vitals.load.begin(self._tokens)  # until it is computed, or nobody wants it
+        self._reading.add_done_callback(lambda _: vitals.load.end(self._tokens))
         self.told = Prefilled()
         """What is known of it besides."""
         self.failure: RequestError | None = None
         """Why the worker did not do its part, as soon as that is known."""
 
-    def burden(self, load: Load) -> None:
-        """Count the prompt among what the worker carries, until it is computed or nobody wants it."""
-        load.begin(self._tokens)
-        self._reading.add_done_callback(lambda _: load.end(self._tokens))
-
     async def ticket(self) -> Ticket | None:
-        """The ticket, or None when the first token ended the answer and the worker kept nothing.
+        """The ticket, or None when there is nothing to hand over; decode then computes the prompt by itself.
 
-        Decode then computes the prompt by itself.
+        So it is when the first token ended the answer, and where an engine knows no hand-off for what was asked for: a
+        vLLM gives no ticket for a beam search.
 
         Raises:
             VerbatimError: The worker answered 4xx; the client gets that answer.
@@ -123,8 +123,14 @@ class Prefill:
         """Whether the answer was read to its end."""
         return self._reading.done()
 
-    async def end(self, releases: Releases, *, used: bool) -> None:
-        """Nobody waits for the prefill any more; if its ticket was not `used`, nothing of it stays on the worker."""
+    async def end(self, releases: Releases, *, used: bool, shown: bool) -> None:
+        """Nobody waits for the prefill any more; as far as can be helped, nothing of it stays on the worker.
+
+        Args:
+            releases: To let go of its ticket with.
+            used: Whether decode answers with it.
+            shown: Whether decode may have it.
+        """
         with suppress(TimeoutError):
             if used:
                 await asyncio.wait_for(asyncio.shield(self._reading), LINGER_S)
@@ -134,7 +140,7 @@ class Prefill:
         await asyncio.wait([self._reading])
         ticket = Ticket.called(self._name, self._worker) if self._name else self._ticket
         if ticket is not None and not used:
-            await releases.tell(ticket)
+            await releases.end(ticket, self._asked, shown=shown)
 
     async def _run(self, asked: ClientRequest, early: bool) -> None:
         body = asked.body.prefill(early=early, ticket=self._name)
@@ -167,12 +173,18 @@ class Prefill:
                 raise self._client.reported(self._worker, answer.error, "failed during the prefill")
             if self._ticket is None and answer.kv_transfer_params != NULL:
                 self._ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
+                self._vitals.without_ticket = 0
                 self._told.set()
             self.told.usage = answer.usage or self.told.usage
             ended |= answer.ended
-        if self._ticket is None and not ended:
+        if self._ticket is None and not ended and not self._may_lack_a_ticket():
             how = "prefilled but gave no ticket; start it with role prefill"
             raise WorkerError(self._worker, how, cause="no_ticket")
+
+    def _may_lack_a_ticket(self) -> bool:
+        """Whether it is the request's doing, and not the worker's, which gives none to anybody."""
+        self._vitals.without_ticket += 1
+        return self._vitals.without_ticket <= MOST_WITHOUT_TICKET
 
     async def _answers(self, exchange: Exchange) -> AsyncIterator[PrefillAnswer]:
         """The answer, or its events; of a prefill there are few."""

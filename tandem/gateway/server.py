@@ -162,7 +162,7 @@ class Gateway:
         budget = RetryBudget(self.commons.board)
         keys = self.config.keys and self.config.keys.on(self.commons.board)
         admin_keys = self.config.change.admin_keys
-        self._legs = Legs(self.pool, client, Releases(self._peers, self.pool), self.metrics)
+        self._legs = Legs(self.pool, client, Releases(self._peers, self.pool, client), self.metrics)
         expected = dict(zip(self.pool.workers, self.config.expected, strict=bool(self.config.expected)))
         watch = HealthWatch(self.pool, self._peers, self.config.health_period_s, expected)
         probation = Probation(self.pool, self._legs)

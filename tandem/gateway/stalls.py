@@ -81,6 +81,7 @@ class StallWatch:
                     self._begin_probe(worker)
                 if silent_s > self._limit_s(exchange):
                     exchange.lose(f"was silent for {silent_s:.0f} s", "silent")
+                    self._peers.at(worker.url).close()  # connections that were free meanwhile may be as dead as this
 
     def _limit_s(self, exchange: Exchange) -> float:
         """How long a worker that lives may be silent."""
@@ -122,7 +123,8 @@ class StallWatch:
 
     async def _lives(self, worker: Worker) -> bool:
         try:
-            status, _ = await self._peers.ask(worker.url, "GET", "/health", timeout_s=self._patience.probe_s)
+            timeout_s = self._patience.probe_s
+            status, _ = await self._peers.ask(worker.url, "GET", "/health", timeout_s=timeout_s, anew=True)
         except OSError:
             return False
         return status == HTTPStatus.OK

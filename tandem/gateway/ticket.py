@@ -1,21 +1,35 @@
 """The ticket between the two legs: who holds a request's keys and values, and how to let go of them unused.
 
-Telling the holder is an extension of tandem's own engine; another engine frees the blocks when its lease ends.
+Telling the holder is an extension of tandem's own engine. vLLM has no word for it: there a decode instance that has
+never seen the ticket is asked for one token with it, which nobody reads; when it has pulled the blocks, their holder
+frees them. One that may have seen the ticket is not asked, because blocks that are pulled twice may be somebody else's
+by then: then, and where too much of this is under way, the holder's lease ends it.
+
+Source: Dynamo's pull request 13855.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
+from tandem.errors import RequestError
+from tandem.gateway.client_request import ClientRequest
+from tandem.gateway.exchange import Exchange
 from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
+from tandem.gateway.worker_client import WorkerClient
 
 RELEASE_TIMEOUT_S: Final = 2.0
+USE_UP_S: Final = 5.0
+"""Far less than the 30 s of vLLM's lease: a ticket must not be shown after its end."""
+MOST_USING_UP: Final = 8
+"""At a time."""
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +56,52 @@ class Ticket:
 
 
 class Releases:
-    """Tells holders to let go of tickets nobody will use."""
+    """Lets go of tickets nobody will use."""
 
-    def __init__(self, peers: Peers, pool: Pool) -> None:
+    def __init__(self, peers: Peers, pool: Pool, client: WorkerClient) -> None:
         self._peers = peers
         self._pool = pool
+        self._client = client
+        self._using_up = 0
 
     def understood(self, holder: Worker) -> bool:
-        """Whether telling `holder` has a purpose."""
+        """Whether a holder can be told, at whatever moment."""
         return self._pool.can("release", holder)
 
-    async def tell(self, ticket: Ticket) -> None:
-        """Tell the holder, best effort; nothing is raised."""
-        if not self.understood(ticket.holder) or (ticket_id := ticket.id) is None:
+    async def end(self, ticket: Ticket, asked: ClientRequest, *, shown: bool) -> None:
+        """Let go of a ticket, best effort; nothing is raised.
+
+        Args:
+            ticket: Which.
+            asked: The request that it was for.
+            shown: Whether a decode instance may have it.
+        """
+        if self.understood(ticket.holder):
+            await self._tell(ticket)
+        elif not shown and self._using_up < MOST_USING_UP:
+            self._using_up += 1
+            try:
+                await self._use_up(ticket, asked)
+            finally:
+                self._using_up -= 1
+
+    async def _use_up(self, ticket: Ticket, asked: ClientRequest) -> None:
+        decode = self._pool.choose("decode", asked.demand, partner=ticket.holder)
+        if decode is None:
+            return
+        exchange = Exchange(decode, "other")
+        try:
+            with self._pool.vitals(decode).load.carrying(asked.demand.prompt_tokens):
+                async with (
+                    asyncio.timeout(USE_UP_S),
+                    self._client.post(exchange, asked.path, asked.body.last_leg(ticket.raw), asked.headers),
+                ):
+                    await exchange.whole()
+        except (RequestError, TimeoutError) as error:
+            log.info("%s did not use up a ticket of %s: %r", decode.name, ticket.holder.name, error)
+
+    async def _tell(self, ticket: Ticket) -> None:
+        if (ticket_id := ticket.id) is None:
             return
         body = msgspec.json.encode({"ticket": ticket_id})
         try:

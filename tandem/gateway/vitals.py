@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tandem.gateway.board import Board
 from tandem.gateway.breaker import Breaker
 from tandem.gateway.capacity import Capacity
@@ -9,6 +11,9 @@ from tandem.gateway.exchange import Exchange
 from tandem.gateway.load import Load
 from tandem.gateway.silence import Silences
 from tandem.gateway.worker import Worker
+
+MOST_WITHOUT_TICKET: Final = 8
+"""Prefills in a row without a ticket: so many may be due to what was asked for."""
 
 
 class Vitals:
@@ -36,6 +41,8 @@ class Vitals:
         """When it was last chosen, counted in choices."""
         self.breaker = Breaker(board, worker.url)
         self.exchanges: set[Exchange] = set()
+        self.without_ticket = MOST_WITHOUT_TICKET
+        """Prefills in a row that brought none; as long as it has never given one, they are held against it."""
         self.silences = Silences()
 
     @property

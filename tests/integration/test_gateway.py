@@ -46,6 +46,7 @@ from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.limits import Limits
 from tandem.gateway.peer import Peers
 from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.vitals import MOST_WITHOUT_TICKET
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +141,29 @@ def test_a_prefill_instance_that_gives_no_ticket_is_named_in_the_log(caplog: pyt
     with caplog.at_level("INFO", "tandem.gateway"):
         uvloop.run(scenario())
     assert "prefill-0 prefilled but gave no ticket; start it with role prefill" in caplog.text
+
+
+@trial
+async def test_a_request_that_is_not_handed_over_is_no_failure() -> None:
+    """A beam search of vLLM's brings no ticket."""
+    no_ticket = answers(200, {"choices": [{"finish_reason": "length"}]})
+
+    async def prefill(request: Any, body: dict[str, Any]) -> Any:
+        return await (no_ticket if body.get("use_beam_search") else whole_with_ticket)(request, body)
+
+    async def ask_for(rig: Rig, **fields: Any) -> Any:
+        async with rig.post(BODY | fields) as response:
+            assert response.status == 200
+        return rig.decode.bodies[-1].get("kv_transfer_params")
+
+    async with rigged(prefill=prefill) as rig:
+        for _ in range(3):
+            assert await ask_for(rig) == TICKET
+            for _ in range(MOST_WITHOUT_TICKET):
+                assert await ask_for(rig, use_beam_search=True) is None
+        await assert_failures(rig, prefill=0, decode=0)
+        assert await ask_for(rig, use_beam_search=True) is None
+        await assert_failures(rig, prefill=1, decode=0)
 
 
 @trial
@@ -290,6 +314,48 @@ async def test_decode_gets_what_is_left_of_the_deadline() -> None:
         assert json.loads(text)["error"]["code"] == "deadline_exceeded"
         assert len(rig.decode.bodies) == 1
         assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_a_ticket_of_another_engine_that_nobody_will_use_is_used_up() -> None:
+    asked = BODY | {"deadline_seconds": 0.05, "stream": True, "min_tokens": 5, "temperature": 0}
+    async with rigged(prefill=late_ticket, capabilities=()) as rig:
+        async with rig.post(asked) as response:
+            await assert_error(response, 504, "deadline_seconds")
+        await rig.gateway._legs.finish()
+        last = BODY | {"stream": False, "min_tokens": 1, "max_tokens": 1, "temperature": 0}
+        assert rig.decode.bodies == [last | {"kv_transfer_params": TICKET}]
+        await nothing_is_left(rig)
+
+
+@trial
+async def test_so_is_one_whose_decode_instance_cannot_be_reached() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        async with rigged(decode=(words, words), capabilities=()) as rig:
+            gone = rig.gateway.pool.workers[1]
+            peer = rig.gateway._peers.at(gone.url)
+            peer._port = nobody.getsockname()[1]
+            peer.close()
+            for _ in range(2):  # both have their turn
+                async with rig.post(BODY) as response:
+                    assert response.status == 200
+            await rig.gateway._legs.finish()
+            assert len(rig.prefill.bodies) == 3
+            assert sorted(body["max_tokens"] for body in rig.decodes[1].bodies) == [1, 8, 8]
+
+
+@pytest.mark.parametrize("failing", [answers(500, {}), cut_short])
+def test_one_that_a_decode_instance_may_have_is_shown_to_nobody_else(failing: Script) -> None:
+    async def scenario() -> None:
+        async with rigged(decode=(failing, words), capabilities=()) as rig:
+            for _ in range(2):
+                async with rig.post(BODY) as response:
+                    assert response.status == 200
+            await rig.gateway._legs.finish()
+            assert [body["max_tokens"] for body in rig.decodes[1].bodies] == [8, 8]
+
+    uvloop.run(asyncio.wait_for(scenario(), 15))
 
 
 async def nothing_is_left(rig: Rig) -> None:
