@@ -72,7 +72,7 @@ class Legs:
         vitals, named = self._pool.vitals(prefill), self._pool.can("named_ticket", prefill)
         leg = Prefill(vitals, asked, early=early, named=named, client=self._client, metrics=self._metrics)
         asked.prefills.append(leg.told)
-        used, exchange = False, None
+        used = False
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
@@ -90,14 +90,14 @@ class Legs:
             raise error if given_back else leg.failure or error from None
         finally:
             if not (used and leg.over):
-                self._begin_end(leg, used=used, shown=exchange is not None and exchange.is_sent)
+                self._begin_end(leg, used=used)
 
     async def finish(self) -> None:
         """Wait until everything is cleared up."""
         await asyncio.gather(*self._ends)
 
-    def _begin_end(self, leg: Prefill, *, used: bool, shown: bool) -> None:
-        task = asyncio.create_task(leg.end(self._releases, used=used, shown=shown))
+    def _begin_end(self, leg: Prefill, *, used: bool) -> None:
+        task = asyncio.create_task(leg.end(self._releases, used=used))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
 

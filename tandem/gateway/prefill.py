@@ -123,13 +123,12 @@ class Prefill:
         """Whether the answer was read to its end."""
         return self._reading.done()
 
-    async def end(self, releases: Releases, *, used: bool, shown: bool) -> None:
+    async def end(self, releases: Releases, *, used: bool) -> None:
         """Nobody waits for the prefill any more; as far as can be helped, nothing of it stays on the worker.
 
         Args:
             releases: To let go of its ticket with.
             used: Whether decode answers with it.
-            shown: Whether decode may have it.
         """
         with suppress(TimeoutError):
             if used:
@@ -140,7 +139,7 @@ class Prefill:
         await asyncio.wait([self._reading])
         ticket = Ticket.called(self._name, self._worker) if self._name else self._ticket
         if ticket is not None and not used:
-            await releases.end(ticket, self._asked, shown=shown)
+            await releases.end(ticket, self._asked, self._fed)
 
     async def _run(self, asked: ClientRequest, early: bool) -> None:
         body = asked.body.prefill(early=early, ticket=self._name)

@@ -68,25 +68,25 @@ class Releases:
         """Whether a holder can be told, at whatever moment."""
         return self._pool.can("release", holder)
 
-    async def end(self, ticket: Ticket, asked: ClientRequest, *, shown: bool) -> None:
+    async def end(self, ticket: Ticket, asked: ClientRequest, shown: Exchange | None) -> None:
         """Let go of a ticket, best effort; nothing is raised.
 
         Args:
             ticket: Which.
             asked: The request that it was for.
-            shown: Whether a decode instance may have it.
+            shown: The exchange that it was sent with, or should have been, if any.
         """
         if self.understood(ticket.holder):
             await self._tell(ticket)
-        elif not shown and self._using_up < MOST_USING_UP:
+        elif (shown is None or not shown.is_sent) and self._using_up < MOST_USING_UP:
             self._using_up += 1
             try:
-                await self._use_up(ticket, asked)
+                await self._use_up(ticket, asked, {shown.worker} if shown else set())
             finally:
                 self._using_up -= 1
 
-    async def _use_up(self, ticket: Ticket, asked: ClientRequest) -> None:
-        decode = self._pool.choose("decode", asked.demand, partner=ticket.holder)
+    async def _use_up(self, ticket: Ticket, asked: ClientRequest, tried: set[Worker]) -> None:
+        decode = self._pool.choose("decode", asked.demand, tried, partner=ticket.holder)
         if decode is None:
             return
         exchange = Exchange(decode, "other")

@@ -337,12 +337,11 @@ async def test_so_is_one_whose_decode_instance_cannot_be_reached() -> None:
             peer = rig.gateway._peers.at(gone.url)
             peer._port = nobody.getsockname()[1]
             peer.close()
-            for _ in range(2):  # both have their turn
-                async with rig.post(BODY) as response:
-                    assert response.status == 200
+            async with rig.post(BODY) as response:
+                assert response.status == 200
             await rig.gateway._legs.finish()
-            assert len(rig.prefill.bodies) == 3
-            assert sorted(body["max_tokens"] for body in rig.decodes[1].bodies) == [1, 8, 8]
+            assert len(rig.prefill.bodies) == 2
+            assert sorted(body["max_tokens"] for body in rig.decodes[1].bodies) == [1, 8]
 
 
 @pytest.mark.parametrize("failing", [answers(500, {}), cut_short])

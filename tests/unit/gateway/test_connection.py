@@ -35,6 +35,9 @@ class FakeTransport:
         self.sent = b""
         self.is_cut = self.is_paused = False
 
+    def get_extra_info(self, _: str) -> None:
+        return None
+
     def is_closing(self) -> bool:
         return self.is_cut
 
