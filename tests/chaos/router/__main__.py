@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,9 @@ def random_model(folder: Path) -> Path:
 async def run(rows: list[Row], setting: Setting, *, quiet: bool) -> list[Result]:
     """Play the rows, one after the other, and print each."""
     results = []
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no process stays behind
     if not quiet:
         print(table.heading(), flush=True)
     async with stage(setting) as there:
