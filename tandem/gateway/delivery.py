@@ -32,6 +32,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.progress import Progress
 from tandem.gateway.route import Route
+from tandem.gateway.spelling import find_silent_tokens
 from tandem.gateway.tally import Tally
 from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
@@ -175,7 +176,7 @@ class Delivery:
         progress = journal.progress
         if progress.finish_reason is None or (self._owes_usage(progress) and not progress.is_counted):
             with await self._place() as place:
-                way = self._continuation(place.route, progress)
+                way = await self._continuation(place.route, progress)
                 self._courier.metrics.continued(way.name)
                 self._asked.record.continuations += 1
                 async with self._answered(place, way.body) as exchange:
@@ -198,10 +199,12 @@ class Delivery:
         usage = self._tally.corrected(Usage(self._asked.body, progress).counted({}), alone=False)
         return {"object": kind, "choices": [], "usage": usage} | _head(progress)
 
-    def _continuation(self, route: Route, progress: Progress) -> Continuation:
+    async def _continuation(self, route: Route, progress: Progress) -> Continuation:
         first = self._first_body(route)
         if self._is_native(route):
             return resume(first, progress, self._choice)
+        if not Exactness(first).is_repeatable:
+            await find_silent_tokens(progress, route.decode, self._asked, self._courier.client)
         return go_on(first, progress, self._exactness)
 
     def _first_body(self, route: Route) -> ClientBody:

@@ -51,6 +51,8 @@ class Progress:
     """Tokens whose log-probabilities were told."""
     silent_tokens: int = 0
     """Of the last tokens, how many have brought no text: their characters are not whole yet, or may begin a stop."""
+    unsure_tokens: int = 0
+    """Of those before, so many have perhaps brought none: an event of several tokens does not show which did."""
     settled: tuple[int, int] = 0, 0
     """So many tokens have exactly so many characters: they ended with an event of one token that brought text."""
     finish_reason: str | None = None
@@ -97,6 +99,8 @@ class Progress:
             self.texts.setdefault(place, []).append(text)
             told |= bool(text)
         self.silent_tokens = 0 if told else self.silent_tokens + len(tokens)
+        if told and tokens:
+            self.unsure_tokens = len(tokens) - 1
         if told and whole and len(tokens) == 1:
             self.settled = len(self.tokens), self.characters
 

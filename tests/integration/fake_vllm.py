@@ -77,6 +77,12 @@ def given(body: Body) -> list[int]:
     return ids[len(PROMPT) :] if isinstance(ids, list) else []
 
 
+def spell(tokens: list[int]) -> str:
+    """The text of tokens, without regard to who has written them."""
+    words = [WORDS[(token - FIRST_ID) // KINDS] for token in tokens]
+    return "".join(words) + ("" if words[-1] else "\ufffd")
+
+
 def written(body: Body, twist: int | None = None) -> list[Written]:
     """All tokens of this request."""
     before = len(given(body))
@@ -89,7 +95,9 @@ def written(body: Body, twist: int | None = None) -> list[Written]:
         kind = dice.randrange(1, 50) if drawn else 0
         kind += sum(token.id for token in tokens) % 41 + len(tokens) if penalised else 0
         kind += 1 if twist is not None and place >= twist else 0
-        tokens.append(Written(FIRST_ID + place * KINDS + kind, WORDS[place] and f"{WORDS[place]}{kind or ''}"))
+        # Behind a token that ends within a character, the rest of that character is none.
+        word = "\ufffd" if place == before and place and not WORDS[place - 1] else WORDS[place]
+        tokens.append(Written(FIRST_ID + place * KINDS + kind, word and f"{word}{kind or ''}"))
     return tokens
 
 

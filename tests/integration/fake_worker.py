@@ -49,6 +49,8 @@ class FakeWorker:
     identify: Callable[[], Awaitable[web.StreamResponse]] | None = None
     """Answers in place of that."""
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "object": "model"}])
+    spell: Callable[[list[int]], str] | None = None
+    """The text of tokens, where it tells that."""
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -94,6 +96,11 @@ class FakeWorker:
 
     async def listed(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": self.models}, status=self.listing)
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        if self.spell is None:
+            raise web.HTTPNotFound
+        return web.json_response({"prompt": self.spell((await request.json())["tokens"])})
 
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])
@@ -240,6 +247,7 @@ async def running(
     app.router.add_post("/v1/completions", worker.generate)
     app.router.add_post("/v1/chat/completions", worker.generate)
     app.router.add_post("/tandem/release", worker.release)
+    app.router.add_post("/detokenize", worker.detokenize)
     app.router.add_get("/identity", worker.identity)
     app.router.add_get("/health", worker.health)
     app.router.add_get("/v1/models", worker.listed)

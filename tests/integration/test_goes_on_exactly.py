@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pytest
 import uvloop
 from fake_model import ends, resets
-from fake_vllm import WORDS, Body, given, told_by, vllm
+from fake_vllm import WORDS, Body, given, spell, told_by, vllm
 from gateway_rig import BODY, CHAT, Rig, rigged
 
 from tandem.gateway import delivery
@@ -180,6 +182,27 @@ def test_what_is_drawn_by_chance_goes_on_by_chance_and_gets_no_seed() -> None:
             for worker in (rig.prefill, *rig.decodes):
                 assert not any("seed" in body for body in worker.bodies)
             assert len(given(rig.decodes[1].bodies[0])) == 5
+
+    uvloop.run(asyncio.wait_for(scenario(), 25))
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_character_that_is_half_told_is_written_again_whole(tells: bool) -> None:
+    """Whether it is, the events of several tokens do not show."""
+
+    async def scenario() -> None:
+        for path, events in product((COMPLETIONS, CHATS), (1, 2, 3)):
+            async with rigged(prefill=vllm(), decode=(vllm(), vllm(at_once=2)), capabilities=()) as rig:
+                rig.decode.script = vllm(events=events + (path == CHATS), blow=resets, at_once=3)
+                rig.decodes[1].spell = spell if tells else None
+                told, error = await streamed(rig, path, asked(path, {}))
+                if tells:
+                    assert error is None
+                    assert re.sub(r"\d", "", together(told).texts["plain"]) == "".join(WORDS)
+                    assert len(given(rig.decodes[1].bodies[0])) == 3 * events - (events == 1)
+                else:
+                    assert error is not None
+                    assert "last character" in error["message"]
 
     uvloop.run(asyncio.wait_for(scenario(), 25))
 
