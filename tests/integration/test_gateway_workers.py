@@ -257,3 +257,65 @@ def test_without_their_supervisor_processes_end(tmp_path: Path) -> None:
             await until(all_gone)
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_change_of_the_workers_reaches_all_processes_and_those_to_come(tmp_path: Path) -> None:
+    headers = bearer(add_key(tmp_path / "keys", "ops", None, None))
+
+    async def told(session: aiohttp.ClientSession, rig: Several, method: str, path: str, body: Any = None) -> Any:
+        async with session.request(method, f"{rig.url}/admin/{path}", json=body, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            topology = await response.json()
+            return topology["epoch"], {one["name"]: (one["state"], one["in_flight"]) for one in topology["workers"]}
+
+    async def scenario() -> None:
+        options = "--admin-key-file", str(tmp_path / "keys"), "--policy", "round_robin"
+        async with (
+            several(2, (slowly, slowly), tmp_path, *options) as rig,
+            running(words) as late,
+            running(words) as last,
+        ):
+            async with rig.one_session_each() as sessions:
+                here, there = sessions.values()
+                async with AsyncExitStack() as stack:
+                    streams = await rig.opened(stack, 2, {})
+                    epoch, states = await told(there, rig, "POST", "workers/decode-0/drain")
+                    assert (epoch, states["decode-0"][0]) == (2, "draining")
+                    assert (await told(here, rig, "GET", "topology"))[1]["decode-0"][0] == "draining"
+                    for _, response in streams:
+                        assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+                async def drained() -> bool:
+                    return all(
+                        [
+                            (await told(one, rig, "GET", "topology"))[1]["decode-0"] == ("drained", 0)
+                            for one in (here, there)
+                        ]
+                    )
+
+                await until(drained)
+                places = [{"role": "decode", "url": one.url} for one in (late, last)]
+                await asyncio.gather(
+                    *(
+                        told(one, rig, "POST", "workers", place)
+                        for one, place in zip((here, there), places, strict=True)
+                    )
+                )
+                for one in (here, there):
+                    epoch, states = await told(one, rig, "GET", "topology")
+                    assert (epoch, list(states)) == (4, ["prefill-0", "decode-0", "decode-1", "decode-2", "decode-3"])
+                killed = next(iter(sessions))
+                os.kill(killed, signal.SIGKILL)
+            async with rig.one_session_each() as sessions:
+                assert killed not in sessions
+                for one in sessions.values():
+                    epoch, states = await told(one, rig, "GET", "topology")
+                    assert (epoch, len(states)) == (4, 5)
+
+                    async def all_serve(session: aiohttp.ClientSession = one) -> bool:
+                        states = (await told(session, rig, "GET", "topology"))[1]
+                        return [state for state, _ in states.values()] == ["up", "drained", "up", "up", "up"]
+
+                    await until(all_serve)
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
