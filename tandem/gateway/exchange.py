@@ -35,6 +35,7 @@ Cause = Literal[
     "silent",  # an answer to health checks and nothing else for too long
     "late",  # the request's time was over
     "starved",  # given up for the prefill that it needed
+    "left",  # taken out of the service, or started again, by who looks after it
 ]
 """What a worker did instead of its part: few, so that they can be counted."""
 

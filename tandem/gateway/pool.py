@@ -107,12 +107,12 @@ class Pool:
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker; what is open with it goes on elsewhere, if it can."""
-        self._vitals.pop(worker).lose("was taken out of the service")
+        self._vitals.pop(worker).lose("was taken out of the service", "left")
         self._forget(worker)
 
     def restarted(self, worker: Worker) -> None:
         """Note that another process answers in a worker's place: what the old one had cached and begun is gone."""
-        self.vitals(worker).lose("was started again")
+        self.vitals(worker).lose("was started again", "left")
         self._forget(worker)
 
     def in_flight(self, worker: Worker) -> int:
@@ -162,7 +162,7 @@ class Pool:
             vitals.is_up = up
             self._changed() if up else self._forget(worker)
         if not up and self.has_others(worker):
-            vitals.lose("does not answer its health checks")
+            vitals.lose("does not answer its health checks", "frozen")
 
     def has_others(self, worker: Worker) -> bool:
         """Whether anybody else serves, so that what is open with a worker could go on elsewhere."""

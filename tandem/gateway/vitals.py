@@ -7,7 +7,7 @@ from typing import Final
 from tandem.gateway.board import Board
 from tandem.gateway.breaker import Breaker
 from tandem.gateway.capacity import Capacity
-from tandem.gateway.exchange import Exchange
+from tandem.gateway.exchange import Cause, Exchange
 from tandem.gateway.load import Load
 from tandem.gateway.silence import Silences
 from tandem.gateway.worker import Worker
@@ -63,7 +63,7 @@ class Vitals:
         begun = [exchange.silence.has_begun for exchange in self.exchanges if exchange.stage in ("stream", "whole")]
         return self.load.tokens * sum(begun) / len(begun) if begun else 0.0
 
-    def lose(self, why: str) -> None:
+    def lose(self, why: str, cause: Cause) -> None:
         """Give up everything that is open with it."""
         for exchange in tuple(self.exchanges):
-            exchange.lose(why)
+            exchange.lose(why, cause)
