@@ -25,6 +25,8 @@ from tandem.gateway.worker_access import WorkerAccess
 TOPIC: Final = "roster"
 PERIOD_S: Final = 0.25
 """Between two looks at who is new and who leaves."""
+TRIES: Final = 8
+"""So often a change is made anew because another process made one first."""
 QUIET_S: Final = 1.0
 """A worker is drained when it has had nothing to do for so long: between two legs of a request it has nothing open."""
 
@@ -73,7 +75,7 @@ class Fleet:
         self._access = access
         self._drain_s = drain_s
         commons = commons or Commons()
-        self._bus, self._board = commons.bus, commons.board
+        self._bus, self._board, self._speaks = commons.bus, commons.board, commons.speaks
         self._is_told = False
         self._open: dict[Worker, Counter] = {}
         self._clock = clock
@@ -90,23 +92,30 @@ class Fleet:
         """Of them."""
         return frozenset(worker.name for worker in self._leaving)
 
-    def start(self) -> None:
-        """Listen to the other processes of the gateway: all of them follow the same roster."""
+    async def start(self) -> None:
+        """Listen to the other processes of the gateway: all of them follow the same roster, that of the first one."""
         self._bus.subscribe(TOPIC, lambda body: self.adopt(msgspec.json.decode(body, type=Roster)))
+        if self._speaks:
+            await self._bus.tell(TOPIC, msgspec.json.encode(self.roster))
 
     async def change(self, verb: Callable[[Roster], Roster]) -> None:
         """Make the roster the next one, in all processes.
 
         Raises:
-            RequestError: What the verb raises, or 400 for an address that may not be; nothing has changed.
+            RequestError: What the verb raises, or 400 for an address that may not be, or 409 when other processes were
+                faster again and again; nothing has changed.
         """
-        while (wanted := verb(self.roster)) is not self.roster:
+        for _ in range(TRIES):
+            wanted = verb(self.roster)
+            if wanted is self.roster:
+                return
             self._check(wanted)
             await self._bus.tell(TOPIC, msgspec.json.encode(wanted))
             if self.roster == wanted:
                 return
             # Another process was faster. What was told last is what processes hear that start later.
             await self._bus.tell(TOPIC, msgspec.json.encode(self.roster))
+        raise RequestError("the workers are being changed by others, too; try again", status=409, code="stale_epoch")
 
     def _check(self, roster: Roster) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import uvloop
 
-from tandem.errors import TandemError, UsageError
+from tandem.errors import TandemError, TopologyError, UsageError
 from tandem.gateway.access_log import AccessLog
 from tandem.gateway.admin import Admin
 from tandem.gateway.admission import Admission
@@ -137,8 +137,7 @@ class Gateway:
         self.config = config
         self.commons = commons or Commons()
         self._is_ready = self.commons.board.common("ready")
-        file = config.change.topology
-        self._roster = read_roster(file) if file else Roster(workers=named(config.prefill, config.decode))
+        self._roster = first_roster(config, self.commons)
         self.pool = Pool(
             self._roster.workers,
             policy=config.policy,
@@ -211,7 +210,7 @@ class Gateway:
         except UsageError:
             await self._close()
             raise
-        fleet.start()
+        await fleet.start()
         await watch.check()  # a process that takes the place of another one refuses nobody meanwhile
         capacity = CapacityWatch(self.pool, self._peers, self.config.health_period_s)
         await capacity.look()
@@ -301,6 +300,7 @@ def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> N
     """
     commons = Commons.inherited()
     if commons is None and config.workers > 1:
+        first_roster(config, Commons())  # so that what is wrong with it is told once
         supervise(config.workers, listen(config.host, config.port), config.grace_s)
     else:
         uvloop.run(_process(Gateway(config, commons), announce))
@@ -327,3 +327,21 @@ async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
         await gateway.run()
     finally:
         await gateway.stop()
+
+
+def first_roster(config: GatewayConfig, commons: Commons) -> Roster:
+    """Who serves from the start, as far as this process knows.
+
+    Raises:
+        UsageError: The topology file cannot be used, and nobody else has read it before.
+    """
+    if config.change.topology is None:
+        return Roster(workers=named(config.prefill, config.decode))
+    try:
+        roster = read_roster(config.change.topology)
+    except TopologyError:
+        if commons.speaks:
+            raise
+        return Roster(workers=())  # the other processes tell it whom they have
+    config.access.check_urls(tuple(worker.url for worker in roster.workers))
+    return roster
