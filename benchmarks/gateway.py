@@ -1,14 +1,15 @@
 """What the gateway costs beside vllm-router, in front of the same workers, in the same run.
 
-Two prefill and two decode workers, each a process that answers at once and computes nothing. They speak vLLM's pull
-protocol; the gateway asks them for token ids and cuts those out again, as it does with real ones. Routers take turns,
-because other work runs on the machine; the numbers are medians over the rounds. CPU is user plus system time of the
-router's process and its children, per streamed request, 16 requests at a time. The added time to the first token is the
-median of one request at a time through the router, less that of the same request sent to a decode worker directly.
+Prefill and decode workers that answer at once and compute nothing, shared out over four processes. They speak vLLM's
+pull protocol; the gateway asks them for token ids and cuts those out again, as it does with real ones. Routers take
+turns, because other work runs on the machine. CPU is user plus system time of the router's process and its children,
+per streamed request, 16 requests at a time, the median over the rounds. What is added to the time to the first token is
+the median of one request at a time through the router, less that of the same request sent to a decode worker directly;
+and so the 99th percentile, which says more about the machine than about routers where others work on it.
 
     pip install vllm-router
-    python benchmarks/gateway.py                     # both routers; without vllm-router, the gateway alone
-    python benchmarks/gateway.py --instances 256     # of each role, to see that the cost does not grow with them
+    python benchmarks/gateway.py                            # both routers; without vllm-router, the gateway alone
+    python benchmarks/gateway.py --instances 2 16 64 256    # whether the cost grows with the number of workers
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from tandem.deploy.port import free_ports
 HOST = "127.0.0.1"
 LENGTHS = (16, 128)
 CONCURRENCY = 16
+SLICES = 5
 TICKET = {
     "do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]], "remote_engine_id": "e",
     "remote_request_id": "r", "remote_host": HOST, "remote_port": 5600, "tp_size": 1,
@@ -183,14 +186,52 @@ def cpu_seconds(process: psutil.Process) -> float:
     return sum(one.user + one.system for one in times)
 
 
-def measure(url: str, process: psutil.Process, direct: str, length: int, requests: int) -> dict[str, float]:
-    """CPU in milliseconds per request under load, and what is added to the time to the first token, in milliseconds."""
-    before = cpu_seconds(process)
-    uvloop.run(load(url, length, requests, CONCURRENCY))
-    cpu = 1000 * (cpu_seconds(process) - before) / requests
-    through = statistics.median(uvloop.run(load(url, length, requests // 8, 1)))
-    straight = statistics.median(uvloop.run(load(direct, length, requests // 8, 1)))
-    return {"cpu_ms": cpu, "added_ttft_ms": 1000 * (through - straight)}
+@dataclass
+class Found:
+    """What the rounds of one router found, for one length of answer."""
+
+    cpu_ms: list[float] = field(default_factory=list)
+    """Per request, of each round."""
+    through: list[float] = field(default_factory=list)
+    """Seconds to the first bytes of each request through the router, one at a time."""
+    direct: list[float] = field(default_factory=list)
+    """The same without a router."""
+
+    def measure(self, url: str, process: psutil.Process, direct: str, length: int, requests: int) -> None:
+        """One more round."""
+        before = cpu_seconds(process)
+        uvloop.run(load(url, length, requests, CONCURRENCY))
+        self.cpu_ms.append(1000 * (cpu_seconds(process) - before) / requests)
+        # In turns, so that both have the same neighbours.
+        for _ in range(SLICES):
+            self.through += uvloop.run(load(url, length, requests // 8 // SLICES, 1))
+            self.direct += uvloop.run(load(direct, length, requests // 8 // SLICES, 1))
+
+    def summary(self) -> dict[str, float]:
+        """Medians, and what is added to the time to the first token at the middle and at the slow end."""
+        added = {percent: 1000 * (at(percent, self.through) - at(percent, self.direct)) for percent in (50, 99)}
+        return {"cpu_ms": statistics.median(self.cpu_ms), "ttft_p50_ms": added[50], "ttft_p99_ms": added[99]}
+
+
+def at(percent: int, values: list[float]) -> float:
+    """A percentile."""
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+
+
+def compare(instances: int, rounds: int, requests: int) -> Iterator[dict[str, Any]]:
+    """Each router in front of so many workers of each role."""
+    ports = free_ports(HOST, 2 * instances)
+    urls = [f"http://{HOST}:{port}" for port in ports]
+    names = ["tandem", *(["vllm-router"] if ROUTER else [])]
+    found = {(name, length): Found() for length in LENGTHS for name in names}
+    with ExitStack() as stack:
+        stack.enter_context(workers(ports, min(4, len(ports))))
+        running = {name: stack.enter_context(router(name, urls[:instances], urls[instances:])) for name in names}
+        for _ in range(rounds):
+            for (name, length), one in found.items():
+                one.measure(*running[name], urls[-1], length, requests)
+    for (name, length), one in found.items():
+        yield {"instances": instances, "router": name, "tokens": length} | one.summary()
 
 
 def main() -> None:
@@ -198,38 +239,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=800)
-    parser.add_argument("--instances", type=int, default=2, help="of each role")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--instances", type=int, nargs="+", default=[2], help="of each role; one or several")
+    parser.add_argument("--json", action="store_true", help="a line for each row, in place of the table")
     parser.add_argument("--serve", type=int, nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         uvloop.run(serve_workers(given.serve))
-    ports = free_ports(HOST, 2 * given.instances)
-    urls = [f"http://{HOST}:{port}" for port in ports]
-    names = ["tandem", *(["vllm-router"] if ROUTER else [])]
-    found: dict[tuple[str, int], list[dict[str, float]]] = {(name, n): [] for name in names for n in LENGTHS}
-    with ExitStack() as stack:
-        stack.enter_context(workers(ports, min(4, len(ports))))
-        running = {
-            name: stack.enter_context(router(name, urls[: given.instances], urls[given.instances :])) for name in names
-        }
-        for _ in range(given.rounds):
-            for name, length in found:
-                url, process = running[name]
-                found[name, length].append(measure(url, process, urls[-1], length, given.requests))
-    medians = [
-        {"router": name, "tokens": length} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        for (name, length), rounds in found.items()
-    ]
-    if given.json:
-        print(json.dumps({"instances": given.instances, "rounds": given.rounds, "medians": medians}))
-        return
-    print(f"{given.instances} prefill, {given.instances} decode; medians of {given.rounds} rounds")
-    for row in medians:
-        print(
-            f"{row['router']:12} {row['tokens']:4} tokens  CPU {row['cpu_ms']:.2f} ms per request, "
-            f"first token {row['added_ttft_ms']:+.2f} ms"
-        )
+    if not given.json:
+        print("| instances of each role | router | tokens | CPU ms per request | first token, added ms: p50 | p99 |")
+        print("|---|---|---|---|---|---|")
+    for instances in given.instances:
+        for row in compare(instances, given.rounds, given.requests):
+            if given.json:
+                print(json.dumps(row), flush=True)
+                continue
+            print(
+                f"| {row['instances']} | {row['router']} | {row['tokens']} | {row['cpu_ms']:.2f} | "
+                f"{row['ttft_p50_ms']:+.2f} | {row['ttft_p99_ms']:+.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

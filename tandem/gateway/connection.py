@@ -56,7 +56,7 @@ class Response:
         """Of its head; 0 before that has come."""
         self._connection: Connection | None = connection
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
-        self._fields: list[tuple[bytes, bytes]] = []
+        self._fields: dict[bytes, bytes] = {}
         self._pieces: list[bytes] = []
         self._held = 0
         self._framing = 0
@@ -66,8 +66,7 @@ class Response:
 
     def header(self, name: str) -> str:
         """The value of a header, which is asked for in lower case; empty where there is none."""
-        wanted = name.encode()
-        return next((value.decode("latin-1").strip() for field, value in self._fields if field.lower() == wanted), "")
+        return self._fields.get(name.encode(), b"").decode("latin-1").strip()
 
     async def head(self) -> None:
         """Wait for status and headers.
@@ -130,7 +129,7 @@ class Response:
     def on_header(self, name: bytes, value: bytes) -> None:
         """Parser: a header, or a trailer, which nobody reads."""
         if not self.status:
-            self._fields.append((name, value))
+            self._fields.setdefault(name.lower(), value)
 
     def on_headers_complete(self) -> None:
         """Parser: the head is here; that of an interim answer is forgotten."""

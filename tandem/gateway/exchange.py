@@ -88,6 +88,8 @@ class Exchange:
         self.too_slow = too_slow
         self.why: str | None = None
         """Why it was given up."""
+        self.is_stream = False
+        """Whether the answer comes as server-sent events; known from its head on."""
         self._cause: Cause = "frozen"
         self._response: Response | None = None
         self._dialling: asyncio.Timeout | None = None
@@ -103,11 +105,6 @@ class Exchange:
         """Whether its worker may have got any of the request."""
         return self._response is not None
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether the answer comes as server-sent events."""
-        return self.response.header("content-type").partition(";")[0].strip().lower() == "text/event-stream"
-
     async def head(self, peer: Peer, request: Sequence[bytes]) -> Response:
         """Send it, and wait for the answer's head; `close` must follow.
 
@@ -122,6 +119,7 @@ class Exchange:
             raise self.lost("answered with something other than HTTP/1.1", "bad_answer") from error
         except OSError as error:
             raise self.lost("closed the connection before it answered", "reset") from error
+        self.is_stream = response.header("content-type").partition(";")[0].strip().lower() == "text/event-stream"
         self.silence.end(begins=not self.is_stream)
         self.silence.begin()
         return response

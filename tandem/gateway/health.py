@@ -82,14 +82,19 @@ class HealthWatch:
     async def run(self) -> None:
         """Check for ever, once per period; cancel the task to end it."""
         while True:
-            await self.check()
-            await asyncio.sleep(self._period_s)
+            await asyncio.sleep(self._period_s / 2)
+            await self.check(over_s=self._period_s / 2)
 
-    async def check(self) -> None:
-        """Ask every worker once, all at the same time, and mark the pool."""
+    async def check(self, *, over_s: float = 0.0) -> None:
+        """Ask every worker once, and mark the pool.
+
+        Args:
+            over_s: The questions are spread over so many seconds: of many workers, all answers at once would hold up
+                every request. 0 asks all at the same time.
+        """
         workers = self._pool.workers
         self._known = {worker: self.known(worker) for worker in workers}
-        await asyncio.gather(*map(self._check, workers))
+        await asyncio.gather(*(self._check(worker, i * over_s / len(workers)) for i, worker in enumerate(workers)))
         self._tell_who_is_missing()
 
     def _tell_who_is_missing(self) -> None:
@@ -99,7 +104,8 @@ class HealthWatch:
             log.warning("nobody serves as %s", " or ".join(missing)) if missing else log.info("every role is served")
         self._missing = missing
 
-    async def _check(self, worker: Worker) -> None:
+    async def _check(self, worker: Worker, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         known = self.known(worker)
         status, body = await self._get(worker, "/health")
         if status == HTTPStatus.SERVICE_UNAVAILABLE or not status:

@@ -14,7 +14,7 @@ from tandem.gateway.worker import Worker
 
 PolicyName = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
 
-COMPARED: Final = 32
+COMPARED: Final = 8
 """Of more candidates than these, so many drawn by chance are compared: the least loaded of them is as good as any."""
 
 
@@ -56,13 +56,16 @@ class LeastLoaded(Policy):
     def choose(self, candidates: Sequence[Vitals], demand: Demand) -> Vitals:
         """The least loaded, of a sample where there are many."""
         cached = self.cached_tokens(demand)
-        chosen = min(self.sample(candidates), key=lambda one: (one.load.tokens - cached.get(one.worker, 0), one.turn))
+        chosen = min(
+            self.sample(candidates),
+            key=lambda one: (one.load.tokens - (cached.get(one.worker, 0) if cached else 0), one.turn),
+        )
         chosen.turn = next(self._turn)
         return chosen
 
     def sample(self, candidates: Sequence[Vitals]) -> Sequence[Vitals]:
         """Who is compared."""
-        return candidates if len(candidates) <= COMPARED else random.sample(candidates, COMPARED)
+        return candidates if len(candidates) <= COMPARED else random.choices(candidates, k=COMPARED)  # noqa: S311
 
 
 class PowerOfTwo(LeastLoaded):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import product
 from typing import Final, Literal
@@ -61,6 +61,7 @@ class Pool:
         self._policies: dict[Role, Policy] = {role: POLICIES[policy]() for role in ("prefill", "decode")}
         self._ready_until = 0.0
         self._ready: dict[Role, list[Vitals]] = {}
+        self._ready_digests: dict[Role, Set[str | None]] = {}
 
     @classmethod
     def of(
@@ -223,7 +224,7 @@ class Pool:
         """
         candidates = self._candidates(role, tried)
         if partner is not None:
-            candidates = self._fitting(candidates, partner, tried)
+            candidates = self._fitting(candidates, role, partner, tried)
         if not candidates:
             return None
         chosen = self._policies[role].choose(candidates, demand)
@@ -279,8 +280,13 @@ class Pool:
         ready = self._all_ready(role)
         return [vitals for vitals in ready if vitals.worker not in tried] if tried else ready
 
-    def _fitting(self, candidates: list[Vitals], partner: Role | Worker, tried: Collection[Worker]) -> list[Vitals]:
+    def _fitting(
+        self, candidates: list[Vitals], role: Role, partner: Role | Worker, tried: Collection[Worker]
+    ) -> list[Vitals]:
         """Those who can hand over to, or go on from, a partner: of its digest, where both have told one."""
+        its = {self.vitals(partner).digest} if isinstance(partner, Worker) else self._digests(partner)
+        if len((self._digests(role) | its) - {None}) < 2:  # all go with all, as they mostly do
+            return candidates
         if isinstance(partner, Worker):
             digest = self.vitals(partner).digest
             return [vitals for vitals in candidates if None in (digest, vitals.digest) or vitals.digest == digest]
@@ -293,10 +299,18 @@ class Pool:
         now = self._clock()
         if now >= self._ready_until:
             self._ready.clear()
+            self._ready_digests.clear()
             self._ready_until = now + READY_S
         if role not in self._ready:
             self._ready[role] = self._look_who_is_ready(role, now)
         return self._ready[role]
+
+    def _digests(self, role: Role) -> Set[str | None]:
+        """Of all who are ready."""
+        ready = self._all_ready(role)
+        if role not in self._ready_digests:
+            self._ready_digests[role] = {vitals.digest for vitals in ready}
+        return self._ready_digests[role]
 
     def _look_who_is_ready(self, role: Role, now: float) -> list[Vitals]:
         """At least half of those who are up, whatever their breakers say."""

@@ -39,6 +39,12 @@ class Answer(Protocol):
         """Its events, whole lines at a time."""
 
 
+class EventStream(web.StreamResponse):
+    """Headers wait for the first bytes, which are there when it is made: one packet, and one call of the system."""
+
+    _send_headers_immediately = False
+
+
 class Relay:
     """Hands answers on in the shape of OpenAI's API, and counts their first bytes and their breaks."""
 
@@ -59,11 +65,11 @@ class Relay:
             return web.Response(body=whole, content_type="application/json", headers={**headers, **answer.headers})
         async with aclosing(answer.stream()) as pieces:
             first = await anext(pieces)
-            asked.record.first_bytes(answer.exchange)
-            self._metrics.first_bytes(asked.record)
-            response = web.StreamResponse(headers={**sse.HEADERS, **headers, **answer.headers})
+            response = EventStream(headers={**sse.HEADERS, **headers, **answer.headers})
             await response.prepare(request)
             await response.write(first)
+            asked.record.first_bytes(answer.exchange)
+            self._metrics.first_bytes(asked.record)
             try:
                 async for piece in pieces:
                     await response.write(piece)

@@ -83,7 +83,7 @@ def test_an_answer_is_the_same_however_it_is_cut(answer: bytes, cuts: list[int],
         response = end.connection.send([b"head", b"body"])
         assert end.transport.sent == b"headbody"
         reading = asyncio.create_task(whole(response))
-        places = [0, *sorted(cut for cut in cuts if cut < len(answer)), len(answer)]
+        places = sorted({0, *(cut for cut in cuts if cut < len(answer)), len(answer)})
         for begin, stop in pairwise(places):
             end.connection.data_received(answer[begin:stop])
             if data.draw(st.booleans()):
