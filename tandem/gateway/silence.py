@@ -99,5 +99,5 @@ class Silences:
 
     def _take(self, stage: str, begun: bool, seconds: float, work: float) -> None:
         longest, its_work = self._longest.get((stage, begun), (0.0, work))
-        longest, its_work = FORGET * longest, FORGET * its_work
+        longest *= FORGET
         self._longest[stage, begun] = (seconds, work) if seconds >= longest else (longest, its_work)
