@@ -26,8 +26,8 @@ from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import WorkerClient
 
 RELEASE_TIMEOUT_S: Final = 2.0
-USE_UP_S: Final = 5.0
-"""Far less than the 30 s of vLLM's lease: a ticket must not be shown after its end."""
+USE_UP_S: Final = 10.0
+"""With the wait for a turn: far less than the 30 s of vLLM's lease, after which a ticket must not be shown."""
 MOST_USING_UP: Final = 8
 """At a time."""
 
@@ -62,7 +62,7 @@ class Releases:
         self._peers = peers
         self._pool = pool
         self._client = client
-        self._using_up = 0
+        self._turns = asyncio.Semaphore(MOST_USING_UP)
 
     def understood(self, holder: Worker) -> bool:
         """Whether a holder can be told, at whatever moment."""
@@ -78,27 +78,21 @@ class Releases:
         """
         if self.understood(ticket.holder):
             await self._tell(ticket)
-        elif (shown is None or not shown.is_sent) and self._using_up < MOST_USING_UP:
-            self._using_up += 1
+        elif shown is None or not shown.is_sent:
             try:
-                await self._use_up(ticket, asked, {shown.worker} if shown else set())
-            finally:
-                self._using_up -= 1
+                async with asyncio.timeout(USE_UP_S), self._turns:
+                    await self._use_up(ticket, asked, {shown.worker} if shown else set())
+            except (RequestError, TimeoutError) as error:
+                log.info("a ticket of %s was not used up: %r", ticket.holder.name, error)
 
     async def _use_up(self, ticket: Ticket, asked: ClientRequest, tried: set[Worker]) -> None:
         decode = self._pool.choose("decode", asked.demand, tried, partner=ticket.holder)
         if decode is None:
             return
-        exchange = Exchange(decode, "other")
-        try:
-            with self._pool.vitals(decode).load.carrying(asked.demand.prompt_tokens):
-                async with (
-                    asyncio.timeout(USE_UP_S),
-                    self._client.post(exchange, asked.path, asked.body.last_leg(ticket.raw), asked.headers),
-                ):
-                    await exchange.whole()
-        except (RequestError, TimeoutError) as error:
-            log.info("%s did not use up a ticket of %s: %r", decode.name, ticket.holder.name, error)
+        exchange, body = Exchange(decode, "other"), asked.body.last_leg(ticket.raw)
+        with self._pool.vitals(decode).load.carrying(asked.demand.prompt_tokens):
+            async with self._client.post(exchange, asked.path, body, asked.headers):
+                await exchange.whole()
 
     async def _tell(self, ticket: Ticket) -> None:
         if (ticket_id := ticket.id) is None:
