@@ -10,6 +10,7 @@ and so the 99th percentile, which says more about the machine than about routers
     pip install vllm-router
     python benchmarks/gateway.py                            # both routers; without vllm-router, the gateway alone
     python benchmarks/gateway.py --instances 2 16 64 256    # whether the cost grows with the number of workers
+    python benchmarks/gateway.py --workers 1 2              # our gateway in one process, and in two
 """
 
 from __future__ import annotations
@@ -112,12 +113,13 @@ def workers(ports: list[int], processes: int) -> Iterator[None]:
 
 
 def router_command(name: str, prefill: list[str], decode: list[str], port: int) -> list[str]:
-    """How a router is started in front of workers."""
+    """How a router is started in front of workers; `tandem-2` is our gateway in two processes."""
     roles = [
         word for role, urls in (("--prefill", prefill), ("--decode", decode)) for url in urls for word in (role, url)
     ]
-    if name == "tandem":
-        return [sys.executable, "-m", "tandem", "gateway", *roles, "--port", str(port)]
+    if name.startswith("tandem"):
+        count = name.partition("-")[2] or "1"
+        return [sys.executable, "-m", "tandem", "gateway", *roles, "--port", str(port), "--workers", count]
     assert ROUTER is not None
     metrics = free_ports(HOST, 1)[0]
     return [
@@ -218,11 +220,11 @@ def at(percent: int, values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
-def compare(instances: int, rounds: int, requests: int) -> Iterator[dict[str, Any]]:
+def compare(instances: int, rounds: int, requests: int, ours: list[str]) -> Iterator[dict[str, Any]]:
     """Each router in front of so many workers of each role."""
     ports = free_ports(HOST, 2 * instances)
     urls = [f"http://{HOST}:{port}" for port in ports]
-    names = ["tandem", *(["vllm-router"] if ROUTER else [])]
+    names = [*ours, *(["vllm-router"] if ROUTER else [])]
     found = {(name, length): Found() for length in LENGTHS for name in names}
     with ExitStack() as stack:
         stack.enter_context(workers(ports, min(4, len(ports))))
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=800)
     parser.add_argument("--instances", type=int, nargs="+", default=[2], help="of each role; one or several")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="processes of our gateway; one or several")
     parser.add_argument("--json", action="store_true", help="a line for each row, in place of the table")
     parser.add_argument("--serve", type=int, nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -248,8 +251,9 @@ def main() -> None:
     if not given.json:
         print("| instances of each role | router | tokens | CPU ms per request | first token, added ms: p50 | p99 |")
         print("|---|---|---|---|---|---|")
+    ours = ["tandem" if count == 1 else f"tandem-{count}" for count in given.workers]
     for instances in given.instances:
-        for row in compare(instances, given.rounds, given.requests):
+        for row in compare(instances, given.rounds, given.requests, ours):
             if given.json:
                 print(json.dumps(row), flush=True)
                 continue

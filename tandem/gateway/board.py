@@ -62,6 +62,11 @@ class Counter:
         """Of all processes that live."""
         return sum(self._cells)
 
+    @property
+    def share(self) -> float:
+        """Of each process, if all had the same."""
+        return sum(self._cells) / len(self._cells)
+
 
 class Common:
     """One number for all processes; 0 at first, and it outlives them."""

@@ -71,9 +71,15 @@ class Commons:
         for descriptor in told.descriptors:
             os.set_inheritable(descriptor, False)
         return cls(
-            sockets=tuple(socket.socket(fileno=descriptor) for descriptor in told.sockets),
+            sockets=tuple(map(_listening, told.sockets)),
             board=Board(told.rows, told.row, told.board),
             bus=Bus(told.row, socket.socket(fileno=told.line)),
             row=told.row,
             speaks=told.speaks,
         )
+
+
+def _listening(descriptor: int) -> socket.socket:
+    sock = socket.socket(fileno=descriptor)
+    sock.setblocking(False)
+    return sock

@@ -24,8 +24,11 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
 from tandem.errors import RequestError
+from tandem.gateway.board import Counter
+from tandem.gateway.commons import Commons
 from tandem.gateway.limits import Limits
 from tandem.gateway.listener import BACKLOG, url_of
+from tandem.gateway.turnstile import Turnstile
 from tandem.protocol.http import refusal_response, serving_options
 
 PERIOD_S: Final = 1.0
@@ -127,7 +130,10 @@ class Door:
         self._context = context
         self._connections: dict[Connection, None] = {}
         self._told_full = float("-inf")
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | Turnstile] = []
+        self._address: tuple[Any, ...]
+        self._count: Counter
+        """Of the connections of all processes."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -139,29 +145,36 @@ class Door:
             "max_headers": self._limits.max_headers,
         }
 
-    async def open(self, server: web.Server, sockets: Sequence[socket.socket]) -> None:
+    async def open(self, server: web.Server, sockets: Sequence[socket.socket], commons: Commons) -> None:
         """Take connections.
 
         Args:
             server: Answers the requests.
             sockets: Where to take them; they listen.
+            commons: Other processes may take them there, too.
         """
         options, loop = self.options, asyncio.get_running_loop()
         _allow_files(self._limits.max_connections)
+        self._address = sockets[0].getsockname()
+        self._count = commons.board.counter("connections")
+        handshake_s = self._limits.head_timeout if self._context else None
+
+        def connection() -> Connection:
+            return Connection(self, server, options)
+
         for one in sockets:
-            listener = await loop.create_server(
-                lambda: Connection(self, server, options),
-                sock=one,
-                backlog=BACKLOG,
-                ssl=self._context,
-                ssl_handshake_timeout=self._limits.head_timeout if self._context else None,
-            )
-            self._listeners.append(listener)
+            if commons.has_siblings:
+                self._listeners.append(Turnstile(one, connection, self._context, handshake_s, self._count))
+            else:
+                listener = await loop.create_server(
+                    connection, sock=one, backlog=BACKLOG, ssl=self._context, ssl_handshake_timeout=handshake_s
+                )
+                self._listeners.append(listener)
 
     @property
     def url(self) -> str:
         """Where it listens, once it is open."""
-        return url_of(self._listeners[0].sockets[0].getsockname(), "https" if self._context else "http")
+        return url_of(self._address, "https" if self._context else "http")
 
     def close(self) -> None:
         """Let nobody in any more; who is in stays."""
@@ -192,10 +205,12 @@ class Door:
             self._tell_full()
             (self._least_wanted() or new).wire.abort()
         self._connections[new] = None
+        self._count.add()
 
     def forget(self, gone: Connection) -> None:
         """It is closed."""
-        self._connections.pop(gone, None)
+        del self._connections[gone]
+        self._count.add(-1)
 
     def _least_wanted(self) -> Connection | None:
         idle = None

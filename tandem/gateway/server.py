@@ -215,7 +215,7 @@ class Gateway:
         capacity = CapacityWatch(self.pool, self._peers, self.config.health_period_s)
         await capacity.look()
         assert self._runner.server is not None
-        await self._door.open(self._runner.server, sockets)
+        await self._door.open(self._runner.server, sockets, self.commons)
         readiness = Readiness(pool=self.pool, watch=watch, legs=self._legs, period_s=self.config.health_period_s)
         stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
