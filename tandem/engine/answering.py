@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -33,6 +34,7 @@ class Answering:
         self._body = body
         self._request = request
         self._tokens = len(request.output)
+        self._reused = 0
         self.ticket: str | None = None
         """Name of the ticket that the answer carries, once it is known."""
         # A chat tells its prompt's ids once, a completion at every choice.
@@ -56,6 +58,7 @@ class Answering:
             _raise_failure(update)
             ticket = self._ticket(update) or ticket
             self._tokens += len(update.tokens)
+            self._reused = max(self._reused, update.reused)
             taken[self._choice(update)].append(update)
         pieces = [self._piece(choice, of_choice) for choice, of_choice in taken.items()]
         response = json_response(self._head.whole(pieces, self._usage, ticket))
@@ -74,13 +77,14 @@ class Answering:
         first = await anext(updates)
         # Only now is it certain that there is an answer, so only now may the status be 200.
         _raise_failure(first)
-        response = web.StreamResponse(headers=sse.HEADERS)
+        response = web.StreamResponse(headers=sse.HEADERS | _timing(first))
         await response.prepare(http)
         for role in self._roles():
             await response.write(sse.event(role))
         update: Update | None = first
         while update is not None and update.error is None:
             self._tokens += len(update.tokens)
+            self._reused = max(self._reused, update.reused)
             if self._worth_telling(update):
                 piece = self._piece(self._choice(update), [update])
                 await response.write(sse.event(self._head.chunk(piece, self._ticket(update))))
@@ -100,7 +104,7 @@ class Answering:
     @property
     def _usage(self) -> Usage:
         """Of all choices; tokens generated elsewhere are the answer's too."""
-        return Usage(len(self._request.prompt), self._tokens)
+        return Usage(len(self._request.prompt), self._tokens, self._reused)
 
     def _roles(self) -> list[Answer]:
         """First chunks of a chat; a client that has text already has had them."""
@@ -135,6 +139,13 @@ class Answering:
             return None
         self.ticket = update.ticket.remote_request_id
         return msgspec.to_builtins(update.ticket)  # type: ignore[no-any-return]
+
+
+def _timing(first: Update) -> dict[str, str]:
+    """How long it took from keys and values that were pulled to the first token. Source: W3C, Server Timing."""
+    if first.pulled_at is None:
+        return {}
+    return {"Server-Timing": f"decode;dur={1000 * (time.monotonic() - first.pulled_at):.3f}"}
 
 
 def _raise_failure(update: Update) -> None:

@@ -254,6 +254,7 @@ class Engine:
     def arrive(self, fetch: Fetch, state: HandOff) -> None:
         """Blocks were pulled: the next plan goes on from the first token."""
         with self._lock:
+            fetch.arrived_at = self._clock()
             self._arrived.append((fetch, state))
 
     def miss(self, fetch: Fetch, error: str) -> None:
@@ -331,6 +332,7 @@ class Engine:
         sequence.fetches = False
         sequence.sampling = replace(sequence.sampling, seed=state.seed)
         sequence.cached = len(sequence.token_ids)
+        sequence.reused, sequence.pulled_at = state.reused, fetch.arrived_at
         self.scheduler.publish(sequence)
         self._extend(sequence, state.first)
 
@@ -349,6 +351,7 @@ class Engine:
         """Another choice: it waits like a preempted one and finds the prompt's blocks known."""
         other = self._sequence(sequence.request, choice, sequence.arrival)
         other.sampling, other.fetches, other.reservation = sequence.sampling, False, sequence.reservation
+        other.reused, other.pulled_at = sequence.reused, sequence.pulled_at
         self._requests[sequence.request.id].append(other)
         self.scheduler.add(other)
         return other
@@ -365,9 +368,15 @@ class Engine:
         request = sequence.request
         others = [self._sequence(request, choice, sequence.arrival) for choice in request.choices[1:]]
         self.stats.tokens_generated += len(sampled)
-        state = HandOff(prompt=len(request.prompt), seed=sequence.sampling.seed, first=list(sampled))
+        state = HandOff(
+            prompt=len(request.prompt),
+            seed=sequence.sampling.seed,
+            first=list(sampled),
+            reused=sequence.reused or 0,
+        )
         ticket = self.tickets.close(sequence, state)
         for one, token in zip((sequence, *others), sampled, strict=True):
+            one.reused = sequence.reused
             update = one.append(token)
             self._updates.append((request.id, replace(update, reason=update.reason or "length", ticket=ticket)))
         self._end(sequence, Status.FINISHED)

@@ -8,7 +8,7 @@ from tandem.engine.handoff import HandOff
 from tandem.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Fetch:
     """What is to be pulled, and where it goes."""
 
@@ -20,6 +20,8 @@ class Fetch:
     """Where the ticket's blocks go, from `first` on. The fetch holds them in the pool until it has ended."""
     content: bytes
     """Key of the tokens whose keys and values are wanted."""
+    arrived_at: float | None = None
+    """When they were here, on the engine's clock."""
 
     def mismatch(self, state: HandOff, vocab_size: int) -> str | None:
         """Why this request cannot go on from what was handed over; None if it can."""

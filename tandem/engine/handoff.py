@@ -24,6 +24,8 @@ class HandOff(msgspec.Struct, frozen=True):
     """That the first tokens were drawn with, and the others shall be."""
     first: list[Sampled]
     """The next token of every choice, in the request's order."""
+    reused: Annotated[int, Meta(ge=0)] = 0
+    """Tokens of the prompt that did not have to be computed: whoever decodes tells it to the client."""
 
     def encode(self) -> bytes:
         """As it travels."""

@@ -160,6 +160,8 @@ class Scheduler:
         self._give_back(sequence)
         sequence.blocks = found
         sequence.cached, sequence.published = len(found) * self._pool.block_size, len(found)
+        if sequence.reused is None:
+            sequence.reused = min(sequence.cached, len(sequence.request.prompt))
         self.prefix_queries += length
         self.prefix_hits += sequence.cached
         if sequence.pinned:

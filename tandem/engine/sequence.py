@@ -64,6 +64,11 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     cached: int = 0
     """Tokens whose keys and values are in the blocks."""
+    reused: int | None = None
+    """Tokens of the prompt whose keys and values were known when it was first admitted: here, or where they were pulled
+    from."""
+    pulled_at: float | None = None
+    """When what another instance computed was here, on the engine's clock."""
     published: int = 0
     """Leading blocks that were offered to others."""
     reservation: Lease | None = None
@@ -120,7 +125,15 @@ class Sequence:
         self.token_ids.append(sampled.token)
         text, reason = self._take(sampled.token, self.output_count)
         logprobs = () if sampled.logprobs is None else (sampled.logprobs,)
-        return Update(self._unsent(text), (sampled.token,), reason, choice=self.choice, logprobs=logprobs)
+        return Update(
+            self._unsent(text),
+            (sampled.token,),
+            reason,
+            choice=self.choice,
+            logprobs=logprobs,
+            reused=self.reused or 0,
+            pulled_at=self.pulled_at,
+        )
 
     def close(self) -> Update:
         """The update of an answer that was over when it came here (`over`): what the client has missed of it."""

@@ -27,3 +27,7 @@ class Update:
     choice: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each token, where they were asked for."""
+    reused: int = 0
+    """Tokens of the prompt whose keys and values did not have to be computed for this request."""
+    pulled_at: float | None = None
+    """When keys and values from another instance were here, by `time.monotonic`."""

@@ -39,7 +39,7 @@ Cause = Literal[
 ]
 """What a worker did instead of its part: few, so that they can be counted."""
 
-TRANSFER: Final = re.compile(r"\btransfer;dur=(\d{1,12}(?:\.\d{1,6})?)(?=[,;\s]|$)")
+FIRST_DECODE: Final = re.compile(r"\bdecode;dur=(\d{1,12}(?:\.\d{1,6})?)(?=[,;\s]|$)")
 """In a `Server-Timing` header, in milliseconds. Source: W3C, Server Timing."""
 ANSWER_LIMIT: Final = 2**28
 """Bytes of a whole answer: 128 choices with all that can be asked about each token have less."""
@@ -191,7 +191,7 @@ class Exchange:
         return bytes(body)
 
     @property
-    def transfer_s(self) -> float | None:
-        """Seconds that its worker says it has pulled keys and values for; None where it says nothing."""
-        told = TRANSFER.search(self.response.header("server-timing"))
+    def first_decode_s(self) -> float | None:
+        """Seconds from keys and values to the first token, as its worker tells them; None where it does not."""
+        told = FIRST_DECODE.search(self.response.header("server-timing"))
         return float(told[1]) / 1000 if told else None

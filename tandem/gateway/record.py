@@ -99,11 +99,11 @@ class Record:
         ended = now if prefilled.ended is None else prefilled.ended
         yield "prefill", ended - prefilled.sent
         left = now - max(ended, exchange.sent)
-        if (transfer := exchange.transfer_s) is None:
+        if (decode := exchange.first_decode_s) is None:
             yield "transfer_first_decode", left
         else:
-            yield "transfer", min(transfer, left)
-            yield "first_decode", left - min(transfer, left)
+            yield "transfer", left - min(decode, left)
+            yield "first_decode", min(decode, left)
 
     def count(self, tally: Tally, *, events: int = 0) -> None:
         """Note what an answer for one choice, or a part of it, has come to."""

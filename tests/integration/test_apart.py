@@ -26,6 +26,7 @@ from tandem.text.detokenizer import Detokenizer, Start
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role, Topology
 
+JSON = {"Content-Type": "application/json"}
 PER_BLOCK = 3 * 2 * 16 * 2 * 16 * 4
 """KV bytes per block of the tiny model: layers, planes, tokens, kv heads, head dimension, fp32."""
 
@@ -40,7 +41,7 @@ class Service:
         return self.topology.of(role)[0].url
 
     def post(self, role: Role, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(self.url(role) + path, json.dumps(body).encode())
+        request = urllib.request.Request(self.url(role) + path, json.dumps(body).encode(), JSON)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
@@ -98,7 +99,8 @@ def test_served_apart_equals_served_together(tiny_model: Path, apart: Service, t
     texts = [answer["choices"][0]["text"] for _, answer in answers]
     assert texts == [Tokenizer.from_folder(tiny_model).decode(plain_greedy(tiny_model, prompt, 24))] * 2
     usage = {"prompt_tokens": length, "completion_tokens": 24, "total_tokens": length + 24}
-    assert [answer["usage"] for _, answer in answers] == [usage] * 2
+    told = [answer["usage"] for _, answer in answers]
+    assert [one | usage for one in told] == told
     assert apart.metric(Role.DECODE, "prompt_tokens_computed_total") == 0
     apart.wait_for(Role.PREFILL, "kv_bytes_sent_total", sent + -(-length // 16) * PER_BLOCK)
     assert apart.metric(Role.DECODE, "kv_bytes_received_total") == received + -(-length // 16) * PER_BLOCK
@@ -158,7 +160,7 @@ def test_an_answer_goes_on_elsewhere(tiny_model: Path, apart: Service, together:
         rest = apart.post(Role.DECODE, "/v1/completions", body | {"resume": resume})[1]
         assert rest["choices"][0]["token_ids"] == tokens[done:]
         assert rest["choices"][0]["text"] == text[sent:]
-        assert rest["usage"] == whole["usage"]
+        assert rest["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
         keep = body | {"resume": resume, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
         ticket = apart.post(Role.PREFILL, "/v1/completions", keep)[1]["kv_transfer_params"]
         asked = body | {"resume": resume, "kv_transfer_params": ticket}
@@ -180,6 +182,17 @@ def test_min_tokens_forbids_an_early_end_apart_too(tiny_model: Path, apart: Serv
     assert counts[0] == 1
     assert counts[1] >= 2
     assert counts[2] >= 7
+
+
+def test_what_the_prefill_instance_found_is_cached_and_not_what_was_pulled(apart: Service) -> None:
+    body = greedy([3 + place * 11 % 490 for place in range(40)], 2)
+    for found in (0, 32):
+        _, answer = apart.post(Role.GATEWAY, "/v1/completions", body)
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": found}
+    ticket = apart.post(Role.PREFILL, "/v1/completions", body | {"kv_transfer_params": {"do_remote_decode": True}})[1]
+    asked = body | {"kv_transfer_params": ticket["kv_transfer_params"]}
+    _, answer = apart.post(Role.DECODE, "/v1/completions", asked)
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}, "any router's client is told so"
 
 
 def test_one_token_answers(apart: Service, together: Service) -> None:

@@ -499,11 +499,12 @@ def test_known_blocks_do_not_travel_again() -> None:
         asked.append((len(theirs), len(ours)))
         decode.model.copy(prefill.model, theirs, ours)
 
-    for tail in ([1], [2], [2]):
+    for tail, reused in (([1], 0), ([2], 8), ([2], 8)):
         prompt = [*PROMPT[:8], *tail * 4]
         name = hand_over(prefill, decode, copy, prompt=prompt)
         decode.finish()
         assert decode.tokens(name) == greedy(prompt, 8)
+        assert {update.reused for update in decode.told[name]} == {reused}, "of what was pulled, the prefill knows"
     assert asked == [(3, 3), (1, 1), (0, 0)]
     assert decode.engine.stats.kv_blocks_received == 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -167,11 +168,40 @@ def test_choices_are_sorted_and_counted(serve: Serve) -> None:
     assert [choice.message.content for choice in chat.choices] == ["xy", "ab"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_did_not_have_to_be_computed_is_told(serve: Serve, *, stream: bool) -> None:
+    told = Update("ab", (1, 2), reused=2), Update("c", (3,), "length", reused=2)
+
+    async def usage(service: Service) -> Any:
+        if not stream:
+            return (await service.complete())["usage"]
+        return (await service.stream(stream_options={"include_usage": True}))[-1]["usage"]
+
+    assert serve(usage, *told)["prompt_tokens_details"] == {"cached_tokens": 2}
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+def test_a_stream_whose_keys_and_values_were_pulled_tells_when_they_were_here(serve: Serve, *, pulled: bool) -> None:
+    when = time.monotonic() - 3 if pulled else None
+
+    async def timing(service: Service) -> str | None:
+        body = {"prompt": [5, 6], "stream": True}
+        async with service.session.post(f"{service.url}/v1/completions", json=body) as answer:
+            await answer.read()
+            return answer.headers.get("Server-Timing")
+
+    told = serve(timing, Update("a", (1,), "length", pulled_at=when))
+    assert (told is not None) == pulled
+    if told is not None:
+        assert 3000 <= float(told.removeprefix("decode;dur=")) < 20_000
+
+
 def test_streamed_choices_are_told_apart(serve: Serve) -> None:
     *chunks, usage = serve(lambda s: s.stream(n=2, stream_options={"include_usage": True}), *TWO)
     told = [(one["choices"][0]["index"], one["choices"][0]["text"]) for one in chunks]
     assert told == [(1, "a"), (0, "x"), (1, "b"), (0, "y")], "what adds nothing is not sent"
-    assert usage["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+    counts = {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+    assert usage["usage"] == counts | {"prompt_tokens_details": {"cached_tokens": 0}}
     chunks = serve(lambda s: s.stream("/v1/chat/completions", n=2), *TWO)
     deltas = [ChatCompletionChunk.model_validate(one).choices[0] for one in chunks]
     assert [(one.index, one.delta.role) for one in deltas[:2]] == [(0, "assistant"), (1, "assistant")]

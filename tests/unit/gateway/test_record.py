@@ -58,15 +58,15 @@ def test_an_early_ticket_does_not_shorten_the_prefill() -> None:
 
 
 @pytest.mark.parametrize(
-    ("timing", "transfer"), [("queue;dur=9, transfer;dur=1000.5", 1), ("transfer;dur=99999", 3), ("transfer;dur=0", 0)]
+    ("timing", "decode"), [("queue;dur=9, decode;dur=1000.5", 1), ("decode;dur=99999", 3), ("decode;dur=0", 0)]
 )
-def test_a_worker_that_tells_its_transfer_splits_the_rest_of_it(timing: str, transfer: float) -> None:
+def test_a_worker_that_tells_its_part_splits_the_rest_of_it(timing: str, decode: float) -> None:
     by = exchange(sent_ago=3, prefilled=prefilled(ago=7, ended_ago=3), timing=timing)
-    told = {"queue": 0, "prefill": 4, "transfer": transfer, "first_decode": 3 - transfer}
+    told = {"queue": 0, "prefill": 4, "transfer": 3 - decode, "first_decode": decode}
     assert parts(record(ago=7, tries=1), by) == told
 
 
-@pytest.mark.parametrize("timing", ["", "x", "transfer", "transfer;dur=-1", "transfer;dur=1e9", "untransfer;dur=2"])
+@pytest.mark.parametrize("timing", ["", "x", "decode", "decode;dur=-1", "decode;dur=1e9", "undecode;dur=2"])
 def test_a_timing_that_says_nothing_of_it_splits_nothing(timing: str) -> None:
     by = exchange(sent_ago=3, prefilled=prefilled(ago=7, ended_ago=3), timing=timing)
     assert "transfer_first_decode" in parts(record(ago=7, tries=1), by)
