@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -17,12 +17,12 @@ from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.delivery import Courier, Delivery
 from tandem.gateway.limits import Limits
+from tandem.gateway.progress import Event
 from tandem.gateway.tally import cached_in, with_cached
 from tandem.protocol import sse
 from tandem.protocol.sse import EventParser
 
-Event = dict[str, Any]
-Told = asyncio.Queue[tuple[int, Event | RequestError | None]]
+Told = asyncio.Queue[tuple[int, Event | Exception | None]]
 """Which strand tells what: an event, why it failed, or that it has ended."""
 AHEAD: Final = 64
 """Events that a strand may be ahead of the client."""
@@ -109,10 +109,10 @@ class Strands:
                         if data != b"[DONE]":
                             await queue.put((index, msgspec.json.decode(data, type=Event)))
             await queue.put((index, None))
-        except RequestError as error:
-            await queue.put((index, error))
         except msgspec.DecodeError:
             await queue.put((index, _unreadable()))
+        except Exception as error:  # noqa: BLE001 - raised where the queue is read, which would wait for ever
+            await queue.put((index, error))
 
     async def _merged(self, queue: Told) -> AsyncGenerator[Event, None]:
         head: Event = {}
@@ -120,7 +120,7 @@ class Strands:
         open_strands = len(self._deliveries)
         while open_strands:
             index, event = await queue.get()
-            if isinstance(event, RequestError):
+            if isinstance(event, Exception):
                 raise event
             if event is None:
                 open_strands -= 1

@@ -131,15 +131,18 @@ async def test_streams_become_one() -> None:
     assert len(events) == 4
 
 
-@trial
-async def test_what_fails_one_fails_all_and_ends_the_others() -> None:
-    reason = RequestError("no", status=502)
-    courier = FakeCourier([event("a"), *[event("x")] * 1000], [event("b"), reason])
-    with pytest.raises(RequestError, match="no"):
-        await read(strands(courier, n=2, stream=True))
-    assert not any(one.is_open for one in courier.made)
-    with pytest.raises(RequestError, match="no"):
-        await strands(FakeCourier([event("a")], [reason]), n=2).whole()
+@pytest.mark.parametrize("reason", [RequestError("no", status=502), AssertionError("no")], ids=["refusal", "bug"])
+def test_what_fails_one_fails_all_and_ends_the_others(reason: Exception) -> None:
+    @trial
+    async def scenario() -> None:
+        courier = FakeCourier([event("a"), *[event("x")] * 1000], [event("b"), reason])
+        with pytest.raises(type(reason), match="no"):
+            await read(strands(courier, n=2, stream=True))
+        assert not any(one.is_open for one in courier.made)
+        with pytest.raises(type(reason), match="no"):
+            await strands(FakeCourier([event("a")], [reason]), n=2).whole()
+
+    scenario()
 
 
 @trial
