@@ -16,7 +16,7 @@ from tandem.gateway.introduction import Introduction
 from tandem.gateway.keys import Keys
 from tandem.gateway.pool import Pool
 from tandem.gateway.probation import Probation
-from tandem.gateway.roster import Place, Roster, Wanted
+from tandem.gateway.roster import Entry, Roster, Wanted
 from tandem.gateway.worker import Worker
 from tandem.protocol.admin import State, TopologyState, WorkerState
 from tandem.protocol.http import json_response, read_body
@@ -65,8 +65,8 @@ class Admin:
         return lambda roster: roster.replaced(wanted, self._fleet.leaving_names)
 
     async def _add(self, request: web.Request) -> Verb:
-        place = decode_struct(await read_body(request), Place)
-        return lambda roster: roster.added(place, self._fleet.leaving_names)
+        entry = decode_struct(await read_body(request), Entry)
+        return lambda roster: roster.added(entry, self._fleet.leaving_names)
 
     async def _remove(self, request: web.Request) -> Verb:
         name, now = request.match_info["name"], "now" in request.query

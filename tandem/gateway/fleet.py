@@ -35,7 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeConfig:
-    """How the workers may change while the gateway runs."""
+    """How the workers may change while the gateway runs.
+
+    Raises:
+        UsageError: A wait that cannot be.
+    """
 
     admin_keys: Keys | None = None
     """Who may change them over HTTP; None: nobody, and there is no such address."""
@@ -43,6 +47,10 @@ class ChangeConfig:
     """A topology file that says who they are, and is watched."""
     drain_s: float = 300.0
     """Longest wait for what a worker has, when it is to leave; what is left then goes on elsewhere."""
+
+    def __post_init__(self) -> None:
+        if not self.drain_s >= 0:
+            raise UsageError(f"drain_seconds: {self.drain_s:g} s is no time to wait; choose 0 or more")
 
 
 class Fleet:
@@ -149,8 +157,9 @@ class Fleet:
     def look(self) -> None:
         """Try out who is new and up; take out who is done, or has had its time."""
         now = self._clock()
+        in_flight = self._pool.in_flight()
         for worker in self._pool.workers:
-            self._count(worker)
+            self._count(worker, in_flight[worker])
             if self._pool.vitals(worker).is_draining and not self.in_flight(worker):
                 self._quiet_since.setdefault(worker, now)
             else:
@@ -169,9 +178,9 @@ class Fleet:
         since = self._quiet_since.get(worker)
         return since is not None and self._clock() - since >= QUIET_S
 
-    def _count(self, worker: Worker) -> None:
+    def _count(self, worker: Worker, in_flight: int) -> None:
         counter = self._open.setdefault(worker, self._board.counter(f"{worker.name} {worker.url} open"))
-        counter.add(self._pool.in_flight(worker) - counter.own)
+        counter.add(in_flight - counter.own)
 
     def _keep(self, worker: Worker, *, draining: bool) -> None:
         if worker not in self._pool.workers:
@@ -190,7 +199,7 @@ class Fleet:
             self._leaving[worker] = now
 
     def _take_out(self, worker: Worker) -> None:
-        left = self._pool.in_flight(worker)
+        left = self._pool.in_flight()[worker]
         del self._leaving[worker]
         self._open.pop(worker, None)
         self._quiet_since.pop(worker, None)

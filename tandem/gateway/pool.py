@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import product
@@ -16,10 +17,10 @@ from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.policy import POLICIES, Policy, PolicyName
 from tandem.gateway.vitals import Vitals
-from tandem.gateway.worker import Worker, named
+from tandem.gateway.worker import Worker
 from tandem.protocol.identity import Role
 
-Capability = Literal["early_ticket", "named_ticket", "release", "reserve", "resume", "ticket_reuse"]
+Capability = Literal["early_ticket", "named_ticket", "release", "reserve", "resume"]
 """Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
 
 READY_S: Final = 0.05
@@ -63,28 +64,6 @@ class Pool:
         self._ready: dict[Role, list[Vitals]] = {}
         self._ready_digests: dict[Role, Set[str | None]] = {}
 
-    @classmethod
-    def of(
-        cls,
-        prefill: Sequence[str],
-        decode: Sequence[str],
-        *,
-        policy: PolicyName = "least_loaded",
-        short_tokens: int = 0,
-        is_open: bool = True,
-        max_in_flight: int | None = None,
-        board: Board | None = None,
-    ) -> Pool:
-        """A pool over base URLs, named by role and position; without prefill URLs the decode ones do both."""
-        return cls(
-            named(prefill, decode),
-            policy=policy,
-            short_tokens=short_tokens,
-            is_open=is_open,
-            max_in_flight=max_in_flight,
-            board=board,
-        )
-
     @property
     def workers(self) -> tuple[Worker, ...]:
         """All who are known, in the order in which they came."""
@@ -116,14 +95,14 @@ class Pool:
         self.vitals(worker).lose("was started again", "left")
         self._forget(worker)
 
-    def in_flight(self, worker: Worker) -> int:
-        """Exchanges that are open with a worker, or elsewhere and wait for keys and values that it holds."""
-        waiting = sum(
-            exchange.source is worker and not exchange.silence.has_begun
-            for vitals in self._vitals.values()
-            for exchange in vitals.exchanges
-        )
-        return len(self.vitals(worker).exchanges) + waiting
+    def in_flight(self) -> Counter[Worker]:
+        """Exchanges that are open with each worker, or elsewhere and wait for keys and values that it holds."""
+        found = Counter[Worker]()
+        for worker, vitals in self._vitals.items():
+            found[worker] += len(vitals.exchanges)
+            waiting = (exchange.source for exchange in vitals.exchanges if not exchange.silence.has_begun)
+            found.update(source for source in waiting if source is not None)
+        return found
 
     @property
     def apart(self) -> bool:

@@ -19,7 +19,7 @@ from tandem.protocol.identity import Role
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
 
-class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A worker as an operator writes it."""
 
     role: Role
@@ -34,7 +34,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     epoch: int
     """Of the list that it was made from."""
-    workers: tuple[Place, ...]
+    workers: tuple[Entry, ...]
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,18 +61,18 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
         names = ", ".join(worker.name for worker in self.workers)
         raise RequestError(f"{name}: no worker has this name; there are {names}", status=404, code="unknown_worker")
 
-    def added(self, place: Place, taken: Collection[str] = ()) -> Roster:
+    def added(self, entry: Entry, taken: Collection[str] = ()) -> Roster:
         """With one more.
 
         Args:
-            place: Who.
+            entry: Who.
             taken: Names that are given to nobody, because those who left still bear them.
 
         Raises:
             RequestError: 400 or 409, when it cannot be.
         """
-        (worker,) = _named([place], self.workers, taken)
-        return self._next((*self.workers, worker), self.draining | ({worker.name} if place.draining else set()))
+        (worker,) = _named([entry], self.workers, taken)
+        return self._next((*self.workers, worker), self.draining | ({worker.name} if entry.draining else set()))
 
     def drained(self, name: str, *, draining: bool = True) -> Roster:
         """With a worker that gets no further requests, or some again.
@@ -115,7 +115,7 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
                 param="epoch",
             )
         workers = _named(wanted.workers, (), taken)
-        draining = {worker.name for worker, place in zip(workers, wanted.workers, strict=True) if place.draining}
+        draining = {worker.name for worker, entry in zip(workers, wanted.workers, strict=True) if entry.draining}
         return self._next(workers, draining)
 
     def as_a_file_says(self, workers: tuple[Worker, ...], epoch: int) -> Roster:
@@ -181,18 +181,18 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def _named(places: Collection[Place], there: Collection[Worker], taken: Collection[str]) -> tuple[Worker, ...]:
-    """Workers for places, those without a name under the next free one of their role.
+def _named(entries: Collection[Entry], there: Collection[Worker], taken: Collection[str]) -> tuple[Worker, ...]:
+    """Workers for entries, those without a name under the next free one of their role.
 
     Raises:
         RequestError: 400, an address is none.
     """
-    names = {worker.name for worker in there} | {place.name for place in places if place.name} | set(taken)
+    names = {worker.name for worker in there} | {entry.name for entry in entries if entry.name} | set(taken)
     made = []
-    for place in places:
-        name = place.name or next(free for n in count() if (free := f"{_part(place.role)}-{n}") not in names)
+    for entry in entries:
+        name = entry.name or next(free for n in count() if (free := f"{_part(entry.role)}-{n}") not in names)
         names.add(name)
-        made.append(Worker(name=name, url=_address(place.url), role=place.role))
+        made.append(Worker(name=name, url=_address(entry.url), role=entry.role))
     return tuple(made)
 
 

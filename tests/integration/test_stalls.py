@@ -17,7 +17,7 @@ from tandem.gateway.exchange import Exchange, Stage, WorkerError
 from tandem.gateway.peer import Peer, Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.stalls import Patience, StallWatch
-from tandem.gateway.worker import Worker
+from tandem.gateway.worker import Worker, named
 from tandem.gateway.worker_client import WorkerClient
 
 SHORT = Patience(suspect_s=0.1, probe_s=0.1)
@@ -92,7 +92,7 @@ async def bench(
     server = Server(said, drip=drip, lives=lives)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    pool = Pool.of([], [url, "http://127.0.0.1:9"])
+    pool = Pool(named([], [url, "http://127.0.0.1:9"]))
     for worker, up in zip(pool.workers, (True, others), strict=True):
         pool.mark(worker, up=up)
     peers = Peers()

@@ -23,7 +23,7 @@ from tandem.gateway.pool import Pool
 from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.record import Record
 from tandem.gateway.route import Route
-from tandem.gateway.worker import Worker
+from tandem.gateway.worker import Worker, named
 
 TOTAL = 1000
 ROOM = int(FULL * TOTAL)
@@ -97,7 +97,7 @@ class Bench:
 def bench(workers: int = 1, *said: str | NoRoomError | None, prefill: int = 0, **config: Any) -> Bench:
     options = QueueLimits(**config)
     prefills, decodes = [[f"http://{kind}{i}" for i in range(n)] for kind, n in (("p", prefill), ("d", workers))]
-    pool = Pool.of(prefills, decodes, max_in_flight=options.max_in_flight)
+    pool = Pool(named(prefills, decodes), max_in_flight=options.max_in_flight)
     metrics, reservations = GatewayMetrics(), FakeReservations(*said)
     admission = Admission(options, pool=pool, reservations=reservations, metrics=metrics)  # type: ignore[arg-type]
     made = Bench(admission, pool, metrics, reservations)

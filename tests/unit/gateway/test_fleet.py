@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem.errors import UsageError
 from tandem.gateway.exchange import Exchange
-from tandem.gateway.fleet import QUIET_S, Fleet
+from tandem.gateway.fleet import QUIET_S, ChangeConfig, Fleet
 from tandem.gateway.pool import Pool
 from tandem.gateway.probation import Probation
-from tandem.gateway.roster import Place, Roster
+from tandem.gateway.roster import Entry, Roster
 from tandem.gateway.worker import named
 from tandem.gateway.worker_access import WorkerAccess
 
@@ -51,7 +52,7 @@ class Clocked:
 
 def test_who_is_new_is_on_trial_and_so_is_who_is_taken_back() -> None:
     clocked = Clocked()
-    roster = clocked.start.added(Place(role="decode", url="http://d2"))
+    roster = clocked.start.added(Entry(role="decode", url="http://d2"))
     clocked.fleet.adopt(roster)
     *old, new = clocked.pool.workers
     clocked.pool.mark(new, up=True)
@@ -119,7 +120,7 @@ def test_who_comes_back_while_it_leaves_stays() -> None:
     clocked = Clocked()
     gone = clocked.start.removed("decode-0")
     clocked.fleet.adopt(gone)
-    clocked.fleet.adopt(gone.added(Place(role="decode", url="http://d0", name="decode-0")))
+    clocked.fleet.adopt(gone.added(Entry(role="decode", url="http://d0", name="decode-0")))
     clocked.wait(2 * DRAIN_S)
     assert clocked.names == ["decode-0", "decode-1", "prefill-0"]
 
@@ -135,7 +136,7 @@ def test_whatever_order_rosters_come_in_the_newest_holds(order: list[Any], adds:
         last = rosters[-1]
         most = max(worker.name for worker in last.workers)
         added = add or len(last.workers) < 2
-        place = Place(role="decode", url=f"http://n{number}")
+        place = Entry(role="decode", url=f"http://n{number}")
         rosters.append(last.added(place) if added else last.removed(most))
     newest = clocked.start
     for number, wait_s in order:
@@ -149,3 +150,8 @@ def test_whatever_order_rosters_come_in_the_newest_holds(order: list[Any], adds:
         clocked.wait(wait_s)
     clocked.wait(QUIET_S)
     assert set(clocked.pool.workers) == set(newest.workers)
+
+
+def test_a_wait_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="drain_seconds: -1 s is no time to wait; choose 0 or more"):
+        ChangeConfig(drain_s=-1)

@@ -13,12 +13,12 @@ from tandem.gateway.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
 from tandem.gateway.demand import Demand
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.pool import Pool
-from tandem.gateway.worker import Worker
+from tandem.gateway.worker import Worker, named
 from tandem.protocol.identity import Role
 
 
 def pool(prefill: int, decode: int, *, down: tuple[str, ...] = ()) -> Pool:
-    made = Pool.of([f"http://p{i}" for i in range(prefill)], [f"http://d{i}" for i in range(decode)])
+    made = Pool(named([f"http://p{i}" for i in range(prefill)], [f"http://d{i}" for i in range(decode)]))
     for worker in made.workers:
         made.mark(worker, up=worker.name not in down)
     return made
@@ -132,7 +132,7 @@ def test_what_is_open_with_a_worker_that_goes_down_is_given_up_if_it_can_go_on(
 
 
 def test_a_worker_is_down_until_it_answered() -> None:
-    assert Pool.of([], ["http://d0"]).missing == ("both",)
+    assert Pool(named([], ["http://d0"])).missing == ("both",)
 
 
 def test_workers_come_and_go() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import RequestError
-from tandem.gateway.roster import Place, Roster, Wanted
+from tandem.gateway.roster import Entry, Roster, Wanted
 from tandem.gateway.worker import Worker, named
 
 START = Roster(workers=named(["http://p0"], ["http://d0", "http://d1"]))
@@ -27,21 +27,21 @@ def names(roster: Roster) -> list[str]:
 
 
 def test_who_is_added_gets_the_next_free_name_of_its_role() -> None:
-    roster = START.added(Place(role="decode", url="http://d2/")).added(Place(role="prefill", url="http://p1"))
+    roster = START.added(Entry(role="decode", url="http://d2/")).added(Entry(role="prefill", url="http://p1"))
     assert names(roster) == ["prefill-0", "decode-0", "decode-1", "decode-2", "prefill-1"]
     assert roster.workers[3].url == "http://d2"
     assert roster.epoch == 3
-    assert names(START.removed("decode-0").added(Place(role="both", url="http://b")))[-1] == "decode-0"
-    assert names(START.added(Place(role="decode", url="http://d2"), ["decode-2"]))[-1] == "decode-3"
-    assert names(START.added(Place(role="decode", url="http://d2", name="blue")))[-1] == "blue"
+    assert names(START.removed("decode-0").added(Entry(role="both", url="http://b")))[-1] == "decode-0"
+    assert names(START.added(Entry(role="decode", url="http://d2"), ["decode-2"]))[-1] == "decode-3"
+    assert names(START.added(Entry(role="decode", url="http://d2", name="blue")))[-1] == "blue"
 
 
 def test_a_name_or_an_address_twice_is_refused() -> None:
     assert "http://d0 is there already" in refused(
-        409, "worker_exists", lambda: START.added(Place(role="prefill", url="http://d0/"))
+        409, "worker_exists", lambda: START.added(Entry(role="prefill", url="http://d0/"))
     )
-    refused(409, "worker_exists", lambda: START.added(Place(role="decode", url="http://x", name="decode-0")))
-    refused(400, None, lambda: START.added(Place(role="decode", url="ftp://x")))
+    refused(409, "worker_exists", lambda: START.added(Entry(role="decode", url="http://x", name="decode-0")))
+    refused(400, None, lambda: START.added(Entry(role="decode", url="ftp://x")))
 
 
 def test_somebody_is_left() -> None:
@@ -53,7 +53,7 @@ def test_somebody_is_left() -> None:
 
 
 def test_a_list_that_was_made_from_another_one_is_refused() -> None:
-    wanted = Wanted(epoch=1, workers=(Place(role="both", url="http://d1", name="decode-1"),))
+    wanted = Wanted(epoch=1, workers=(Entry(role="both", url="http://d1", name="decode-1"),))
     roster = START.replaced(wanted)
     assert (names(roster), roster.epoch) == (["decode-1"], 2)
     assert "now it is 2" in refused(409, "stale_epoch", lambda: roster.replaced(wanted))
@@ -85,7 +85,7 @@ def test_a_file_is_followed_forward_only() -> None:
 NAME = st.sampled_from(["prefill-0", "decode-0", "decode-1", "x", "y"])
 URL = st.sampled_from(["http://p0", "http://d0", "http://d0/", "http://d1", "http://x", "nonsense"])
 PLACE = st.builds(
-    Place,
+    Entry,
     role=st.sampled_from(["prefill", "decode", "both"]),
     url=URL,
     name=st.none() | NAME,

@@ -8,18 +8,19 @@ from tandem.gateway.body import ClientBody
 from tandem.gateway.demand import Demand
 from tandem.gateway.pool import Pool
 from tandem.gateway.route import Route
+from tandem.gateway.worker import named
 
 DEMAND = Demand(ClientBody.decode(b'{"prompt": "x"}'))
 
 
 def pool(prefill: int, decode: int, *, down: tuple[str, ...] = ()) -> Pool:
-    made = Pool.of([f"http://p{i}" for i in range(prefill)], [f"http://d{i}" for i in range(decode)])
+    made = Pool(named([f"http://p{i}" for i in range(prefill)], [f"http://d{i}" for i in range(decode)]))
     for worker in made.workers:
         made.mark(worker, up=worker.name not in down)
     return made
 
 
-def named(route: Route | None) -> tuple[str, str, str] | None:
+def names(route: Route | None) -> tuple[str, str, str] | None:
     return route and (route.prefill.name, route.decode.name, route.kind)
 
 
@@ -38,13 +39,13 @@ def test_apart_while_there_are_both_else_alone(
 ) -> None:
     shared = pool(1, 1, down=down if how == "down" else ())
     tried = [worker for worker in shared.workers if how == "tried" and worker.name in down]
-    assert named(Route.plan(shared, DEMAND, tried)) == planned
+    assert names(Route.plan(shared, DEMAND, tried)) == planned
 
 
 def test_one_that_does_both_is_always_alone() -> None:
     shared = pool(0, 2)
-    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "both")
-    assert named(Route.plan(shared, DEMAND)) == ("decode-1", "decode-1", "both")
+    assert names(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "both")
+    assert names(Route.plan(shared, DEMAND)) == ("decode-1", "decode-1", "both")
     assert Route.plan(shared, DEMAND, shared.workers) is None
 
 
@@ -64,13 +65,13 @@ def test_a_short_prompt_is_left_to_decode() -> None:
     for worker in shared.workers:
         shared.mark(worker, up=True)
     long = Demand(ClientBody.decode(b'{"prompt": "%s"}' % (b"x" * 4096)))
-    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "short")
-    assert named(Route.plan(shared, long)) == ("prefill-0", "decode-0", "apart")
-    assert named(Route.plan(shared, long)) == ("decode-0", "decode-0", "short")  # its blocks are there now
+    assert names(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "short")
+    assert names(Route.plan(shared, long)) == ("prefill-0", "decode-0", "apart")
+    assert names(Route.plan(shared, long)) == ("decode-0", "decode-0", "short")  # its blocks are there now
 
 
 def test_partners_that_cannot_hand_over_serve_alone() -> None:
     shared = pool(1, 1)
     for worker, digest in zip(shared.workers, ("old", "new"), strict=True):
         shared.learn(worker, (), digest)
-    assert named(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "decode-alone")
+    assert names(Route.plan(shared, DEMAND)) == ("decode-0", "decode-0", "decode-alone")
