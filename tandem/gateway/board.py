@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from tempfile import TemporaryFile
 from typing import Final, TypeAlias
 from weakref import WeakValueDictionary, finalize
 
@@ -224,7 +225,5 @@ def digest_of(name: str) -> int:
 
 
 def _unnamed_file() -> int:
-    from tempfile import TemporaryFile
-
     with TemporaryFile() as file:
         return os.dup(file.fileno())

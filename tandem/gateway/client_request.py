@@ -38,15 +38,14 @@ class ClientRequest:
     """Those that were begun for it, of all tries."""
 
     @classmethod
-    def begin(cls, record: Record, path: str, raw: bytes, client_headers: Mapping[str, str]) -> ClientRequest:
-        """Set out with a client's body.
+    def begin(cls, record: Record, path: str, raw: bytes, headers: Mapping[str, str]) -> ClientRequest:
+        """Set out with a client's body, and those of its headers that are passed on.
 
         Raises:
             RequestError: 400, when the body is not a JSON object.
         """
-        headers = {name: client_headers[name] for name in PASSED_ON if name in client_headers}
-        headers |= {"X-Request-Id": record.id, "Content-Type": "application/json"}
-        return cls(record=record, path=path, body=ClientBody.decode(raw), headers=headers)
+        own = {"X-Request-Id": record.id, "Content-Type": "application/json"}
+        return cls(record=record, path=path, body=ClientBody.decode(raw), headers={**headers, **own})
 
     @cached_property
     def demand(self) -> Demand:
@@ -60,11 +59,6 @@ class ClientRequest:
     def by_itself(self) -> ClientRequest:
         """The same request, with prefills of its own."""
         return replace(self, prefills=[])
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the request came in."""
-        return time.monotonic() - self.record.began
 
     @cached_property
     def until(self) -> float | None:

@@ -31,7 +31,7 @@ class Front:
     wants_json_type: bool
     """Whether a body must say that it is JSON; clients of vLLM 0.5.0's own server need not."""
     begin: Begin
-    """From a new record, path, body and headers."""
+    """From a new record, path, body and the headers that are passed on."""
     hand_on: HandOn
 
     @classmethod

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SHOWN: Final = ("Content-Type", "Retry-After", "WWW-Authenticate")
 """Headers of a worker's refusal that reach the client."""
 
-PASSED_ON: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+TELLING: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
 """Of a worker's failures, those whose status tells the client something."""
 
 LOGGED_BYTES: Final = 1000
@@ -131,7 +131,7 @@ class WorkerClient:
             raise WorkerError(worker, how, cause="status_5xx" if status >= 500 else "bad_answer") from error
         if not 400 <= status < 500:
             _log_words(worker, f"answered with status {status}", body)
-            told = status if status in PASSED_ON else 502
+            told = status if status in TELLING else 502
             how = f"answered with status {status}"
             raise self.reported(worker, _reason(body), how, cause="status_5xx", status=told)
         shown = {name: value for name in SHOWN if (value := response.header(name.lower()))}
