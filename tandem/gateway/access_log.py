@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from tandem.errors import UsageError
-from tandem.gateway.record import Record
+from tandem.gateway.record import CLIENT_LEFT, Record
 from tandem.gateway.visibility import Visibility
 from tandem.protocol.http import Handler
 
@@ -29,8 +29,6 @@ Field = tuple[str, Any]
 RECORD: Final = web.RequestKey("record", Record)
 """Where a request's record is found by whoever has the request."""
 QUIET: Final = ("/health", "/metrics")
-CLIENT_LEFT: Final = 499
-"""As nginx has it: the client closed the connection before its answer was whole."""
 LOOK_S: Final = 1.0
 """Between two looks at whether the file is still the one at its path."""
 BARE: Final = re.compile(r"[A-Za-z0-9._:/@-]+")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
@@ -14,6 +14,7 @@ from tandem.gateway.body import DEADLINE, ClientBody
 from tandem.gateway.demand import Demand
 from tandem.gateway.prefilled import Prefilled
 from tandem.gateway.record import Record
+from tandem.gateway.worker import Worker
 from tandem.protocol.answers import DEADLINE_EXCEEDED
 
 AUTHORIZATION: Final = "Authorization"
@@ -51,6 +52,11 @@ class ClientRequest:
     def demand(self) -> Demand:
         """How much it asks for."""
         return Demand(self.body)
+
+    def leg(self, name: str, worker: Worker) -> AbstractContextManager[Mapping[str, str]]:
+        """A leg to a worker runs in the block; yields the headers to send."""
+        trace = self.record.trace
+        return nullcontext(self.headers) if trace is None else trace.leg(name, worker, self.headers)
 
     def with_body(self, body: ClientBody) -> ClientRequest:
         """The same request with another body."""

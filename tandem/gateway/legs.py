@@ -61,8 +61,9 @@ class Legs:
     @asynccontextmanager
     async def _alone(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
         body = asked.body.decode_leg(None, asked.left_s())
-        async with self._client.post(_exchange(route, asked), asked.path, body, asked.headers) as exchange:
-            yield exchange
+        with asked.leg("decode", route.decode) as headers:
+            async with self._client.post(_exchange(route, asked), asked.path, body, headers) as exchange:
+                yield exchange
 
     @asynccontextmanager
     async def _apart(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
@@ -79,9 +80,10 @@ class Legs:
             exchange = _exchange(route, asked)
             exchange.prefilled = leg.told
             leg.feeds(exchange)
-            async with self._client.post(exchange, asked.path, body, asked.headers):
-                used = True
-                yield exchange
+            with asked.leg("decode", decode) as headers:
+                async with self._client.post(exchange, asked.path, body, headers):
+                    used = True
+                    yield exchange
         except RequestError as error:
             used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket

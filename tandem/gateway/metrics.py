@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from tandem.errors import RequestError
 from tandem.gateway.exchange import Cause
 from tandem.gateway.gauges import Gauges
-from tandem.gateway.record import Outcome, Record
+from tandem.gateway.record import CLIENT_LEFT, Outcome, Record
 from tandem.gateway.worker import Worker
 
 METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -86,7 +86,7 @@ class GatewayMetrics:
         try:
             yield
         except BaseException as error:
-            record.outcome = _outcome(error)
+            record.outcome, record.status = _outcome(error)
             raise
         finally:
             record.ended = time.monotonic()
@@ -143,7 +143,8 @@ class GatewayMetrics:
         return generate_latest(registry)
 
 
-def _outcome(error: BaseException) -> Outcome:
+def _outcome(error: BaseException) -> tuple[Outcome, int]:
     if isinstance(error, asyncio.CancelledError | ConnectionError):
-        return "aborted"
-    return "refused" if isinstance(error, RequestError) and error.status < 500 else "failed"
+        return "aborted", CLIENT_LEFT
+    status = error.status if isinstance(error, RequestError) else 500
+    return "refused" if status < 500 else "failed", status

@@ -148,8 +148,9 @@ class Prefill:
                 exchange = Exchange(
                     self._worker, "prefill", work=self._tokens, until=asked.until, too_slow=asked.too_slow
                 )
-                async with self._client.post(exchange, asked.path, body, asked.headers):
-                    await self._read(exchange)
+                with asked.leg("prefill", self._worker) as headers:
+                    async with self._client.post(exchange, asked.path, body, headers):
+                        await self._read(exchange)
             self.told.ended = time.monotonic()
         except RequestError as error:
             self.failure = error

@@ -9,13 +9,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from tandem.gateway.exchange import Cause, Exchange
 from tandem.gateway.tally import Tally
 
+if TYPE_CHECKING:
+    from tandem.gateway.tracing import Trace
+
 Outcome = Literal["ok", "refused", "failed", "broken", "aborted"]
 """Answered; refused with 4xx; failed with 5xx; a stream that broke off; the client went away."""
+CLIENT_LEFT: Final = 499
+"""The status of a request whose client left, as nginx has it."""
 Part = Literal["queue", "retry", "prefill", "transfer", "first_decode", "transfer_first_decode", "alone"]
 """Of the time to the first token."""
 
@@ -30,6 +35,10 @@ class Record:
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
     outcome: Outcome = "ok"
+    status: int = 200
+    """Of its answer; 499 where its client left before there was one."""
+    trace: Trace | None = None
+    """Its spans, where somebody wants them."""
     key: str | None = None
     """The name of its key."""
     served_by: Mapping[str, str] = field(default_factory=dict)

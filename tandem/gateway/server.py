@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ from tandem.gateway.stalls import Patience, StallWatch
 from tandem.gateway.supervisor import supervise
 from tandem.gateway.ticket import Releases
 from tandem.gateway.topology_watch import TopologyWatch, read_roster
+from tandem.gateway.tracing import Tracing
 from tandem.gateway.visibility import Visibility
 from tandem.gateway.worker import base_url, named
 from tandem.gateway.worker_access import WorkerAccess
@@ -156,6 +158,7 @@ class Gateway:
         """
         renewal = Renewal()
         self._access_log = AccessLog(self.config.visibility)
+        self._tracing = Tracing.open(self.config.visibility.otlp_endpoint, os.environ)
         self._peers = open_peers(self.config.access, renewal)
         client = WorkerClient(self._peers, self.pool)
         budget = RetryBudget(self.commons.board)
@@ -194,6 +197,7 @@ class Gateway:
             keys=keys,
             passes_key_on=keys is None and self.config.access.api_key is None,
             access_log=self._access_log,
+            tracing=self._tracing,
         )
         application = service.application()
         if admin_keys is not None:
@@ -285,6 +289,8 @@ class Gateway:
         await self._reservations.finish()
         self._peers.close()
         self._access_log.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
 
 def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> None:

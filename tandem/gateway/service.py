@@ -26,6 +26,7 @@ from tandem.gateway.record import Record
 from tandem.gateway.refusals import check_head
 from tandem.gateway.relay import Answer
 from tandem.gateway.strands import Strands
+from tandem.gateway.tracing import Tracing
 from tandem.gateway.worker_client import WorkerClient
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 from tandem.protocol.seat_name import without_seat_names
@@ -50,7 +51,9 @@ class Service:
         keys: Keys | None,
         passes_key_on: bool,
         access_log: AccessLog,
+        tracing: Tracing | None,
     ) -> None:
+        self._tracing = tracing
         self._access_log = access_log
         self._front = front
         self._limit = limit
@@ -82,6 +85,8 @@ class Service:
         request[RECORD] = record
         headers = {"X-Request-Id": record.id}
         self._budget.in_flight.add()
+        if self._tracing is not None:
+            record.trace = self._tracing.begin(record, request.method, request.headers)
         try:
             with self._metrics.request(record), self._admitted(request, record):
                 return await self._generate(request, headers, record)
@@ -94,6 +99,8 @@ class Service:
             raise
         finally:
             self._budget.in_flight.add(-1)
+            if record.trace is not None:
+                record.trace.end()
 
     @contextmanager
     def _admitted(self, request: web.Request, record: Record) -> Iterator[None]:

@@ -10,7 +10,7 @@ Format = Literal["text", "json"]
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """The access log; each field is an option of the command."""
+    """The access log and traces; each field is an option of the command."""
 
     access_log: str | None = None
     """File that gets a line for each request; - for standard error. Default: none."""
@@ -18,3 +18,6 @@ class Visibility:
     """text, as name=value, or json, an object on each line."""
     access_log_clients: bool = False
     """Tell the addresses of clients, too."""
+    otlp_endpoint: str | None = None
+    """URL of a collector that takes OpenTelemetry's traces as OTLP over HTTP, such as http://127.0.0.1:4318. Default:
+    what OTEL_EXPORTER_OTLP_ENDPOINT says, else no traces."""
