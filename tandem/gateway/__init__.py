@@ -8,6 +8,9 @@ Each leg is an `exchange`, made by the `worker_client`. The `journal` keeps what
 or `stalls` gives it up, the delivery tries again within the `budget`, with a `continuation` of the client's `progress`:
 `exactness` says which way is exact, and the `overlap` with what the client has is left out.
 
+Before that, `admission` finds it a place: room for its keys and values with a worker that decodes, by the worker's
+`capacity`, which `capacity_watch` keeps true, and in doubt by a `reservation`. Who finds none is `waiting`.
+
 Who gets in at all, and for how long, is the `door`'s to say within `limits`; `refusals` are for what nobody may send,
 `internal` is what clients neither set nor see, and `worker_access` what workers are shown.
 

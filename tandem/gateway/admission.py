@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from operator import attrgetter
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -32,6 +30,7 @@ from tandem.gateway.pool import Pool
 from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.reservation import Reservations
 from tandem.gateway.route import Route
+from tandem.gateway.waiting import Turn, Waiting
 
 LOOK_S: Final = 0.1
 """While somebody waits it is looked so often for what nobody tells: room that another process of the gateway gave back,
@@ -73,23 +72,6 @@ class Place:
         self._admission.call()
 
 
-class Turn:
-    """One that waits."""
-
-    def __init__(self, asked: ClientRequest, arrival: int, until: float) -> None:
-        self.asked = asked
-        self.order = (asked.body.priority, asked.record.began, arrival)
-        self.until = until
-        """It is refused then, in seconds of the clock."""
-        self.called = asyncio.Event()
-        self.is_pushed_out = False
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether another answer to the same request was let in: then it is not refused any more."""
-        return self.asked.record.tries > 0
-
-
 class Admission:
     """The queue of one process of a gateway.
 
@@ -115,9 +97,8 @@ class Admission:
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
-        self._arrivals = count()
-        self._queue: list[Turn] = []
-        """In order."""
+        self._numbers = count()
+        self._queue = Waiting(limits.queue)
         self._passed: deque[float] = deque(maxlen=PACE)
         """When the last ones were let in."""
         self._looking: asyncio.TimerHandle | None = None
@@ -130,8 +111,7 @@ class Admission:
 
     def call(self) -> None:
         """Something has ended or changed: let the first one see whether there is room for it."""
-        if self._queue:
-            self._queue[0].called.set()
+        self._queue.call()
 
     async def place(self, asked: ClientRequest, plan: Plan, *, was_let_in: bool) -> Place:
         """A place for a request, at once where there is room and nobody waits; end it.
@@ -146,49 +126,38 @@ class Admission:
                 raises.
         """
         if was_let_in:
-            return Place(self, plan(False), asked.demand.tokens)
+            return self._book(plan(False), asked)
         turn: Turn | None = None
         while True:
             route = None if self._queue else _planned(plan)
             if route is None:
-                turn = turn or Turn(asked, next(self._arrivals), self._clock() + self._limits.queue_seconds)
+                turn = turn or Turn(asked, next(self._numbers), self._clock() + self._limits.queue_seconds)
                 route = await self._wait(turn, plan)
-            place = Place(self, route, asked.demand.tokens)
+            place = self._book(route, asked)
             if not self._is_doubtful(route) or await self._is_kept(place, asked):
                 self._passed.append(self._clock())
                 return place
 
+    def _book(self, route: Route, asked: ClientRequest) -> Place:
+        """What cannot fit books nothing: it is refused at once, or the estimate is worth nothing, and a look tells."""
+        tokens = asked.demand.tokens
+        fits = self.pool.vitals(route.decode).capacity.could_hold(tokens)
+        return Place(self, route, tokens if fits else 0)
+
     async def _wait(self, turn: Turn, plan: Plan) -> Route:
         """Its route, when it is its turn and there is room."""
-        self._enter(turn)
+        if not self._queue.enter(turn):
+            raise self._turned_away("queue_full", f"{len(self._queue)} requests wait already")
+        if self._looking is None:
+            self._look()
         with turn.asked.record.queued(), self._metrics.queue_seconds.time():
             try:
                 while True:
                     await self._called(turn)
-                    if self._queue[0] is turn and (route := _planned(plan)) is not None:
+                    if self._queue.is_first(turn) and (route := _planned(plan)) is not None:
                         return route
             finally:
-                self._leave(turn)
-
-    def _enter(self, turn: Turn) -> None:
-        """Into the queue; where it is full, in place of the last one, if that is of less priority."""
-        if len(self._queue) >= self._limits.queue and not turn.has_begun:
-            last = self._queue[-1] if self._queue else turn
-            if last.has_begun or last.order[0] <= turn.order[0]:
-                raise self._turned_away("queue_full", f"{len(self._queue)} requests wait already")
-            self._queue.pop()
-            last.is_pushed_out = True
-            last.called.set()
-        insort(self._queue, turn, key=attrgetter("order"))
-        self.call()
-        if self._looking is None:
-            self._look()
-
-    def _leave(self, turn: Turn) -> None:
-        at = bisect_left(self._queue, turn.order, key=attrgetter("order"))
-        if at < len(self._queue) and self._queue[at] is turn:
-            del self._queue[at]
-        self.call()
+                self._queue.leave(turn)
 
     async def _called(self, turn: Turn) -> None:
         """Wait until it is called, or has to go."""
@@ -243,13 +212,13 @@ class Admission:
 
     async def _is_kept(self, place: Place, asked: ClientRequest) -> bool:
         """Whether the worker keeps room, or does not say; otherwise the place is given up."""
-        decode = place.route.decode
-        capacity = self.pool.vitals(decode).capacity
+        decode, tokens = place.route.decode, asked.demand.tokens
+        vitals = self.pool.vitals(decode)
         try:
-            place.reservation = await self.reservations.keep(decode, round(capacity.scale * asked.demand.tokens) or 1)
+            place.reservation = await self.reservations.keep(decode, round(vitals.capacity.scale * tokens) or 1)
         except NoRoomError:
-            capacity.refused()
             place.end()
+            vitals.capacity.refused(vitals.load.tokens, tokens)
             return False
         except BaseException:
             place.end()

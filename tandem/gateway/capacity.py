@@ -111,10 +111,11 @@ class Capacity:
             self.scale += STEP * (_between(_between(self.scale, least, most), *SCALES) - self.scale)
         self.others = max(0.0, found.used - self.scale * booked)
 
-    def refused(self) -> None:
-        """It says itself that it has no room, where the ledger had some: until the next look it is full."""
-        if self.total is not None:
-            self.others = max(self.others, self.total)
+    def refused(self, booked: float, tokens: float) -> None:
+        """It says itself that it has no room for so many tokens: as much is used by others, until the next look."""
+        surplus = self.left(booked) - self.scale * tokens
+        if 0 <= surplus < math.inf:
+            self.others += surplus + 1
 
     def left(self, booked: float) -> float:
         """Room that is left; below 0 where there is too much already."""

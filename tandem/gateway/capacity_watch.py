@@ -14,7 +14,7 @@ from tandem.gateway.worker import Worker
 
 TIMEOUT_S: Final = 2.0
 STEPS: Final = 10
-"""In a period, to see who has come up."""
+"""In a period."""
 
 
 class CapacityWatch:
@@ -30,20 +30,37 @@ class CapacityWatch:
         self._pool = pool
         self._peers = peers
         self._period_s = period_s
+        self._asking: set[Worker] = set()
 
     async def run(self) -> None:
-        """Look for ever, once per period, and sooner at who has come up; cancel the task to end it."""
-        for step in count(1):
-            await asyncio.sleep(self._period_s / STEPS)
-            await self.look(unread_only=step % STEPS != 0)
+        """Look for ever, at each once per period, and at who has come up at once; cancel the task to end it."""
+        async with asyncio.TaskGroup() as looks:
+            for step in count():
+                await asyncio.sleep(self._period_s / STEPS)
+                for worker in self._due(step % STEPS):
+                    looks.create_task(self._look_at(worker))
 
-    async def look(self, *, unread_only: bool = False) -> None:
+    async def look(self) -> None:
         """Ask every worker that decodes once, all at the same time."""
-        decoding = (worker for worker in self._pool.workers if worker.role != "prefill" and self._pool.is_up(worker))
-        asked = [one for one in decoding if not (unread_only and self._pool.vitals(one).capacity.is_read)]
-        await asyncio.gather(*map(self._look_at, asked))
+        await asyncio.gather(*map(self._look_at, self._decoding()))
+
+    def _decoding(self) -> list[Worker]:
+        return [one for one in self._pool.workers if one.role != "prefill" and self._pool.is_up(one)]
+
+    def _due(self, step: int) -> list[Worker]:
+        """Of many workers, all pages at once would hold up every request; who does not answer holds up nobody."""
+        decoding = enumerate(self._decoding())
+        due = [one for i, one in decoding if i % STEPS == step or not self._pool.vitals(one).capacity.is_read]
+        return [one for one in due if one not in self._asking]
 
     async def _look_at(self, worker: Worker) -> None:
+        self._asking.add(worker)
+        try:
+            await self._ask(worker)
+        finally:
+            self._asking.discard(worker)
+
+    async def _ask(self, worker: Worker) -> None:
         """Who does not answer at all keeps what is known of it: it is busy, or will be down."""
         vitals = self._pool.vitals(worker)
         before = vitals.load.tokens

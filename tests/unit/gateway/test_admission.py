@@ -260,6 +260,7 @@ async def test_what_is_too_large_for_all_is_left_to_the_largest_to_refuse() -> N
     await one.begin("a", 2 * ROOM)
     place = await asyncio.wait_for(one.begin("b", 2 * TOTAL), 1)
     assert place.route.decode.name == "decode-1"
+    assert one.pool.vitals(place.route.decode).load.tokens == 2 * ROOM  # it books nothing
     for name in "cd":  # too large for one of them only: it waits for the other
         waiting = one.begin(name, ROOM + 1)
         await settle()
@@ -356,7 +357,7 @@ async def test_who_has_no_room_by_its_own_word_is_passed_by() -> None:
     assert third.reservation == "r2"
     assert {name for name, _ in one.reservations.asked} == {"decode-0", "decode-1"}
     refused = one.pool.workers[1 + ("decode-0", "decode-1").index(one.reservations.asked[0][0])]
-    assert not one.pool.vitals(refused).capacity.has_room(one.pool.vitals(refused).load, 1)
+    assert not one.pool.vitals(refused).capacity.has_room(one.pool.vitals(refused).load, 50)
     assert third.route.decode is not refused
     for place in (*places, third):
         place.end()

@@ -132,12 +132,15 @@ def test_tokens_that_are_still_to_come_say_nothing_about_the_estimate() -> None:
     assert (capacity.scale, capacity.others) == (1.0, 0.0)
 
 
-def test_a_worker_that_says_it_is_full_is_full_until_the_next_look() -> None:
+def test_a_worker_that_says_it_has_no_room_has_some_when_something_ends_or_at_the_next_look() -> None:
     capacity = known()
-    capacity.refused()
-    assert not capacity.has_room(load_of(0), 1)
-    capacity.learn(Occupancy(total=1000, used=0), 0, 0)
-    assert capacity.has_room(load_of(0), 1)
+    capacity.refused(700, 50)
+    assert not capacity.has_room(load_of(700), 50)
+    assert capacity.has_room(load_of(699), 50)
+    capacity.refused(700, 50)
+    assert capacity.has_room(load_of(699), 50)
+    capacity.learn(Occupancy(total=1000, used=700), 700, 700)
+    assert capacity.has_room(load_of(700), 50)
 
 
 def test_nearly_full() -> None:
