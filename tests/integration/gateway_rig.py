@@ -19,7 +19,7 @@ BODY: dict[str, Any] = {"model": "m", "prompt": "hi", "max_tokens": 8}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"Content-Type": "application/json"}
 EARLY = ("release", "early_ticket", "choices")
-SOON_S = 1.0
+SOON_S = 3.0
 """How long anybody may take to notice that somebody else is gone."""
 
 

@@ -373,7 +373,7 @@ def test_the_gateway_itself_keeps_the_deadline(role: str, streams: bool) -> None
             async with rig.post(BODY | {"deadline_seconds": 0.3, "stream": streams}) as response:
                 text = await assert_error(response, 504, "deadline_seconds: the 0.3 seconds are over")
             assert json.loads(text)["error"]["code"] == "deadline_exceeded"
-            assert 0.3 <= time.monotonic() - began < 1
+            assert 0.3 <= time.monotonic() - began < 5
             await asyncio.wait_for(getattr(rig, role).aborted.wait(), SOON_S)
             await nothing_is_left(rig)
 

@@ -167,7 +167,7 @@ def test_what_is_changed_in_turn_is_not_lost() -> None:
     os.close(memory)
 
 
-def test_who_dies_or_stops_while_changing_holds_up_nobody() -> None:
+def test_who_dies_or_stops_while_changing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = shared_memory(2)
     board = Board(2, 0, memory)
     holding = "import time\nwith board.changing():\n print('go', flush=True)\n time.sleep(60)"
@@ -175,10 +175,11 @@ def test_who_dies_or_stops_while_changing_holds_up_nobody() -> None:
         other.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         with board.changing():
-            assert module.PATIENCE_S <= time.monotonic() - began < 1
+            assert module.PATIENCE_S <= time.monotonic() - began < 30
         other.kill()
         other.wait()
+        monkeypatch.setattr(module, "PATIENCE_S", 60.0)
         began = time.monotonic()
         with board.changing():
-            assert time.monotonic() - began < module.PATIENCE_S
+            assert time.monotonic() - began < 30
     os.close(memory)
