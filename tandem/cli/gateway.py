@@ -73,9 +73,10 @@ def gateway(
         visibility: What it shows of each request.
         queue: Who waits for room, and for how long.
     """
+    from tandem.gateway.config import GatewayConfig
     from tandem.gateway.fleet import ChangeConfig
     from tandem.gateway.keys import Keys
-    from tandem.gateway.server import Gateway, GatewayConfig, run_gateway
+    from tandem.gateway.server import Gateway, run_gateway
     from tandem.gateway.worker_access import WorkerAccess
     from tandem.protocol.lifeline import hold_lifeline
     from tandem.protocol.tls import client_tls, server_tls

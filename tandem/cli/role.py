@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tandem.engine.config import InstanceConfig
-    from tandem.gateway.server import Gateway, GatewayConfig
+    from tandem.gateway.config import GatewayConfig
+    from tandem.gateway.server import Gateway
     from tandem.launch.options import Options
     from tandem.launch.part import Part
     from tandem.launch.surroundings import Surroundings
@@ -61,9 +62,9 @@ def run_scheduler(options: Options, surroundings: Surroundings, part: Part) -> N
 def scheduler_config(options: Options, surroundings: Surroundings, part: Part) -> GatewayConfig:
     """The gateway's configuration: whom the table names, at the ports that NODE_PORTS gives them."""
     from tandem.catalogue.source import model_folder
+    from tandem.gateway.config import GatewayConfig
     from tandem.gateway.expected import Expected
     from tandem.gateway.length_limit import LengthLimit
-    from tandem.gateway.server import GatewayConfig
     from tandem.launch.instance_rules import longest
     from tandem.launch.node_ports import instances_of, service_topology
     from tandem.launch.part import seat_of
@@ -93,7 +94,7 @@ def scheduler_config(options: Options, surroundings: Surroundings, part: Part) -
         expected=expected,
         ready_timeout_s=options.ready_timeout,
         api=api,
-        limit=LengthLimit(Tokenizer.from_folder(folder), length),
+        length_limit=LengthLimit(Tokenizer.from_folder(folder), length),
     )
 
 

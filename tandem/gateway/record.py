@@ -1,6 +1,6 @@
 """What becomes of one request: how it ends, who serves it, and where its time goes.
 
-Everybody on its way writes down what they know; metrics and the access log read it.
+Everybody on its way writes down what they know; metrics, the access log and traces read it.
 """
 
 from __future__ import annotations

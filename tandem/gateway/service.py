@@ -46,7 +46,7 @@ class Service:
         courier: Courier,
         budget: RetryBudget,
         metrics: GatewayMetrics,
-        limit: LengthLimit | None,
+        length_limit: LengthLimit | None,
         limits: Limits,
         keys: Keys | None,
         passes_key_on: bool,
@@ -56,7 +56,7 @@ class Service:
         self._tracing = tracing
         self._access_log = access_log
         self._front = front
-        self._limit = limit
+        self._length_limit = length_limit
         self._limits = limits
         self._keys = keys
         self._passed_on = PASSED_ON if passes_key_on else tuple(name for name in PASSED_ON if name != AUTHORIZATION)
@@ -126,8 +126,8 @@ class Service:
         if self._front.wants_json_type:
             check_head(request)
         asked = self._front.begin(record, request.path, await read_body(request), self._for_workers(request))
-        if self._limit is not None:
-            await self._limit.check(asked.body)
+        if self._length_limit is not None:
+            await self._length_limit.check(asked.body)
         answer = self._answer(asked)
         try:
             return await self._front.hand_on(request, asked, answer, headers)

@@ -13,7 +13,8 @@ import aiohttp
 import uvloop
 from fake_worker import FakeWorker, Script, running, whole_with_ticket, words
 
-from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.config import GatewayConfig
+from tandem.gateway.server import Gateway
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "hi", "max_tokens": 8}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -40,12 +40,13 @@ from gateway_rig import BODY, CHAT, EARLY, JSON, SOON_S, Rig, rigged, trial, unt
 
 from tandem.errors import UsageError
 from tandem.gateway import budget, delivery
+from tandem.gateway.config import GatewayConfig
 from tandem.gateway.delivery import ROUNDS
 from tandem.gateway.health import HealthWatch
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.limits import Limits
 from tandem.gateway.peer import Peers
-from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.server import Gateway
 from tandem.gateway.vitals import MOST_WITHOUT_TICKET
 
 
@@ -712,6 +713,8 @@ def test_the_command_runs_chats_and_stops() -> None:
         ({"decode": ("http://h:1/v1",)}, "write http://HOST:PORT"),
         ({"decode": ("http://h:1",), "prefill": ("http://h:1/",)}, "given 2 times"),
         ({"decode": ("http://h:1",), "port": 70000}, "port: 70000"),
+        ({"decode": ("http://h:1",), "short_tokens": -1}, "--short-prompt-tokens"),
+        ({"decode": ("http://h:1",), "workers": 0}, "--workers"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(options: dict[str, Any], reason: str) -> None:

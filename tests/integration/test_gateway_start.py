@@ -21,9 +21,10 @@ from tandem.errors import ProcessError, UsageError
 from tandem.gateway import trial as trial_module
 from tandem.gateway.board import Board, shared_memory
 from tandem.gateway.commons import Commons
+from tandem.gateway.config import GatewayConfig
 from tandem.gateway.expected import Expected
 from tandem.gateway.listener import listen
-from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.server import Gateway
 from tandem.protocol.identity import Role, Seat
 from tandem.protocol.seat_name import seat_name
 

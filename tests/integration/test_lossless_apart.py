@@ -17,7 +17,8 @@ from chaos.instance import Instance
 from chaos.standing import Standing, standing
 
 from tandem.gateway import delivery
-from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.config import GatewayConfig
+from tandem.gateway.server import Gateway
 from tandem.gateway.stalls import Patience
 from tandem.protocol.sse import EventParser
 

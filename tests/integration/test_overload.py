@@ -19,9 +19,10 @@ from gateway_rig import until
 
 from tandem.gateway import capacity_watch
 from tandem.gateway.capacity import FULL
+from tandem.gateway.config import GatewayConfig
 from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.reservation import Reservations
-from tandem.gateway.server import Gateway, GatewayConfig
+from tandem.gateway.server import Gateway
 from tandem.gateway.worker import Worker
 
 BLOCKS, BLOCK_TOKENS = 64, 8

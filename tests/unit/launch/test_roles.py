@@ -85,8 +85,8 @@ def test_the_scheduler_expects_the_table(tables: Path, tiny_model: Path) -> None
     assert {(one.seat.table, one.max_model_len, one.model) for one in config.expected} == {
         (entry.digest, 400, str(tiny_model))
     }
-    assert config.limit is not None
-    assert config.limit.max_model_len == 400
+    assert config.length_limit is not None
+    assert config.length_limit.max_model_len == 400
 
 
 def test_vllms_own_api_asks_no_name_and_the_models_own_length(tables: Path, tiny_model: Path) -> None:
