@@ -129,6 +129,10 @@ class Driver:
         self.wake()
         return released
 
+    def renew(self, name: str) -> bool:
+        """Somebody else will use this ticket; False if it is not good (any more)."""
+        return self.engine.renew_ticket(name)
+
     def reserve(self, tokens: int) -> tuple[str, float] | None:
         """Keep blocks for `tokens` tokens of a request to come: name and seconds; None if there is no room."""
         name = self.engine.reserve(tokens)

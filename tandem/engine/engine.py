@@ -228,6 +228,12 @@ class Engine:
             with self._lock:
                 self.tickets.renew(keep.tickets)
 
+    def renew_ticket(self, name: str) -> bool:
+        """Let a ticket's time begin anew; False if it is not good (any more)."""
+        with self._lock:
+            self.tickets.renew([name])
+            return self.tickets.is_good(name)
+
     def release(self, name: str) -> bool:
         """Nobody will use this ticket or reservation; False if there is none."""
         with self._lock:

@@ -24,7 +24,7 @@ from tandem.protocol.http import BODY_LIMIT, json_response, openai_errors, read_
 from tandem.protocol.identity import Identity
 from tandem.protocol.json_body import decode_struct
 from tandem.protocol.openai import ChatRequest, CompletionRequest, GenerationRequest, parse
-from tandem.protocol.room import Release, Reserve
+from tandem.protocol.room import Release, Renew, Reserve
 
 CHATS_AT_ONCE = 4
 """Conversations that are put into words at the same time."""
@@ -58,6 +58,7 @@ class InstanceServer:
         app.router.add_get("/identity", self._who)
         app.router.add_get("/metrics", self._scrape)
         app.router.add_post("/tandem/reserve", self._reserve)
+        app.router.add_post("/tandem/renew", self._renew)
         app.router.add_post("/tandem/release", self._release)
         app.router.add_get("/tandem/audit", self._audit)
         app.on_cleanup.append(self._close)
@@ -156,6 +157,10 @@ class InstanceServer:
             raise RequestError(message, status=503, code="no_room")
         name, seconds = reserved
         return json_response({"reservation": name, "expires_in": seconds})
+
+    async def _renew(self, http: web.Request) -> web.Response:
+        asked = decode_struct(await read_body(http), Renew)
+        return json_response({"renewed": self._driver.renew(asked.ticket)})
 
     async def _release(self, http: web.Request) -> web.Response:
         asked = decode_struct(await read_body(http), Release)

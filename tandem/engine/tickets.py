@@ -129,6 +129,10 @@ class Tickets:
             del self._computing[name]
             self._book.end(name)
 
+    def is_good(self, name: str) -> bool:
+        """Whether a ticket can be pulled, now or once it is computed."""
+        return self._book.find(name) is not None
+
     def computing(self, name: str) -> Sequence | None:
         """The sequence of a ticket that is still being computed."""
         return self._computing.get(name)

@@ -27,7 +27,7 @@ from tandem.gateway.exactness import Exactness, cannot
 from tandem.gateway.exchange import Exchange, WorkerError
 from tandem.gateway.internal import without_tickets
 from tandem.gateway.journal import Journal
-from tandem.gateway.legs import Legs
+from tandem.gateway.legs import Kept, Legs
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.pool import Pool
 from tandem.gateway.progress import Progress
@@ -97,6 +97,7 @@ class Delivery:
         self._was_let_in = False
         self._last: WorkerError | None = None
         self._retry: Retry | None = None
+        self._kept = Kept()
         self.headers: dict[str, str] = {}
         """What the client learns about who serves it: the first who answered, or else the last who was tried."""
         self.exchange: Exchange | None = None
@@ -117,7 +118,7 @@ class Delivery:
                     await self._before_next(error)
         finally:
             self._asked.record.count(self._tally)
-            self._end_retry()
+            self._end()
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The stream's bytes, whole lines at a time; raises like `whole`, before or after the first of them."""
@@ -139,7 +140,7 @@ class Delivery:
             if "messages" in self._asked.body.fields:
                 self._courier.reasons = self._courier.reasons or journal.tells_reasoning
             self._asked.record.count(self._tally, events=self._tellings(journal))
-            self._end_retry()
+            self._end()
 
     async def _whole_once(self) -> bytes:
         with await self._place() as place:
@@ -239,7 +240,8 @@ class Delivery:
     def _next_route(self, with_room: bool) -> Route:
         pool = self._courier.pool
         pool.require_open()
-        route = Route.plan(pool, self._asked.demand, self._tried, with_room=with_room)
+        prefilled = self._kept.leg.worker if self._kept.leg else None
+        route = Route.plan(pool, self._asked.demand, self._tried, with_room=with_room, prefilled=prefilled)
         if route is None:
             raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
         return route
@@ -251,7 +253,7 @@ class Delivery:
         self._asked.record.tries += 1
         if place.reservation is not None:
             body = body.with_fields(reservation=place.reservation)
-        async with self._courier.legs.answer(place.route, self._asked.with_body(body)) as exchange:
+        async with self._courier.legs.answer(place.route, self._asked.with_body(body), self._kept) as exchange:
             self.exchange = exchange
             try:
                 yield exchange
@@ -265,6 +267,7 @@ class Delivery:
             RequestError: There has been enough of it, or the deadline is over.
         """
         self._end_retry()
+        await self._courier.legs.confirm(self._kept)
         self._last = error
         if error.cause == "silent":
             self._asked = replace(self._asked, too_slow=self._asked.too_slow + 1)
@@ -291,6 +294,10 @@ class Delivery:
         """Events that bring text: the role of a chat and the counts of tokens have one of their own."""
         body = self._asked.body
         return max(0, journal.events - ("messages" in body.fields) - body.wants_usage)
+
+    def _end(self) -> None:
+        self._courier.legs.drop(self._kept)
+        self._end_retry()
 
     def _end_retry(self) -> None:
         if self._retry is not None:

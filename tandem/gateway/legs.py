@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from tandem.errors import RequestError
@@ -27,6 +28,14 @@ UNKNOWN_TOKENS: Final = 8192
 """Of an answer whose length nobody has limited."""
 
 
+@dataclass
+class Kept:
+    """What one try leaves to the next one of the same request."""
+
+    leg: Prefill | None = None
+    """A prefill whose ticket its decode instance did not get to use, and another one may."""
+
+
 class Legs:
     """Walks the legs of requests, and clears up behind those that ended otherwise, in tasks that outlive them."""
 
@@ -38,15 +47,20 @@ class Legs:
         self._ends: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def answer(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
+    async def answer(self, route: Route, asked: ClientRequest, kept: Kept | None = None) -> AsyncIterator[Exchange]:
         """Have a request answered; yields the answer once it has begun with status 200, its body unread.
+
+        Args:
+            route: By whom.
+            asked: The request.
+            kept: What is left of the try before, and will be of this one; `drop` it in the end. None keeps nothing.
 
         Raises:
             VerbatimError: A worker answered 4xx; the client gets that answer.
             WorkerError: A worker did not do its part.
             RequestError: The request cannot be served so, or its deadline is over.
         """
-        way = self._apart(route, asked) if route.kind == "apart" else self._alone(route, asked)
+        way = self._apart(route, asked, kept or Kept()) if route.kind == "apart" else self._alone(route, asked)
         try:
             with asked.in_time():
                 async with way as exchange:
@@ -66,18 +80,14 @@ class Legs:
                 yield exchange
 
     @asynccontextmanager
-    async def _apart(self, route: Route, asked: ClientRequest) -> AsyncIterator[Exchange]:
+    async def _apart(self, route: Route, asked: ClientRequest, kept: Kept) -> AsyncIterator[Exchange]:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
-        prefill, decode = route.prefill, route.decode
-        early = self._pool.can("early_ticket", prefill, decode)
-        vitals, named = self._pool.vitals(prefill), self._pool.can("named_ticket", prefill)
-        leg = Prefill(vitals, asked, early=early, named=named, client=self._client, metrics=self._metrics)
-        asked.prefills.append(leg.told)
+        leg = self._leg(route, asked, kept)
         used = False
+        exchange = _exchange(route, asked)
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
-            exchange = _exchange(route, asked)
             exchange.prefilled = leg.told
             leg.feeds(exchange)
             with asked.leg("decode", decode) as headers:
@@ -85,14 +95,50 @@ class Legs:
                     used = True
                     yield exchange
         except RequestError as error:
+            has_told = used and exchange.silence.has_begun
             used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.
             given_back = leg.failure is not None and leg.failure.code == TICKET_RELEASED
-            raise error if given_back else leg.failure or error from None
+            cause = error if given_back else leg.failure or error
+            is_decodes = isinstance(cause, WorkerError) and cause.worker is route.decode
+            kept.leg = leg if is_decodes and leg.reusable and not has_told else None
+            raise cause from None
         finally:
-            if not (used and leg.over):
+            if kept.leg is not leg and not (used and leg.over):
                 self._begin_end(leg, used=used)
+
+    def _leg(self, route: Route, asked: ClientRequest, kept: Kept) -> Prefill:
+        """The prefill that was kept, or a new one."""
+        leg, kept.leg = kept.leg, None
+        if leg is not None and leg.worker is route.prefill:
+            return leg
+        if leg is not None:
+            self._begin_end(leg, used=False)
+        prefill = route.prefill
+        leg = Prefill(
+            self._pool.vitals(prefill),
+            asked,
+            early=self._pool.can("early_ticket", prefill, route.decode),
+            named=self._pool.can("named_ticket", prefill),
+            reusable=self._pool.can("ticket_reuse", prefill, route.decode),
+            client=self._client,
+            metrics=self._metrics,
+        )
+        asked.prefills.append(leg.told)
+        return leg
+
+    async def confirm(self, kept: Kept) -> None:
+        """Ask whether what was kept is still good; if not, drop it."""
+        ticket = kept.leg and kept.leg.reusable
+        if kept.leg is not None and not (ticket and await self._releases.renew(ticket)):
+            self.drop(kept)
+
+    def drop(self, kept: Kept) -> None:
+        """Nobody will use what was kept."""
+        if kept.leg is not None:
+            self._begin_end(kept.leg, used=False)
+            kept.leg = None
 
     async def finish(self) -> None:
         """Wait until everything is cleared up."""

@@ -20,7 +20,7 @@ from tandem.gateway.vitals import Vitals
 from tandem.gateway.worker import Worker
 from tandem.protocol.identity import Role
 
-Capability = Literal["early_ticket", "named_ticket", "release", "reserve", "resume"]
+Capability = Literal["early_ticket", "named_ticket", "release", "reserve", "resume", "ticket_reuse"]
 """Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
 
 READY_S: Final = 0.05

@@ -26,6 +26,7 @@ from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.prefilled import Prefilled, PromptUsage
 from tandem.gateway.ticket import Releases, Ticket
 from tandem.gateway.vitals import MOST_WITHOUT_TICKET, Vitals
+from tandem.gateway.worker import Worker
 from tandem.gateway.worker_client import Reason, WorkerClient
 from tandem.protocol.answers import TICKET_RELEASED
 from tandem.protocol.sse import EventParser
@@ -63,6 +64,7 @@ class Prefill:
         vitals: Of who prefills.
         asked: The request.
         early: Whether to ask for the ticket before the prefill is done.
+        reusable: Whether its ticket may be shown to a second decode instance.
         named: Whether to say what the ticket shall be called, so that it can be given back even if it never comes.
         client: To ask with.
         metrics: What it takes is counted there.
@@ -75,6 +77,7 @@ class Prefill:
         *,
         early: bool,
         named: bool,
+        reusable: bool,
         client: WorkerClient,
         metrics: GatewayMetrics,
     ) -> None:
@@ -83,6 +86,7 @@ class Prefill:
         self._client = client
         self._metrics = metrics
         self._name = secrets.token_hex(16) if named else None
+        self._reusable = reusable
         self._ticket: Ticket | None = None
         self._fed: Exchange | None = None
         self._told = asyncio.Event()
@@ -110,6 +114,16 @@ class Prefill:
         if self.failure is not None:
             raise self.failure
         return self._ticket
+
+    @property
+    def worker(self) -> Worker:
+        """Who prefills."""
+        return self._worker
+
+    @property
+    def reusable(self) -> Ticket | None:
+        """Its ticket, where another decode instance may be shown it."""
+        return self._ticket if self._reusable and self.failure is None else None
 
     def feeds(self, decode: Exchange) -> None:
         """Say which exchange waits for the keys and values; it is given up when they cannot come any more."""
@@ -172,7 +186,8 @@ class Prefill:
             if answer.error is not None:
                 raise self._client.reported(self._worker, answer.error, "failed during the prefill")
             if self._ticket is None and answer.kv_transfer_params != NULL:
-                self._ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
+                ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
+                self._ticket = ticket.kept if self._reusable else ticket
                 self._vitals.without_ticket = 0
                 self._told.set()
             self.told.usage = answer.usage or self.told.usage

@@ -24,17 +24,38 @@ class Route:
 
     @classmethod
     def plan(
-        cls, pool: Pool, demand: Demand, tried: Collection[Worker] = (), *, with_room: bool = False
+        cls,
+        pool: Pool,
+        demand: Demand,
+        tried: Collection[Worker] = (),
+        *,
+        with_room: bool = False,
+        prefilled: Worker | None = None,
     ) -> Route | None:
         """The next route over workers that were not tried; None where there is none.
+
+        Args:
+            pool: Of whom.
+            demand: What is asked for.
+            tried: Who is not asked.
+            with_room: Whether only a decode worker with room for its keys and values will do.
+            prefilled: Who has computed the prompt already.
 
         Raises:
             NoRoomError: Only one `with_room` will do, and nobody who decodes has any.
         """
-        route = cls._among(pool, demand, tried, with_room)
+        route = cls._handing_on(pool, demand, tried, with_room, prefilled) if prefilled else None
+        route = route or cls._among(pool, demand, tried, with_room)
         for worker in route.workers if route else ():
             pool.sent(demand, worker)
         return route
+
+    @classmethod
+    def _handing_on(
+        cls, pool: Pool, demand: Demand, tried: Collection[Worker], with_room: bool, prefilled: Worker
+    ) -> Route | None:
+        decode = pool.choose("decode", demand, tried, partner=prefilled, with_room=with_room)
+        return None if decode is None else cls(prefilled, decode, "apart")
 
     @classmethod
     def _among(cls, pool: Pool, demand: Demand, tried: Collection[Worker], with_room: bool) -> Route | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -54,9 +54,22 @@ class Ticket:
         found = fields.get("remote_request_id") if isinstance(fields, dict) else None
         return found if isinstance(found, str) else None
 
+    @property
+    def kept(self) -> Ticket:
+        """The same, which no decode instance of ours gives back: it is to be shown to another one."""
+        fields = msgspec.json.decode(self.raw, type=dict[str, msgspec.Raw])
+        said = fields | {"release_on_abort": msgspec.Raw(b"false")}
+        return replace(self, raw=msgspec.Raw(msgspec.json.encode(said)))
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """What a holder answers."""
+
+    renewed: bool = False
+
 
 class Releases:
-    """Lets go of tickets nobody will use."""
+    """Lets go of tickets nobody will use, and asks for those that somebody else shall."""
 
     def __init__(self, peers: Peers, pool: Pool, client: WorkerClient) -> None:
         self._peers = peers
@@ -102,3 +115,13 @@ class Releases:
             await self._peers.ask(ticket.holder.url, "POST", "/tandem/release", body, timeout_s=RELEASE_TIMEOUT_S)
         except OSError as error:
             log.info("%s was not told to release ticket %s: %r", ticket.holder.name, ticket_id, error)
+
+    async def renew(self, ticket: Ticket) -> bool:
+        """Whether its holder confirms that a ticket is good for another decode instance."""
+        body = msgspec.json.encode({"ticket": ticket.id})
+        try:
+            url, path = ticket.holder.url, "/tandem/renew"
+            _, said = await self._peers.ask(url, "POST", path, body, timeout_s=RELEASE_TIMEOUT_S)
+            return msgspec.json.decode(said, type=Renewed).renewed
+        except (OSError, msgspec.DecodeError, UnicodeError):
+            return False

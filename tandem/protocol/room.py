@@ -1,4 +1,7 @@
-"""What a router asks of an instance's blocks: `POST /tandem/reserve` keeps room, `POST /tandem/release` gives it up."""
+"""What a router asks of an instance's blocks.
+
+`POST /tandem/reserve` keeps room, `POST /tandem/renew` a ticket, `POST /tandem/release` gives up either.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,13 @@ class Reserve(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 
     tokens: Annotated[int, Meta(ge=1)]
     """For how many, prompt and answer together."""
+
+
+class Renew(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Somebody else will use this ticket: is it good, and for a lease's time from now?"""
+
+    ticket: Name
+    """The ticket's `remote_request_id`."""
 
 
 class Release(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -57,6 +57,9 @@ class FakeWorker:
     listing: int = 200
     """The status of its list of models."""
     released: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    renews: bool = True
+    """Whether it confirms that its tickets are good."""
+    renewed: list[str] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,6 +108,10 @@ class FakeWorker:
     async def release(self, request: web.Request) -> web.Response:
         await self.released.put((await request.json())["ticket"])
         return web.json_response({})
+
+    async def renew(self, request: web.Request) -> web.Response:
+        self.renewed.append((await request.json())["ticket"])
+        return web.json_response({"renewed": self.renews})
 
 
 async def whole_with_ticket(_: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -248,6 +255,7 @@ async def running(
     app.router.add_post("/v1/chat/completions", worker.generate)
     app.router.add_post("/tandem/release", worker.release)
     app.router.add_post("/detokenize", worker.detokenize)
+    app.router.add_post("/tandem/renew", worker.renew)
     app.router.add_get("/identity", worker.identity)
     app.router.add_get("/health", worker.health)
     app.router.add_get("/v1/models", worker.listed)

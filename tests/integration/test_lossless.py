@@ -141,6 +141,39 @@ def test_an_answer_that_fails_before_its_first_byte_begins_elsewhere(dialect: st
     run(scenario())
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_ticket_that_was_not_used_is_shown_to_another_where_its_holder_confirms_it(
+    streams: bool, confirmed: bool
+) -> None:
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(answers(500, {}), model), capabilities=NATIVE) as rig:
+            rig.prefill.renews = confirmed
+            body = asked()[1] if streams else BODY
+            async with rig.post(body) as response:
+                assert response.status == 200, await response.text()
+                assert response.headers["X-Tandem-Decode"] == "decode-1"
+                assert response.headers["X-Tandem-Route"] == "apart"
+                await response.read()
+            await check_counts(rig)
+            assert rig.prefill.renewed == [TICKET["remote_request_id"]]
+            assert len(rig.prefill.bodies) == (1 if confirmed else 2)
+            shown = [worker.bodies[0]["kv_transfer_params"] for worker in rig.decodes]
+            assert shown == [TICKET | {"release_on_abort": False}] * 2
+            assert rig.prefill.released.qsize() == (0 if confirmed else 1)
+
+    run(scenario())
+
+
+@trial
+async def test_a_kept_ticket_is_given_back_when_its_client_leaves() -> None:
+    async with rigged(prefill=model, decode=(answers(500, {}), never), capabilities=NATIVE) as rig:
+        asking = asyncio.create_task(rig.post(BODY).__aenter__())
+        await asyncio.wait_for(rig.decodes[1].arrived.wait(), 5)
+        asking.cancel()
+        assert await asyncio.wait_for(rig.prefill.released.get(), 5) == TICKET["remote_request_id"]
+
+
 @pytest.mark.parametrize("blow", ["resets", "fails", "freezes"])
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_client_that_wants_ids_gets_each_of_them_once(dialect: str, blow: str) -> None:
@@ -342,7 +375,7 @@ async def test_the_deadline_ends_all_tries() -> None:
         async with rig.post(asked(deadline_seconds=0.25)[1]) as response:
             error = (await response.json())["error"]
         assert (response.status, error["code"]) == (504, "deadline_exceeded")
-        assert sum(len(worker.bodies) for worker in rig.decodes) == 3
+        assert sum(len(worker.bodies) for worker in rig.decodes) in (3, 4)
 
 
 @trial
