@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tandem.gateway.limits import Limits
+from tandem.gateway.patience import Patience
 from tandem.gateway.queue_limits import QueueLimits
 from tandem.gateway.visibility import Visibility
 
@@ -39,6 +40,7 @@ def gateway(
     drain_seconds: float = 300.0,
     visibility: Annotated[Visibility | None, Parameter(name="*")] = None,
     queue: Annotated[QueueLimits | None, Parameter(name="*")] = None,
+    patience: Annotated[Patience | None, Parameter(name="*")] = None,
 ) -> None:
     """Run the gateway in front of running instances.
 
@@ -72,6 +74,7 @@ def gateway(
         drain_seconds: Longest wait for what an instance has when it is removed; what is left goes on elsewhere.
         visibility: What it shows of each request.
         queue: Who waits for room, and for how long.
+        patience: How long an instance may be silent.
     """
     from tandem.gateway.config import GatewayConfig
     from tandem.gateway.fleet import ChangeConfig
@@ -98,6 +101,7 @@ def gateway(
         limits=limits or Limits(),
         visibility=visibility or Visibility(),
         queue=queue or QueueLimits(),
+        patience=patience or Patience(),
         tls=server_tls(tls_cert, tls_key, tls_client_ca),
         access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
         change=ChangeConfig(

@@ -12,9 +12,9 @@ from tandem.gateway.front import Api
 from tandem.gateway.keys import Keys
 from tandem.gateway.length_limit import LengthLimit
 from tandem.gateway.limits import Limits
+from tandem.gateway.patience import Patience
 from tandem.gateway.policy import PolicyName
 from tandem.gateway.queue_limits import QueueLimits
-from tandem.gateway.stalls import Patience
 from tandem.gateway.visibility import Visibility
 from tandem.gateway.worker import base_url
 from tandem.gateway.worker_access import WorkerAccess

@@ -90,7 +90,7 @@ class Legs:
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
             exchange.prefilled = leg.told
             leg.feeds(exchange)
-            with asked.leg("decode", decode) as headers:
+            with asked.leg("decode", route.decode) as headers:
                 async with self._client.post(exchange, asked.path, body, headers):
                     used = True
                     yield exchange

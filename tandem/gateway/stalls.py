@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 from tandem.gateway.exchange import Exchange
+from tandem.gateway.patience import Patience
 from tandem.gateway.peer import Peers
 from tandem.gateway.pool import Pool
 from tandem.gateway.worker import Worker
@@ -29,25 +29,6 @@ MOST_TOO_SLOW: Final = 2
 """So many workers may be given up as too slow for one request."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How long a silence may be."""
-
-    suspect_s: float = 1.0
-    """At least so long before the worker is asked whether it lives."""
-    times_usual: float = 2.0
-    """It is suspect after so many times the longest silence of late, if that is more."""
-    probe_s: float = 0.75
-    """It has so long to answer."""
-    healthy_s: float = 4.0
-    """At least so long before a worker that answers is too slow for a request."""
-    times_expected: float = 5.0
-    """It is too slow after so many times the longest silence of late, in proportion to what is asked for, if that is
-    more."""
-    longest_s: float = 600.0
-    """Whatever it answers, after so long it is given up."""
 
 
 class StallWatch:
@@ -76,7 +57,7 @@ class StallWatch:
         for exchange in tuple(vitals.exchanges):
             if exchange.until is not None and now >= exchange.until:
                 exchange.lose("had no more time", "late")
-            elif (silent_s := exchange.silence.seconds(now)) > self._patience.suspect_s:
+            elif (silent_s := exchange.silence.seconds(now)) > self._patience.suspect_seconds:
                 if silent_s > self._patience.times_usual * vitals.silences.usual_s(exchange.stage, exchange.silence):
                     self._begin_probe(worker)
                 if silent_s > self._limit_s(exchange):
@@ -85,13 +66,13 @@ class StallWatch:
 
     def _limit_s(self, exchange: Exchange) -> float:
         """How long a worker that lives may be silent."""
-        longest_s = self._patience.longest_s
+        longest_s = self._patience.longest_silence
         if exchange.silence.is_excused or exchange.too_slow >= MOST_TOO_SLOW:
             return longest_s
         expected_s = self._expected_s(exchange)
         if expected_s is None or not self._pool.has_others(exchange.worker):
             return longest_s
-        limit_s = max(self._patience.healthy_s, self._patience.times_expected * expected_s)
+        limit_s = max(self._patience.slow_seconds, self._patience.times_expected * expected_s)
         return min(limit_s * 2.0**exchange.too_slow, longest_s)
 
     def _expected_s(self, exchange: Exchange) -> float | None:
@@ -123,7 +104,7 @@ class StallWatch:
 
     async def _lives(self, worker: Worker) -> bool:
         try:
-            timeout_s = self._patience.probe_s
+            timeout_s = self._patience.probe_seconds
             status, _ = await self._peers.ask(worker.url, "GET", "/health", timeout_s=timeout_s, anew=True)
         except OSError:
             return False

@@ -29,10 +29,10 @@ from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 from tandem.gateway import delivery
 from tandem.gateway.access_log import fields_of
 from tandem.gateway.exchange import Cause
+from tandem.gateway.patience import Patience
 from tandem.gateway.record import Part, Record
-from tandem.gateway.stalls import Patience
 
-SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+SHORT = Patience(suspect_seconds=0.1, probe_seconds=0.1)
 GUIDE = Path(__file__).parents[2] / "docs" / "gateway.md"
 STREAMED = BODY | {"stream": True}
 PART = "tandem_gateway_ttft_part_seconds"

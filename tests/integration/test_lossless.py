@@ -32,11 +32,11 @@ from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
 from tandem.gateway import delivery
 from tandem.gateway.breaker import FAILURES_TO_OPEN
 from tandem.gateway.delivery import ROUNDS
-from tandem.gateway.stalls import Patience
+from tandem.gateway.patience import Patience
 
 NATIVE = ("release", "early_ticket", "choices", "resume", "ticket_reuse")
 DIALECTS = {"native": NATIVE, "vllm": ()}
-SHORT = Patience(suspect_s=0.1, probe_s=0.1)
+SHORT = Patience(suspect_seconds=0.1, probe_seconds=0.1)
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 BLOWS: dict[str, Callable[[Callable[[], FakeWorker]], Blow]] = {
     "resets": lambda _: resets,

@@ -18,8 +18,8 @@ from chaos.standing import Standing, standing
 
 from tandem.gateway import delivery
 from tandem.gateway.config import GatewayConfig
+from tandem.gateway.patience import Patience
 from tandem.gateway.server import Gateway
-from tandem.gateway.stalls import Patience
 from tandem.protocol.sse import EventParser
 
 SHAPE = Shape(
@@ -27,7 +27,7 @@ SHAPE = Shape(
     policies=("fail",),
     options={"max-model-len": 512, "kv-cache-gib": 0.02, "max-num-seqs": 16, "max-num-batched-tokens": 32},
 )
-PATIENCE = Patience(suspect_s=0.5, probe_s=0.5)
+PATIENCE = Patience(suspect_seconds=0.5, probe_seconds=0.5)
 LONG = {"max_tokens": 200, "ignore_eos": True}
 """Some seconds of an answer, for so many of them at a time."""
 COMPLETION = {"prompt": "def main(", "stream_options": {"include_usage": True}} | LONG

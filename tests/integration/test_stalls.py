@@ -14,14 +14,15 @@ from gateway_rig import trial
 from tandem.gateway import stalls
 from tandem.gateway.connection import Connection
 from tandem.gateway.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.patience import Patience
 from tandem.gateway.peer import Peer, Peers
 from tandem.gateway.pool import Pool
-from tandem.gateway.stalls import Patience, StallWatch
+from tandem.gateway.stalls import StallWatch
 from tandem.gateway.worker import Worker, named
 from tandem.gateway.worker_client import WorkerClient
 
-SHORT = Patience(suspect_s=0.1, probe_s=0.1)
-HASTY = Patience(suspect_s=0.1, healthy_s=0.1)
+SHORT = Patience(suspect_seconds=0.1, probe_seconds=0.1)
+HASTY = Patience(suspect_seconds=0.1, slow_seconds=0.1)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 PIECE = b"4\r\nabc\n\r\n"
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\n\r\n"
@@ -148,7 +149,7 @@ async def test_the_last_one_is_not_given_up() -> None:
 
 @trial
 async def test_there_is_a_last_limit_for_everybody() -> None:
-    async with bench(HEAD, lives=True, patience=Patience(longest_s=0.3)) as one:
+    async with bench(HEAD, lives=True, patience=Patience(longest_silence=0.3)) as one:
         with pytest.raises(WorkerError, match=r"was silent for \d s"):
             await one.read()
         assert one.pool.is_up(one.worker)
