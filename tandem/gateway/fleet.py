@@ -85,6 +85,9 @@ class Fleet:
         commons = commons or Commons()
         self._bus, self._board, self._speaks = commons.bus, commons.board, commons.speaks
         self._is_told = False
+        self._changing = asyncio.Lock()
+        self._proposed: Roster | None = None
+        self._is_taken = False
         self._open: dict[Worker, Counter] = {}
         self._clock = clock
         self._leaving: dict[Worker, float] = {}
@@ -113,17 +116,25 @@ class Fleet:
             RequestError: What the verb raises, or 400 for an address that may not be, or 409 when other processes were
                 faster again and again; nothing has changed.
         """
-        for _ in range(TRIES):
-            wanted = verb(self.roster)
-            if wanted is self.roster:
-                return
-            self._check(wanted)
-            await self._bus.tell(TOPIC, msgspec.json.encode(wanted))
-            if self.roster == wanted:
-                return
-            # Another process was faster. What was told last is what processes hear that start later.
-            await self._bus.tell(TOPIC, msgspec.json.encode(self.roster))
+        async with self._changing:
+            for _ in range(TRIES):
+                wanted = verb(self.roster)
+                if wanted is self.roster:
+                    return
+                self._check(wanted)
+                self._proposed, self._is_taken = wanted, False
+                await self._bus.tell(TOPIC, msgspec.json.encode(wanted))
+                if self._is_taken:  # the next one may be there already
+                    return
+                await self._remind()
         raise RequestError("the workers are being changed by others, too; try again", status=409, code="stale_epoch")
+
+    async def _remind(self) -> None:
+        """Tell the roster in use again: a message that changed nothing was the last one, which late processes hear."""
+        told = None
+        while told is not self.roster:
+            told = self.roster
+            await self._bus.tell(TOPIC, msgspec.json.encode(told))
 
     def _check(self, roster: Roster) -> None:
         try:
@@ -136,6 +147,7 @@ class Fleet:
         if self._is_told and roster.epoch <= self.roster.epoch:
             return
         self._is_told = True
+        self._is_taken |= roster == self._proposed
         self.roster = roster
         for worker in roster.workers:
             self._keep(worker, draining=worker.name in roster.draining)

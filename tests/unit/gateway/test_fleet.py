@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.errors import UsageError
+from tandem.gateway.commons import Commons
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.fleet import QUIET_S, ChangeConfig, Fleet
 from tandem.gateway.pool import Pool
@@ -29,13 +32,21 @@ class NoProbation:
 class Clocked:
     """A fleet and its clock."""
 
-    def __init__(self) -> None:
+    listening: asyncio.Task[None]
+
+    def __init__(self, commons: Commons | None = None) -> None:
         self.now = 0.0
         self.start = Roster(workers=named(["http://p0"], ["http://d0", "http://d1"]))
         self.pool = Pool(self.start.workers)
         probation = cast(Probation, NoProbation())
         self.fleet = Fleet(
-            self.pool, self.start, probation, access=WorkerAccess(), drain_s=DRAIN_S, clock=lambda: self.now
+            self.pool,
+            self.start,
+            probation,
+            access=WorkerAccess(),
+            drain_s=DRAIN_S,
+            commons=commons,
+            clock=lambda: self.now,
         )
         for worker in self.pool.workers:
             self.pool.mark(worker, up=True)
@@ -155,3 +166,72 @@ def test_whatever_order_rosters_come_in_the_newest_holds(order: list[Any], adds:
 def test_a_wait_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="drain_seconds: -1 s is no time to wait; choose 0 or more"):
         ChangeConfig(drain_s=-1)
+
+
+class Hub:
+    """In a supervisor's place: every message to every process, in one order, each process as late as it likes."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.told: list[bytes] = []
+
+    async def listen(self, bus: Bus) -> None:
+        """Pass on to one process, several messages at once at times."""
+        heard = 0
+        while True:
+            await asyncio.sleep(0)
+            if bus.handler is not None and self.chance.random() < 0.3:
+                for body in self.told[heard:]:
+                    heard += 1
+                    bus.hear(body)
+
+
+class Bus:
+    """One process's end."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.handler: Any = None
+        self.own: list[tuple[bytes, asyncio.Future[None]]] = []
+
+    def subscribe(self, _: str, handler: Any) -> None:
+        self.handler = handler
+
+    async def tell(self, _: str, body: bytes) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self.own.append((body, future))
+        self.hub.told.append(body)
+        await future
+
+    def hear(self, body: bytes) -> None:
+        self.handler(body)
+        if self.own and self.own[0][0] is body:
+            self.own.pop(0)[1].set_result(None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_processes_that_change_at_the_same_time_agree(seed: int) -> None:
+    async def scenario() -> None:
+        hub = Hub(random.Random(seed))
+        fleets = []
+        for row in range(3):
+            bus = Bus(hub)
+            clocked = Clocked(Commons(bus=cast(Any, bus), speaks=row == 0))
+            fleets.append(clocked.fleet)
+            clocked.listening = asyncio.create_task(hub.listen(bus))
+        for fleet in fleets:
+            await fleet.start()
+        added = [Entry(role="decode", url=f"http://n{number}") for number in range(9)]
+        changes = [
+            fleets[number % 3].change(lambda roster, place=place: roster.added(place))
+            for number, place in enumerate(added)
+        ]
+        await asyncio.gather(*changes)
+        await asyncio.sleep(0.05)
+        final = fleets[0].roster
+        assert [fleet.roster for fleet in fleets] == [final] * 3
+        assert final.epoch == 1 + len(added)
+        assert {worker.url for worker in final.workers} >= {place.url for place in added}
+        assert msgspec.json.decode(hub.told[-1], type=Roster) == final
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
