@@ -68,6 +68,7 @@ class HealthWatch:
         self._peers = peers
         self._period_s = period_s
         self._known: dict[Worker, Acquaintance] = {}
+        self._checking: set[Worker] = set()
         self._missing: tuple[Role, ...] | None = None
 
     @property
@@ -80,22 +81,28 @@ class HealthWatch:
         return self._known.setdefault(worker, Acquaintance())
 
     async def run(self) -> None:
-        """Check for ever, once per period; cancel the task to end it."""
-        while True:
-            await asyncio.sleep(self._period_s / 2)
-            await self.check(over_s=self._period_s / 2)
+        """Check for ever, each once per period; cancel the task to end it."""
+        async with asyncio.TaskGroup() as checks:
+            while True:
+                await asyncio.sleep(self._period_s)
+                self._tell_who_is_missing()
+                self._known = {worker: self.known(worker) for worker in self._pool.workers}
+                for worker, after_s in self._due():
+                    checks.create_task(self._check(worker, after_s))
 
-    async def check(self, *, over_s: float = 0.0) -> None:
-        """Ask every worker once, and mark the pool.
+    async def check(self) -> None:
+        """Ask every worker once, all at the same time, and mark the pool."""
+        await asyncio.gather(*(self._check(worker, 0.0) for worker in self._pool.workers))
+        self._tell_who_is_missing()
 
-        Args:
-            over_s: The questions are spread over so many seconds: of many workers, all answers at once would hold up
-                every request. 0 asks all at the same time.
+    def _due(self) -> list[tuple[Worker, float]]:
+        """Whom to ask, and after how many seconds: of many workers, all answers at once would hold up every request.
+
+        Who has not answered yet is asked in the next period, and holds up nobody else's check.
         """
         workers = self._pool.workers
-        self._known = {worker: self.known(worker) for worker in workers}
-        await asyncio.gather(*(self._check(worker, i * over_s / len(workers)) for i, worker in enumerate(workers)))
-        self._tell_who_is_missing()
+        step_s = self._period_s / 2 / max(1, len(workers))
+        return [(worker, i * step_s) for i, worker in enumerate(workers) if worker not in self._checking]
 
     def _tell_who_is_missing(self) -> None:
         """One role serves alone for the other one: requests do not fail, so somebody has to say it."""
@@ -105,7 +112,14 @@ class HealthWatch:
         self._missing = missing
 
     async def _check(self, worker: Worker, after_s: float) -> None:
-        await asyncio.sleep(after_s)
+        self._checking.add(worker)
+        try:
+            await asyncio.sleep(after_s)
+            await self._look_at(worker)
+        finally:
+            self._checking.discard(worker)
+
+    async def _look_at(self, worker: Worker) -> None:
         known = self.known(worker)
         status, body = await self._get(worker, "/health")
         if status == HTTPStatus.SERVICE_UNAVAILABLE or not status:

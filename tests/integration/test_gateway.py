@@ -42,7 +42,7 @@ from tandem.errors import UsageError
 from tandem.gateway import budget, delivery
 from tandem.gateway.config import GatewayConfig
 from tandem.gateway.delivery import ROUNDS
-from tandem.gateway.health import HealthWatch
+from tandem.gateway.health import TIMEOUT_S, HealthWatch
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.limits import Limits
 from tandem.gateway.peer import Peers
@@ -466,6 +466,23 @@ async def test_a_worker_that_comes_back_is_asked_anew_what_it_can() -> None:
             assert pool.is_up(pool.workers[0])
             assert pool.can("early_ticket", pool.workers[0]) == (healthy and bool(capabilities))
         assert not pool.can("early_ticket", *pool.workers)
+
+
+@trial
+async def test_who_does_not_answer_holds_up_nobody_elses_health_check() -> None:
+    async with rigged(health_period_s=60) as rig:
+        pool = rig.gateway.pool
+        prefill, decode = pool.workers
+        rig.prefill.frozen, rig.decode.healthy = True, False
+        watch = asyncio.create_task(HealthWatch(pool, Peers(), 0.02).run())
+
+        async def is_down() -> bool:
+            return not pool.is_up(decode)
+
+        await asyncio.wait_for(until(is_down), 2 * TIMEOUT_S)  # three checks; one of the other takes TIMEOUT_S
+        assert pool.is_up(prefill)
+        watch.cancel()
+        await asyncio.wait([watch])
 
 
 def test_instances_that_do_not_go_together_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
