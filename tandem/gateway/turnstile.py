@@ -90,8 +90,8 @@ class Turnstile:
         entering.add_done_callback(self._entering.discard)
 
     async def _enter(self, taken: socket.socket) -> None:
-        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with suppress(OSError):  # a handshake that fails is its client's
+        with suppress(OSError):  # the client has left, or its handshake failed
+            taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(
                 self._protocol, taken, ssl=self._context, ssl_handshake_timeout=self._handshake_s
             )
