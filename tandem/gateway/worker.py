@@ -48,4 +48,6 @@ def base_url(what: str, url: str) -> str:
         sound = False
     if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise UsageError(f"{what}: {url!r} is not an instance's base URL; write http://HOST:PORT")
+    if "@" in parts.netloc:  # and is not repeated, because it may hold a password
+        raise UsageError(f"{what}: an instance's URL holds a user; write http://HOST:PORT")
     return url.rstrip("/")

@@ -728,6 +728,7 @@ def test_the_command_runs_chats_and_stops() -> None:
         ({"decode": ("localhost:1",)}, "decode: 'localhost:1' is not"),
         ({"decode": ("http://h:99999",)}, "decode: 'http://h:99999' is not"),
         ({"decode": ("http://h:1/v1",)}, "write http://HOST:PORT"),
+        ({"decode": ("http://user:secret@h:1",)}, "decode: an instance's URL holds a user; write http://HOST:PORT"),
         ({"decode": ("http://h:1",), "prefill": ("http://h:1/",)}, "given 2 times"),
         ({"decode": ("http://h:1",), "port": 70000}, "port: 70000"),
         ({"decode": ("http://h:1",), "short_tokens": -1}, "--short-prompt-tokens"),
