@@ -190,6 +190,7 @@ class Prefill:
                 self._ticket = ticket.kept if self._reusable else ticket
                 self._vitals.without_ticket = 0
                 self._told.set()
+                await asyncio.sleep(0)  # the decode leg goes first; what is left to do here can wait
             self.told.usage = answer.usage or self.told.usage
             ended |= answer.ended
         if self._ticket is None and not ended and not self._may_lack_a_ticket():
