@@ -43,6 +43,12 @@ class Process:
         return self.logs / f"{self.name}.{self.starts}.log"
 
     @property
+    def pid(self) -> int:
+        """Of the one that was started last."""
+        assert self._child is not None
+        return self._child.pid
+
+    @property
     def ended(self) -> int | None:
         """The exit status; None while it runs."""
         return self._child.poll() if self._child is not None else None

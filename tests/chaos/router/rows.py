@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chaos.router.router_process import kill_router_process
 from chaos.router.strikes import (
     Strike,
     black_hole,
@@ -50,6 +51,8 @@ class Row:
     limit_s: float = PATIENCE_S
     settings: dict[str, Any] = field(default_factory=dict)
     """Of all instances."""
+    options: str = ""
+    """Of tandem's gateway; another router must be started as the row needs it."""
     mocks_only: bool = False
     """Whether no real instance of ours does what it is about."""
 
@@ -167,6 +170,13 @@ ROWS: Final = (
         midway=rolling_restart,
         settings=SLOW_STEPS,
         every_s=0.4,
+    ),
+    Row(
+        name="router-process-killed",
+        title="one of two processes of the router killed mid-stream",
+        midway=once("decode", "decoding", kill_router_process, least=5, tokens=MIDWAY),
+        settings=SLOW_STEPS,
+        options=" --workers 2",
     ),
 )
 

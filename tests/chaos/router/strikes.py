@@ -10,6 +10,7 @@ from typing import Any
 from chaos.router.black_hole import BlackHole
 from chaos.router.cluster import Cluster, Mock, Role
 from chaos.router.mock.account import Phase
+from chaos.router.process import Process
 
 Strike = Callable[["Cluster", "Scars"], Awaitable[None]]
 
@@ -25,10 +26,16 @@ class StrikeError(Exception):
 
 
 class Scars:
-    """What a row leaves behind and must be cleared up."""
+    """What a row leaves behind and must be cleared up, and what strikes at the router itself found."""
 
     def __init__(self) -> None:
         self.black_holes: list[BlackHole] = []
+        self.router: Process | None = None
+        self.url = ""
+        """Of the router."""
+        self.lost = 0
+        """Connections of clients that had to break, with the process they were on."""
+        self.faults: list[str] = []
 
     def clear(self) -> None:
         for hole in self.black_holes:

@@ -15,7 +15,7 @@ import aiohttp
 
 from chaos.router.client import Exchange, exchange, session
 from chaos.router.cluster import Cluster, NotStartedError, Ports, Real, answering
-from chaos.router.command import command
+from chaos.router.command import TANDEM, command
 from chaos.router.judge import Verdict, judge
 from chaos.router.load import KINDS, Ask, ask, asks
 from chaos.router.mock.wish import Dialect
@@ -72,6 +72,8 @@ class Result:
     """By instance, what it still held after `QUIET_S`."""
     stranded: int = 0
     """Tickets that nobody pulled or gave back, and that only the end of their lease will end."""
+    lost: int = 0
+    """Requests that may have failed, because the process of the router that they were on was killed."""
     faults: list[str] = field(default_factory=list)
     """Why the row proves nothing, or who died."""
     seconds: float = 0.0
@@ -80,7 +82,7 @@ class Result:
     @property
     def passed(self) -> bool:
         """Whether every request was served (or refused, where that is allowed) and nothing else is wrong."""
-        served = self.outcomes["ok"] + self.outcomes["refused"]
+        served = self.outcomes["ok"] + self.outcomes["refused"] + min(self.lost, self.outcomes["failed"])
         return served == self.total and not (self.misuse or self.held or self.faults)
 
 
@@ -138,7 +140,7 @@ async def _play(row: Row, setting: Setting, result: Result, there: Stage | None)
             cluster = there.cluster
             await cluster.mend(row.settings)
         stack.callback(scars.clear)
-        url, router = await _router(cluster, setting, logs, http)
+        scars.url, scars.router = url, router = await _router(cluster, row, setting, logs, http)
         stack.callback(router.kill)
         await _warm_up(http, url, router, setting.seed)
         await _attack(row, setting, cluster, scars, http, url, result, there and there.calm)
@@ -146,11 +148,14 @@ async def _play(row: Row, setting: Setting, result: Result, there: Stage | None)
         await router.stop()
 
 
-async def _router(cluster: Cluster, setting: Setting, logs: Path, http: aiohttp.ClientSession) -> tuple[str, Process]:
+async def _router(
+    cluster: Cluster, row: Row, setting: Setting, logs: Path, http: aiohttp.ClientSession
+) -> tuple[str, Process]:
     """Start the router, and wait until it answers something."""
     port, spare = setting.ports.take(), setting.ports.take()
     urls = [[mock.url for mock in mocks] for mocks in (cluster.prefill, cluster.decode)]
-    router = Process("router", command(setting.router, *urls, port, spare), logs)
+    template = setting.router + (row.options if setting.router == TANDEM else "")
+    router = Process("router", command(template, *urls, port, spare), logs)
     router.start()
     try:
         await answering(http, f"http://127.0.0.1:{port}/health", router)
@@ -198,6 +203,8 @@ async def _attack(
     limit = min(row.limit_s, setting.patience_s or row.limit_s)
     got = await _load(row, wanted, http, url, limit)
     await striking
+    result.lost = scars.lost
+    result.faults += scars.faults
     secrets = list(cluster.secrets)
     for place, (one, came) in enumerate(zip(wanted, got, strict=True)):
         if expected is None:
@@ -234,7 +241,7 @@ async def _aftermath(setting: Setting, cluster: Cluster, router: Process, result
     limit = time.monotonic() + QUIET_S
     while True:
         states = await cluster.states()
-        held = {name: what for name, state in states.items() if (what := _held(state, setting))}
+        held = {name: what for name, state in states.items() if (what := _held(state, setting, result))}
         if not held or time.monotonic() > limit:
             break
         await asyncio.sleep(0.1)
@@ -248,9 +255,9 @@ async def _aftermath(setting: Setting, cluster: Cluster, router: Process, result
         result.faults.append(f"the router ended with {router.ended}")
 
 
-def _held(state: dict[str, Any], setting: Setting) -> str:
-    """In words; leases of a dialect without release end by themselves."""
+def _held(state: dict[str, Any], setting: Setting, result: Result) -> str:
+    """In words; leases of a dialect without release end by themselves, and those of a router that is gone."""
     counts = {**state["active"], "reservations": state["reservations"]}
-    if setting.dialect == "native" or setting.strict:
+    if (setting.dialect == "native" and not result.lost) or setting.strict:
         counts["leases"] = state["leases"]
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
