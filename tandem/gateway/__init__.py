@@ -5,8 +5,9 @@ answer, or `strands` of them where several are asked for; `relay` or `native_rel
 
 A delivery asks the `pool` for a `route` over `worker`s, and `legs` walk it, of which `prefill` yields the `ticket`.
 Each leg is an `exchange`, made by the `worker_client`. The `journal` keeps what the client has; when an exchange fails,
-or `stalls` gives it up, the delivery tries again within the `budget`, with a `continuation` of the client's `progress`:
-`exactness` says which way is exact, and the `overlap` with what the client has is left out.
+or `stalls` gives it up for its `silence`, when `patience` is at its end, the delivery tries again within the `budget`,
+with a `continuation` of the client's `progress`: `exactness` says which way is exact, and the `overlap` with what the
+client has is left out.
 
 Before that, `admission` finds it a place: room for its keys and values with a worker that decodes, by the worker's
 `capacity`, which `capacity_watch` keeps true, and in doubt by a `reservation`. Who finds none is `waiting`.

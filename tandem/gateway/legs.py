@@ -83,11 +83,11 @@ class Legs:
     async def _apart(self, route: Route, asked: ClientRequest, kept: Kept) -> AsyncIterator[Exchange]:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
         leg = self._leg(route, asked, kept)
-        used = False
-        exchange = _exchange(route, asked)
+        used, exchange = False, None
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
+            exchange = _exchange(route, asked)  # only now: from here on decode is waited for
             exchange.prefilled = leg.told
             leg.feeds(exchange)
             with asked.leg("decode", route.decode) as headers:
@@ -95,7 +95,7 @@ class Legs:
                     used = True
                     yield exchange
         except RequestError as error:
-            has_told = used and exchange.silence.has_begun
+            has_told = exchange is not None and exchange.silence.has_begun
             used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.

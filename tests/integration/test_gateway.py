@@ -168,6 +168,26 @@ async def test_a_request_that_is_not_handed_over_is_no_failure() -> None:
 
 
 @trial
+async def test_what_prefill_takes_is_no_silence_of_decode() -> None:
+    times: list[float] = []
+
+    async def prefill(request: Any, body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.1)
+        times.append(time.monotonic())
+        return await whole_with_ticket(request, body)
+
+    async def decode(request: Any, body: dict[str, Any]) -> Any:
+        [exchange] = rig.gateway.pool.vitals(rig.gateway.pool.workers[1]).exchanges
+        times.append(exchange.silence.since)
+        return await words(request, body)
+
+    async with rigged(prefill=prefill, decode=decode) as rig, rig.post(BODY) as response:
+        assert response.status == 200
+    answered, waited_since = times
+    assert answered < waited_since
+
+
+@trial
 async def test_client_gone_during_prefill() -> None:
     async with rigged(prefill=never) as rig:
         await go_away(rig, rig.prefill.arrived)
