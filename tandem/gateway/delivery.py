@@ -158,11 +158,12 @@ class Delivery:
         with await self._place() as place:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
-                tail = b""
+                tail, counted = b"", self._asked.body.wants_usage
                 try:
                     async for lines in told_lines(exchange, self._courier.client):
                         tail = (tail + lines)[-TAIL:]
-                        yield self._tally.lines(journal.pass_on(lines), alone=exchange.prefilled is None)
+                        seen = journal.pass_on(lines)
+                        yield self._tally.lines(seen, alone=exchange.prefilled is None) if counted else seen
                 except WorkerError:
                     if is_done(tail):  # the client has everything already
                         return

@@ -99,7 +99,8 @@ class Record:
 
     def _parts(self, exchange: Exchange, now: float) -> Iterator[tuple[Part, float]]:
         prefilled = exchange.prefilled
-        yield "queue", self.queue_s
+        if self.queue_s:
+            yield "queue", self.queue_s
         if self.tries > 1:
             yield "retry", (prefilled or exchange).sent - self.began - self.queue_s
         if prefilled is None:

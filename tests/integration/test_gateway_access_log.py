@@ -81,7 +81,6 @@ def test_a_line_says_how_a_request_went(tmp_path: Path) -> None:
             "events": 7,
             "tries": 1,
             "continuations": 0,
-            "queue_ms": 0.0,
         }
 
     scenario()

@@ -80,7 +80,7 @@ async def words_that_tell_their_time(request: web.Request, _: dict[str, Any]) ->
 async def test_the_time_to_the_first_token_is_split() -> None:
     async with rigged(prefill=slow_prefill, decode=words_that_tell_their_time) as rig:
         await read(rig, STREAMED)
-        assert await parts(rig) == {"queue": 1, "prefill": 1, "transfer": 1, "first_decode": 1}
+        assert await parts(rig) == {"prefill": 1, "transfer": 1, "first_decode": 1}
         total = await rig.metric("tandem_gateway_ttft_seconds_sum")
         assert total == pytest.approx(await rig.metric(f"{PART}_sum"), abs=0.05)
         assert await rig.metric(f'{PART}_sum{{part="prefill"}}') >= 0.2
@@ -95,7 +95,7 @@ async def test_the_time_to_the_first_token_is_split() -> None:
 async def test_one_instance_that_does_both_has_one_part_more() -> None:
     async with rigged(prefill=()) as rig:
         await read(rig, STREAMED)
-        assert await parts(rig) == {"queue": 1, "alone": 1}
+        assert await parts(rig) == {"alone": 1}
 
 
 @trial
@@ -109,7 +109,7 @@ async def test_an_early_ticket_leaves_the_prefill_its_time() -> None:
 
     async with rigged(prefill=early_ticket(rest), decode=later, capabilities=EARLY) as rig:
         await read(rig, STREAMED)
-        assert await parts(rig) == {"queue": 1, "prefill": 1, "transfer_first_decode": 1}
+        assert await parts(rig) == {"prefill": 1, "transfer_first_decode": 1}
         assert await rig.metric(f'{PART}_sum{{part="prefill"}}') >= 0.2
         assert await rig.metric(f'{PART}_sum{{part="transfer_first_decode"}}') > 0.1
 
@@ -292,6 +292,15 @@ async def test_the_guide_names_every_metric_and_none_else() -> None:
         labels = {one._name: ",".join(one._labelnames) for one in registry._collector_to_names}
     assert set(documented) == made
     assert documented == labels
+
+
+@trial
+async def test_what_the_guide_asks_prometheus_for_is_there() -> None:
+    asked = set(re.findall(r"(tandem_gateway_\w+)[{}\[ ]", GUIDE.read_text()))
+    async with rigged() as rig:
+        made = {name for one in rig.gateway.metrics.registry._collector_to_names.values() for name in one}
+    assert asked
+    assert asked <= made
 
 
 def test_the_guide_names_every_cause_and_every_part() -> None:

@@ -47,14 +47,14 @@ def parts(one: Record, by: Exchange) -> dict[str, float]:
 
 def test_of_a_first_try_the_prefill_and_what_comes_after_it_are_apart() -> None:
     by = exchange(sent_ago=3, prefilled=prefilled(ago=7, ended_ago=3))
-    assert parts(record(ago=7, tries=1), by) == {"queue": 0, "prefill": 4, "transfer_first_decode": 3}
+    assert parts(record(ago=7, tries=1), by) == {"prefill": 4, "transfer_first_decode": 3}
 
 
 def test_an_early_ticket_does_not_shorten_the_prefill() -> None:
     by = exchange(sent_ago=6, prefilled=prefilled(ago=7, ended_ago=2))
-    assert parts(record(ago=7, tries=1), by) == {"queue": 0, "prefill": 5, "transfer_first_decode": 2}
+    assert parts(record(ago=7, tries=1), by) == {"prefill": 5, "transfer_first_decode": 2}
     by = exchange(sent_ago=6, prefilled=prefilled(ago=7, ended_ago=None))
-    assert parts(record(ago=7, tries=1), by) == {"queue": 0, "prefill": 7, "transfer_first_decode": 0}
+    assert parts(record(ago=7, tries=1), by) == {"prefill": 7, "transfer_first_decode": 0}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_an_early_ticket_does_not_shorten_the_prefill() -> None:
 )
 def test_a_worker_that_tells_its_part_splits_the_rest_of_it(timing: str, decode: float) -> None:
     by = exchange(sent_ago=3, prefilled=prefilled(ago=7, ended_ago=3), timing=timing)
-    told = {"queue": 0, "prefill": 4, "transfer": 3 - decode, "first_decode": decode}
+    told = {"prefill": 4, "transfer": 3 - decode, "first_decode": decode}
     assert parts(record(ago=7, tries=1), by) == told
 
 
