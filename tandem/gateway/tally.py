@@ -42,7 +42,9 @@ class Tally:
 
     @property
     def _by_prefill(self) -> int | None:
-        return next((one.cached_tokens for one in self._prefills if one.cached_tokens is not None), None)
+        # Also where it told no such number: vLLM tells no zero, and a try that goes on has a longer prompt.
+        first = next((one for one in self._prefills if one.usage is not None), None)
+        return None if first is None else first.cached_tokens
 
     @property
     def prompt_tokens(self) -> int | None:

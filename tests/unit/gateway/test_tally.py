@@ -21,8 +21,8 @@ def prefilled(cached: int | None, *, told: bool = True) -> Prefilled:
 
 
 @pytest.mark.parametrize("counts", [COUNTS, PULLED, COUNTS | {"prompt_tokens_details": None}])
-@pytest.mark.parametrize(("tries", "found"), [([4], 4), ([0], 0), ([None, 4], 4), ([4, 8], 4), ([None], None)])
-def test_the_first_prefill_that_says_it_is_right(counts: Any, tries: list[int | None], found: int | None) -> None:
+@pytest.mark.parametrize(("tries", "found"), [([4], 4), ([0], 0), ([None, 4], None), ([4, 8], 4), ([None], None)])
+def test_the_first_prefill_that_counts_is_right(counts: Any, tries: list[int | None], found: int | None) -> None:
     tally = Tally([prefilled(one) for one in tries])
     told = tally.corrected(counts, alone=False)
     assert cached_in(told) == tally.cached_tokens == found
@@ -37,6 +37,7 @@ def test_who_has_computed_the_prompt_itself_is_believed_unless_one_did_before() 
     assert Tally([prefilled(None, told=False)]).corrected(PULLED, alone=True) == PULLED
     assert cached_in(Tally([prefilled(3)]).corrected(PULLED, alone=True)) == 3
     assert cached_in(Tally([]).corrected(PULLED, alone=False)) is None
+    assert cached_in(Tally([prefilled(None, told=False), prefilled(3)]).corrected(PULLED, alone=False)) == 3
 
 
 def test_nothing_is_known_of_what_nobody_tells() -> None:
