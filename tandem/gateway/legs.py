@@ -95,7 +95,7 @@ class Legs:
                     used = True
                     yield exchange
         except RequestError as error:
-            has_told = exchange is not None and exchange.silence.has_begun
+            has_told = used and exchange is not None and exchange.silence.has_begun  # what it refuses is no answer
             used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.
