@@ -32,12 +32,9 @@ LOST = ("prefill-half-open", "prefill-slow")
 QUICK = ("undisturbed", "prefill-500", "decode-500", "all-prefill-dead")
 """Rows of every run."""
 
-NOT_YET: dict[str, tuple[str, ...]] = {"native": (), "vllm": ()}
-"""Rows that not all requests survive yet, by dialect: see docs/gateway.md."""
 
-
-def result(name: str, dialect: str, logs: Path, router: str = TANDEM) -> Result:
-    setting = Setting(router=router, dialect=dialect, logs=logs, ports=Ports(range(26000, 27000)))
+def result(name: str, dialect: str, logs: Path, router: str = TANDEM, *, strict: bool = False) -> Result:
+    setting = Setting(router=router, dialect=dialect, logs=logs, ports=Ports(range(26000, 27000)), strict=strict)
     found = asyncio.run(play(named([name])[0], setting))
     print("\n".join(["", table.heading(), table.line(found), *table.remarks(found)]))
     return found
@@ -50,14 +47,8 @@ def test_every_request_is_served(name: str, dialect: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "dialect"),
-    [
-        pytest.param(row.name, dialect, marks=[pytest.mark.xfail] if row.name in NOT_YET[dialect] else [])
-        for row in ROWS
-        for dialect in DIALECTS
-    ],
-)
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", [row.name for row in ROWS])
 def test_the_whole_table(name: str, dialect: str, tmp_path: Path) -> None:
     assert result(name, dialect, tmp_path).passed
 
@@ -72,6 +63,12 @@ def test_the_whole_table_with_real_instances(engine: str, tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, timeout=3500, env=environment())
     lost = [row for row in json.loads(done.stdout) if not row["passed"]]
     assert (lost, done.returncode) == ([], 0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["decode-dead", "decode-black-hole"])
+def test_no_ticket_is_stranded_that_no_decode_instance_may_have(name: str, tmp_path: Path) -> None:
+    assert result(name, "vllm", tmp_path, strict=True).passed
 
 
 def test_a_naive_router_is_found_out() -> None:
