@@ -195,6 +195,7 @@ def test_a_killed_process_costs_its_own_streams_and_nothing_else(tmp_path: Path)
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_limits_breakers_and_metrics_are_those_of_all_together(tmp_path: Path) -> None:
     free, few = (add_key(tmp_path / "keys", name, rate, None) for name, rate in (("free", None), ("few", 20)))
 
@@ -228,6 +229,7 @@ def test_limits_breakers_and_metrics_are_those_of_all_together(tmp_path: Path) -
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_a_stop_lets_all_processes_end_their_streams(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with several(2, slowly, tmp_path) as rig, AsyncExitStack() as stack:
@@ -259,6 +261,7 @@ def test_without_their_supervisor_processes_end(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_a_change_of_the_workers_reaches_all_processes_and_those_to_come(tmp_path: Path) -> None:
     headers = bearer(add_key(tmp_path / "keys", "ops", None, None))
 

@@ -177,7 +177,7 @@ async def recover(there: Standing, instance: Instance) -> None:
     assert await there.fleet.quiet(20) is not None, await there.fleet.audits()
 
 
-@pytest.mark.parametrize("strike", [kill, freeze])
+@pytest.mark.parametrize("strike", [kill, pytest.param(freeze, marks=pytest.mark.full)])
 def test_streams_of_a_decode_instance_that_is_struck_go_on_as_they_were(
     there: Standing, strike: Callable[[Instance], None]
 ) -> None:
@@ -216,7 +216,7 @@ def stops(seeded: Stream) -> dict[str, Any]:
     return BODIES["seeded"] | {"stop": [text[late : late + 5]]}
 
 
-@pytest.mark.parametrize("strike", [kill, freeze])
+@pytest.mark.parametrize("strike", [kill, pytest.param(freeze, marks=pytest.mark.full)])
 def test_prompts_of_a_prefill_instance_that_is_struck_are_read_by_another(
     there: Standing, strike: Callable[[Instance], None]
 ) -> None:

@@ -29,7 +29,7 @@ NAIVE, BUFFERING = (
 LOST = ("prefill-half-open", "prefill-slow")
 """Rows that no router can pass natively without early tickets: a ticket is lost on its way, so nobody releases it."""
 
-QUICK = ("undisturbed", "prefill-500", "decode-500", "all-prefill-dead")
+QUICK = (("prefill-500", "native"), ("decode-cut", "vllm"), ("decode-cut", "native"), ("all-prefill-dead", "vllm"))
 """Rows of every run."""
 
 
@@ -40,8 +40,7 @@ def result(name: str, dialect: str, logs: Path, router: str = TANDEM, *, strict:
     return found
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(("name", "dialect"), QUICK)
 def test_every_request_is_served(name: str, dialect: str, tmp_path: Path) -> None:
     assert result(name, dialect, tmp_path).passed
 
@@ -74,21 +73,19 @@ def test_no_ticket_is_stranded_that_no_decode_instance_may_have(name: str, tmp_p
 def test_a_naive_router_is_found_out() -> None:
     """The command, in front of a router of another's that does nothing for its requests."""
     command = [sys.executable, "-m", "chaos.router", "--json", "--router", NAIVE]
-    command += ["--rows", "prefill-500", "decode-cut", "decode-killed"]
+    command += ["--rows", "prefill-500", "decode-cut"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
     assert (done.returncode, done.stderr) == (1, "")
     rows = json.loads(done.stdout)
     assert not any(row["passed"] or row["faults"] for row in rows), rows
-    refusing, cutting, killed = rows
+    refusing, cutting = rows
     assert refusing["outcomes"]["ok"] > 10
     assert refusing["outcomes"]["failed"] >= 15
     assert any("no [DONE]" in reason["reason"] for reason in cutting["reasons"])
-    assert killed["outcomes"]["failed"] >= 20
     assert "several choices on one ticket" in cutting["misuse"]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("name", ["decode-cut", "final-ticket"])
+@pytest.mark.parametrize(("name", "dialect"), [("decode-cut", "vllm"), ("final-ticket", "native")])
 def test_rows_can_be_passed(name: str, dialect: str, tmp_path: Path) -> None:
     assert result(name, dialect, tmp_path, BUFFERING).passed
 
