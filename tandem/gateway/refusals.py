@@ -83,13 +83,16 @@ def _prompts() -> type[msgspec.Struct]:
 
 
 def check_head(request: web.BaseRequest) -> None:
-    """Refuse what is not sent as JSON, which no page of another site can send, and what has two lengths.
+    """Refuse what a page of another site could have a browser send, and what has two lengths.
+
+    A browser says where a page is from, and asks first before it sends JSON as such. Others may call it what they like:
+    `curl -d` calls it a form.
 
     Raises:
         RequestError: 415 or 400.
     """
     kind = request.headers.get("Content-Type", "")
-    if kind != JSON_TYPE and kind.partition(";")[0].strip().lower() != JSON_TYPE:
+    if "Origin" in request.headers and kind.partition(";")[0].strip().lower() != JSON_TYPE:
         message = f"Content-Type: is {kind[:80]!r}; send JSON, with the header `Content-Type: {JSON_TYPE}`"
         raise RequestError(message, status=415, code="unsupported_media_type")
     if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:

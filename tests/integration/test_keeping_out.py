@@ -130,16 +130,19 @@ async def test_heads_that_are_too_large_are_refused_by_what_is_too_large() -> No
 
 
 @trial
-async def test_what_is_not_sent_as_json_is_refused() -> None:
-    """So that a page of another site cannot have a browser send it: it would have to ask first."""
+async def test_what_a_page_of_another_site_could_send_is_refused() -> None:
+    """A browser asks first before it sends JSON that is called so; `curl -d` calls it a form."""
     async with rigged() as rig:
         url = rig.url + "/v1/completions"
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"):
-            async with rig.http.post(url, data=SENT, headers={"Content-Type": kind}) as response:
+            called = {"Content-Type": kind}
+            async with rig.http.post(url, data=SENT, headers=called | {"Origin": "https://evil.example"}) as response:
                 assert response.status == 415
                 assert (await response.json())["error"]["message"].startswith(f"Content-Type: is {kind!r}; send JSON")
+            async with rig.http.post(url, data=SENT, headers=called) as response:
+                assert response.status == 200
         for kind in ("application/json; charset=utf-8", "Application/JSON"):
-            async with rig.http.post(url, data=SENT, headers={"Content-Type": kind}) as response:
+            async with rig.http.post(url, data=SENT, headers={"Content-Type": kind, "Origin": "null"}) as response:
                 assert response.status == 200
 
 
