@@ -16,7 +16,7 @@ from tandem.gateway.internal import MARK, OF_ANSWERS, lines_without_tickets
 from tandem.gateway.progress import Chunk, Progress
 from tandem.protocol.sse import EventParser
 
-IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:null|\[[0-9,\s]*\])')
+IDS: Final = re.compile(rb',\s*"(?:token_ids|prompt_token_ids)"\s*:\s*(?:\[[0-9,\s]*\]|null)')
 """The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
 REASONING: Final = re.compile(rb'[{,]\s*"reasoning(?:_content)?"\s*:\s*"[^"]')
 """What a parser has set apart from a chat's text."""

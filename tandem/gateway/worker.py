@@ -21,6 +21,10 @@ class Worker:
     role: Role
     """What it is asked to do; `both` when the gateway knows no prefill instances."""
 
+    def __hash__(self) -> int:
+        """Of its address alone, which Python keeps: it is asked for a dozen times in each request."""
+        return hash(self.url)
+
 
 def named(prefill: Sequence[str], decode: Sequence[str]) -> tuple[Worker, ...]:
     """Workers for base URLs, named by role and position; without prefill URLs the decode ones do both."""
