@@ -193,6 +193,7 @@ async def shielded(model: Path, logs: Path, pair: Pair, ca: Authority) -> AsyncI
         await asyncio.gather(*(one.stopped() for one in instances))
 
 
+@pytest.mark.full
 def test_real_instances_are_served_over_mutual_tls(
     tiny_model: Path, tmp_path: Path, authority: Authority, pair: Pair, folder: Path
 ) -> None:

@@ -247,6 +247,7 @@ def test_a_stop_lets_all_processes_end_their_streams(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_without_their_supervisor_processes_end(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with several(2, words, tmp_path) as rig:

@@ -131,6 +131,7 @@ def test_a_burst_waits_at_the_gateway_and_not_at_the_instance(
     there.do(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_who_comes_first_is_let_in_first(there: Standing) -> None:
     async def scenario() -> None:
         async with in_front(there) as burst:
@@ -165,6 +166,7 @@ def test_past_the_queue_clients_are_told_to_come_again_and_nothing_is_computed_f
     there.do(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_clients_that_leave_the_queue_leave_nothing(there: Standing) -> None:
     async def scenario() -> None:
         async with in_front(there) as burst:
@@ -211,6 +213,7 @@ def test_an_instance_that_is_nearly_full_keeps_room_before_the_prefill(
     there.do(asyncio.wait_for(scenario(), 60))
 
 
+@pytest.mark.full
 def test_many_answers_to_one_request_come_one_after_the_other(there: Standing) -> None:
     async def scenario() -> None:
         async with in_front(there, queue=3) as burst:
