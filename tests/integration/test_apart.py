@@ -278,6 +278,7 @@ def test_bodies_that_are_no_json_are_refused_everywhere(apart: Service, body: by
             assert "\n" not in json.load(error)["error"]["message"]
 
 
+@pytest.mark.full
 def test_more_requests_than_the_decode_side_admits_wait_and_finish(tiny_model: Path, tmp_path: Path) -> None:
     """Their leases are far shorter than the wait, so they must be kept."""
     topology = local_topology(tiny_model, prefill=1, decode=1, port=0)

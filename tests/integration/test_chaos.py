@@ -69,6 +69,7 @@ def test_every_request_ends_as_it_should_and_no_block_is_lost(tiny_model: Path, 
         assert report.totals[f"{what}_total"] > 0, f"the load brought about no {what}"
 
 
+@pytest.mark.full
 def test_with_two_ranks_on_one_side(tiny_model: Path, tmp_path: Path) -> None:
     run(tiny_model, tmp_path, SHAPES["tp2-tp1"], requests=200, strikes=3)
 
