@@ -79,7 +79,7 @@ def test_a_naive_router_is_found_out() -> None:
     rows = json.loads(done.stdout)
     assert not any(row["passed"] or row["faults"] for row in rows), rows
     refusing, cutting = rows
-    assert refusing["outcomes"]["ok"] > 10
+    assert refusing["outcomes"]["ok"] >= 5
     assert refusing["outcomes"]["failed"] >= 15
     assert any("no [DONE]" in reason["reason"] for reason in cutting["reasons"])
     assert "several choices on one ticket" in cutting["misuse"]

@@ -83,7 +83,7 @@ def test_it_answers_under_its_name_and_role(tiny_model: Path, tmp_path: Path) ->
     ("signals", "code"),
     [
         ([signal.SIGINT], 0),
-        ([signal.SIGTERM], 0),
+        pytest.param([signal.SIGTERM], 0, marks=pytest.mark.full),
         ([signal.SIGINT, signal.SIGINT], None),
         ([signal.SIGKILL], -signal.SIGKILL),
     ],
