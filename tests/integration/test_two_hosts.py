@@ -68,6 +68,7 @@ def ask(host: str, path: str, body: dict[str, Any] | None = None) -> list[str] |
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
+@pytest.mark.full
 def test_every_pair_of_two_hosts_serves(tiny_model: Path, tmp_path: Path, hosts: tuple[str, ...]) -> None:
     roles = ["--prefill-server-list", "0", "--decode-server-list", "1", "--save-dir", str(tmp_path)]
     tandem(hosts[0], "ranktable", "gen", *roles, "--local-ip", HOSTS[0], "--api-server")
