@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from certificates import Authority, Pair
 from hypothesis import HealthCheck, settings
 from tiny import TINY, write_model
 
@@ -24,6 +25,23 @@ def no_device_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tandem.topology.visible_devices.DEV", tmp_path_factory.mktemp("dev"))
         yield
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where certificates lie."""
+    return tmp_path_factory.mktemp("pki")
+
+
+@pytest.fixture(scope="session")
+def authority(pki: Path) -> Authority:
+    return Authority.new(pki)
+
+
+@pytest.fixture(scope="session")
+def pair(pki: Path, authority: Authority) -> Pair:
+    """Of a server on this host."""
+    return authority.signs(pki, "server")
 
 
 @pytest.fixture(scope="session")

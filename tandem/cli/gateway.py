@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tandem.cli.tls_options import ServerTls, WorkerTls
 from tandem.gateway.limits import Limits
 from tandem.gateway.patience import Patience
 from tandem.gateway.queue_limits import QueueLimits
@@ -27,13 +28,8 @@ def gateway(
     workers: int = 1,
     policy: Policy = "least_loaded",
     short_prompt_tokens: int = 0,
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    tls_client_ca: Path | None = None,
-    worker_ca: Path | None = None,
-    worker_cert: Path | None = None,
-    worker_key: Path | None = None,
-    worker_api_key_file: Path | None = None,
+    tls: Annotated[ServerTls | None, Parameter(name="*")] = None,
+    worker_tls: Annotated[WorkerTls | None, Parameter(name="*")] = None,
     limits: Annotated[Limits | None, Parameter(name="*")] = None,
     topology: Path | None = None,
     admin_key_file: Path | None = None,
@@ -58,14 +54,8 @@ def gateway(
             next one; power_of_two: the less loaded of two drawn by chance; prefix_aware: the one that would be done
             first, counting what it was sent of the same prompt before.
         short_prompt_tokens: Leave prompts with fewer tokens to compute to a decode instance alone. Default: none.
-        tls_cert: PEM file with the certificate that clients are shown. Default: plain HTTP.
-        tls_key: PEM file with its key, not encrypted.
-        tls_client_ca: PEM file with the CA whose certificates clients must show. Default: they need none.
-        worker_ca: PEM file with the CA that signed the instances' certificates. Default: whom the system trusts.
-        worker_cert: PEM file with the certificate that instances are shown. Default: none.
-        worker_key: PEM file with its key, not encrypted.
-        worker_api_key_file: File with the key that instances want, such as vLLM's --api-key. Default: the client's is
-            passed on, unless --api-keys is given.
+        tls: What clients are shown, and asked for.
+        worker_tls: What instances are shown, and asked for.
         limits: How much a client may send, ask for and keep the gateway waiting for.
         topology: Topology file that says who the instances are, in place of --prefill and --decode. It is looked at
             once a second: whoever is new in it joins, whoever is gone is drained and removed.
@@ -80,9 +70,7 @@ def gateway(
     from tandem.gateway.fleet import ChangeConfig
     from tandem.gateway.keys import Keys
     from tandem.gateway.server import Gateway, run_gateway
-    from tandem.gateway.worker_access import WorkerAccess
     from tandem.protocol.lifeline import hold_lifeline
-    from tandem.protocol.tls import client_tls, server_tls
 
     def announce(started: Gateway) -> None:
         names = ", ".join(worker.name for worker in started.pool.workers)
@@ -102,8 +90,8 @@ def gateway(
         visibility=visibility or Visibility(),
         queue=queue or QueueLimits(),
         patience=patience or Patience(),
-        tls=server_tls(tls_cert, tls_key, tls_client_ca),
-        access=WorkerAccess(tls=client_tls(worker_cert, worker_key, worker_ca), api_key=worker_api_key_file),
+        tls=(tls or ServerTls()).files,
+        access=(worker_tls or WorkerTls()).access,
         change=ChangeConfig(
             admin_keys=None if admin_key_file is None else Keys.from_file(admin_key_file),
             topology=topology,

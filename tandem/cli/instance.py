@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from tandem.cli.tls_options import ServerTls
 
 
 def instance(
@@ -31,9 +32,7 @@ def instance(
     transfer_timeout: float = 30.0,
     kv_transport: Literal["auto", "shm", "tcp", "nixl"] = "auto",
     kv_load_failure_policy: Literal["fail", "recompute"] = "fail",
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    tls_client_ca: Path | None = None,
+    tls: Annotated[ServerTls | None, Parameter(name="*")] = None,
 ) -> None:
     """Run one inference instance in the foreground.
 
@@ -62,9 +61,7 @@ def instance(
         kv_transport: How KV blocks travel; auto takes shared memory on one host and TCP between hosts. Give both
             sides the same.
         kv_load_failure_policy: What becomes of a request whose KV transfer failed: fail, or prefill it here.
-        tls_cert: PEM file with the certificate for the HTTP port. Default: plain HTTP.
-        tls_key: PEM file with its key, not encrypted.
-        tls_client_ca: PEM file with the CA whose certificates clients must show. Default: they need none.
+        tls: What the HTTP port shows its clients, and asks of them.
     """
     import logging
 
@@ -72,7 +69,6 @@ def instance(
     from tandem.engine.config import InstanceConfig
     from tandem.engine.instance import run_instance
     from tandem.protocol.lifeline import hold_lifeline
-    from tandem.protocol.tls import server_tls
 
     hold_lifeline()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -98,6 +94,6 @@ def instance(
         transfer_timeout=transfer_timeout,
         kv_transport=kv_transport,
         kv_load_failure_policy=kv_load_failure_policy,
-        tls=server_tls(tls_cert, tls_key, tls_client_ca),
+        tls=(tls or ServerTls()).files,
     )
     run_instance(config, lambda line: print(line, flush=True))

@@ -69,14 +69,14 @@ class Admin:
         return lambda roster: roster.added(entry, self._fleet.leaving_names)
 
     async def _remove(self, request: web.Request) -> Verb:
-        name, now = request.match_info["name"], "now" in request.query
+        name, now = request.match_info["name"], request.query.get("now", "false") in ("", "true", "1")
         return lambda roster: roster.removed(name, now=now, leaving=self._fleet.leaving_names)
 
     async def _drain(self, request: web.Request) -> Verb:
         return lambda roster: roster.drained(request.match_info["name"])
 
     async def _undrain(self, request: web.Request) -> Verb:
-        return lambda roster: roster.drained(request.match_info["name"], draining=False)
+        return lambda roster: roster.undrained(request.match_info["name"])
 
     def topology(self) -> TopologyState:
         """How things are."""

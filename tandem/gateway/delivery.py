@@ -268,7 +268,6 @@ class Delivery:
             RequestError: There has been enough of it, or the deadline is over.
         """
         self._end_retry()
-        await self._courier.legs.confirm(self._kept)
         self._last = error
         if error.cause == "silent":
             self._asked = replace(self._asked, too_slow=self._asked.too_slow + 1)
@@ -276,6 +275,7 @@ class Delivery:
         log.info("%s: %s; it goes on elsewhere", self._asked.record.id, error)
         try:
             async with asyncio.timeout(self._asked.left_s()):
+                await self._courier.legs.confirm(self._kept)
                 await self._turn(error)
         except TimeoutError:
             raise self._asked.late() from None

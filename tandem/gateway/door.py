@@ -8,113 +8,32 @@ those that have never asked anything, those whose body drips in, and those whose
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import resource
 import socket
 import ssl
-import sys
-import termios
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
-from aiohttp.http_exceptions import LineTooLong
 
-from tandem.errors import RequestError
 from tandem.gateway.board import Counter
+from tandem.gateway.client_connection import ClientConnection
 from tandem.gateway.commons import Commons
 from tandem.gateway.limits import Limits
 from tandem.gateway.listener import BACKLOG, url_of
 from tandem.gateway.turnstile import Turnstile
-from tandem.protocol.http import refusal_response, serving_options
+from tandem.protocol.http import serving_options
 
 PERIOD_S: Final = 1.0
 """Between two looks at all connections."""
 FULL_LINE_S: Final = 10.0
 """Between two lines of the log about a full house."""
-SLOWEST: Final = 8192
-"""Bytes per second at which a body may come."""
 FILES_PER_CONNECTION: Final = 3
 """One for the client, and one for each leg."""
 SPARE_FILES: Final = 256
 
 log = logging.getLogger(__name__)
-
-
-class Connection(web.RequestHandler):
-    """One client's connection."""
-
-    __slots__ = ("_door", "_sending", "_sending_since", "_stuck_bytes", "_stuck_since", "opened", "wire")
-
-    def __init__(self, door: Door, server: web.Server, options: dict[str, Any]) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self._door = door
-        self.opened = self._stuck_since = self._sending_since = 0.0
-        self._stuck_bytes = 0
-        """Of its answer, how many its client had not taken at the last look."""
-        self._sending: web.BaseRequest | None = None
-        """The request whose body was not whole at the last look."""
-        self.wire: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note it; called by the event loop."""
-        super().connection_made(transport)
-        self.wire = cast("asyncio.Transport", transport)  # aiohttp forgets its own when it closes, with bytes unsent
-        self.opened = self._stuck_since = self._loop.time()
-        self._door.let_in(self)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget it; called by the event loop."""
-        self._door.forget(self)
-        super().connection_lost(exc)
-
-    @property
-    def has_asked(self) -> bool:
-        """Whether a request's head has come."""
-        return self._request_count > 0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it is between two requests, or before the first."""
-        return self._current_request is None
-
-    def is_stuck(self, now: float, patience_s: float) -> bool:
-        """Whether its client has read nothing for so long; to be asked again and again."""
-        waiting = self.wire.get_write_buffer_size()
-        if waiting:
-            waiting += _unread(self.wire)
-        # Nothing is added while writing is paused, nor after the answer, so bytes that are read make it less.
-        if not waiting or waiting < self._stuck_bytes or not (self.writing_paused or self.is_idle):
-            self._stuck_since = now
-        self._stuck_bytes = waiting
-        return now - self._stuck_since > patience_s
-
-    def hurry(self, now: float, patience_s: float) -> None:
-        """Refuse a request whose body has taken longer than this and the time that it needs at `SLOWEST`."""
-        request = self._current_request
-        if request is None or request.content.is_eof():
-            self._sending = None
-        elif request is not self._sending:
-            self._sending, self._sending_since = request, now
-        elif now - self._sending_since > patience_s + request.content.total_bytes / SLOWEST:
-            self._lingering_time = 0.0  # the rest of it is not waited for
-            request.content.set_exception(
-                RequestError("the body came too slowly; send it again", status=408, code="body_too_slow")
-            )
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Refuse what is no HTTP, or too much of it, in OpenAI's error shape."""
-        if not isinstance(exc, HttpProcessingError):
-            return super().handle_error(request, status, exc, message)
-        self.log_exception("no HTTP from %s", request.remote, exc_info=exc)
-        response = refusal_response(_refusal(exc))
-        response.force_close()
-        return response
 
 
 class Door:
@@ -128,7 +47,7 @@ class Door:
     def __init__(self, limits: Limits, context: ssl.SSLContext | None) -> None:
         self._limits = limits
         self._context = context
-        self._connections: dict[Connection, None] = {}
+        self._connections: dict[ClientConnection, None] = {}
         self._told_full = float("-inf")
         self._listeners: list[asyncio.Server | Turnstile] = []
         self._address: tuple[Any, ...]
@@ -159,8 +78,8 @@ class Door:
         self._count = commons.board.counter("connections")
         handshake_s = self._limits.head_timeout if self._context else None
 
-        def connection() -> Connection:
-            return Connection(self, server, options)
+        def connection() -> ClientConnection:
+            return ClientConnection(self, server, options)
 
         for one in sockets:
             if commons.has_siblings:
@@ -199,7 +118,7 @@ class Door:
             else:
                 one.hurry(now, limits.body_timeout)
 
-    def let_in(self, new: Connection) -> None:
+    def let_in(self, new: ClientConnection) -> None:
         """Count a new connection; if it is one too many, the oldest that asks nothing goes, or else itself."""
         if len(self._connections) >= self._limits.max_connections:
             self._tell_full()
@@ -207,12 +126,12 @@ class Door:
         self._connections[new] = None
         self._count.add()
 
-    def forget(self, gone: Connection) -> None:
+    def forget(self, gone: ClientConnection) -> None:
         """It is closed."""
         del self._connections[gone]
         self._count.add(-1)
 
-    def _least_wanted(self) -> Connection | None:
+    def _least_wanted(self) -> ClientConnection | None:
         idle = None
         for one in self._connections:
             if one.wire.is_closing():
@@ -233,14 +152,6 @@ class Door:
             )
 
 
-def _unread(wire: asyncio.Transport) -> int:
-    """Bytes that the kernel has and the other side has not: of these there are megabytes, and they go unnoticed."""
-    count = bytearray(4)
-    with suppress(OSError):  # the connection is closing, or this system does not tell
-        fcntl.ioctl(wire.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
-    return int.from_bytes(count, sys.byteorder)
-
-
 def _allow_files(connections: int) -> None:
     """Raise this process' limit on open files, as far as it may, to what so many connections need."""
     needed = connections * FILES_PER_CONNECTION + SPARE_FILES
@@ -255,18 +166,3 @@ def _allow_files(connections: int) -> None:
             "lower --max-connections",
             *(allowed, max(1, (allowed - SPARE_FILES) // FILES_PER_CONNECTION), needed),
         )
-
-
-def _refusal(error: HttpProcessingError) -> RequestError:
-    """What is wrong with a request's head."""
-    if isinstance(error, LineTooLong):
-        line, limit, *_ = error.args
-        if bytes(line).startswith(b"/"):  # no header's name does
-            message = f"the URL has more than {limit} bytes; shorten it"
-            return RequestError(message, status=414, code="url_too_long")
-        message = f"a header has more than {limit} bytes; shorten it"
-        return RequestError(message, status=431, code="headers_too_large")
-    if "Too many headers" in error.message:
-        return RequestError("there are too many headers; send fewer", status=431, code="headers_too_large")
-    reason = " ".join(error.message.partition(":\n")[0].split())
-    return RequestError(f"this is no sound HTTP request: {reason}", code="invalid_http")

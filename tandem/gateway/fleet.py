@@ -201,7 +201,7 @@ class Fleet:
         elif self._pool.vitals(worker).is_draining and not draining:
             self._pool.try_out(worker)
         self._leaving.pop(worker, None)
-        self._pool.drain(worker, draining=draining)
+        self._pool.drain(worker) if draining else self._pool.undrain(worker)
 
     def _let_go(self, worker: Worker, *, hurried: bool) -> None:
         self._pool.drain(worker)

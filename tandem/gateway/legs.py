@@ -20,7 +20,6 @@ from tandem.gateway.prefill import Prefill
 from tandem.gateway.route import Route
 from tandem.gateway.ticket import Releases
 from tandem.gateway.worker_client import WorkerClient
-from tandem.protocol.answers import TICKET_RELEASED
 
 TOKEN_WORK: Final = 100
 """A token of an answer takes about as long as so many of a prompt."""
@@ -60,7 +59,7 @@ class Legs:
             WorkerError: A worker did not do its part.
             RequestError: The request cannot be served so, or its deadline is over.
         """
-        way = self._apart(route, asked, kept or Kept()) if route.kind == "apart" else self._alone(route, asked)
+        way = self._apart(route, asked, kept) if route.kind == "apart" else self._alone(route, asked)
         try:
             with asked.in_time():
                 async with way as exchange:
@@ -80,10 +79,10 @@ class Legs:
                 yield exchange
 
     @asynccontextmanager
-    async def _apart(self, route: Route, asked: ClientRequest, kept: Kept) -> AsyncIterator[Exchange]:
+    async def _apart(self, route: Route, asked: ClientRequest, kept: Kept | None) -> AsyncIterator[Exchange]:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
         leg = self._leg(route, asked, kept)
-        used, exchange = False, None
+        used, is_kept, exchange = False, False, None
         try:
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
@@ -99,23 +98,24 @@ class Legs:
             used = False  # perhaps it was: giving back what was pulled does nothing
             # A prefill that fails under way fails the pull as well; the client is told of the cause. That the ticket
             # was given back is none: decode does so when it fails.
-            given_back = leg.failure is not None and leg.failure.code == TICKET_RELEASED
-            cause = error if given_back else leg.failure or error
+            cause = error if leg.was_given_back else leg.failure or error
             is_decodes = isinstance(cause, WorkerError) and cause.worker is route.decode
-            kept.leg = leg if is_decodes and leg.reusable and not has_told else None
+            if kept is not None and is_decodes and leg.reusable and not has_told:
+                kept.leg, is_kept = leg, True
             raise cause from None
         finally:
-            if kept.leg is not leg and not (used and leg.over):
+            if not is_kept and not (used and leg.over):
                 self._begin_end(leg, used=used)
 
-    def _leg(self, route: Route, asked: ClientRequest, kept: Kept) -> Prefill:
+    def _leg(self, route: Route, asked: ClientRequest, kept: Kept | None) -> Prefill:
         """The prefill that was kept, or a new one."""
-        leg, kept.leg = kept.leg, None
-        if leg is not None and leg.worker is route.prefill:
-            return leg
-        if leg is not None:
-            self._begin_end(leg, used=False)
         prefill = route.prefill
+        if kept is not None and kept.leg is not None:
+            leg = kept.leg
+            if leg.worker is prefill:
+                kept.leg = None
+                return leg
+            self.drop(kept)
         leg = Prefill(
             self._pool.vitals(prefill),
             asked,

@@ -11,12 +11,11 @@ from contextlib import aclosing
 import msgspec
 from aiohttp import web
 
-from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.gateway.relay import Answer
 from tandem.protocol.answers import error_answer
-from tandem.protocol.http import json_response
+from tandem.protocol.http import as_refusal, json_response
 from tandem.protocol.sse import EventParser
 from tandem.protocol.vllm_native import END, native_answer
 
@@ -73,9 +72,11 @@ class NativeRelay:
             try:
                 async for texts in growing:
                     await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
-            except RequestError as error:
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is: no answer is cut without a word
                 asked.record.outcome = "broken"
-                await response.write(msgspec.json.encode(error_answer(error)) + END)
+                await response.write(msgspec.json.encode(error_answer(as_refusal(error, request))) + END)
         await response.write_eof()
         return response
 

@@ -75,14 +75,24 @@ class Pool:
         self._vitals[worker] = Vitals(worker, self._board)
         self._changed()
 
-    def try_out(self, worker: Worker, *, on_trial: bool = True) -> None:
-        """Give a worker no requests before it has shown that it can serve them, or admit it."""
-        self.vitals(worker).is_on_trial = on_trial
+    def try_out(self, worker: Worker) -> None:
+        """Give a worker no requests before it has shown that it can serve them."""
+        self.vitals(worker).is_on_trial = True
         self._changed()
 
-    def drain(self, worker: Worker, *, draining: bool = True) -> None:
-        """Give a worker no further requests, or some again; those it has go on."""
-        self._vitals[worker].is_draining = draining
+    def admit(self, worker: Worker) -> None:
+        """It has."""
+        self.vitals(worker).is_on_trial = False
+        self._changed()
+
+    def drain(self, worker: Worker) -> None:
+        """Give a worker no further requests; those it has go on."""
+        self._vitals[worker].is_draining = True
+        self._changed()
+
+    def undrain(self, worker: Worker) -> None:
+        """Give it some again."""
+        self._vitals[worker].is_draining = False
         self._changed()
 
     def remove(self, worker: Worker) -> None:

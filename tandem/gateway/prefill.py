@@ -97,8 +97,8 @@ class Prefill:
         self._reading.add_done_callback(lambda _: vitals.load.end(self._tokens))
         self.told = Prefilled()
         """What is known of it besides."""
-        self.failure: RequestError | None = None
-        """Why the worker did not do its part, as soon as that is known."""
+        self.failure: Exception | None = None
+        """Why there will be no keys and values, as soon as that is known."""
 
     async def ticket(self) -> Ticket | None:
         """The ticket, or None when there is nothing to hand over; decode then computes the prompt by itself.
@@ -109,11 +109,17 @@ class Prefill:
         Raises:
             VerbatimError: The worker answered 4xx; the client gets that answer.
             RequestError: 502, 503 or 504, when the worker did not do its part.
+            Exception: What nobody foresaw.
         """
         await self._told.wait()
         if self.failure is not None:
             raise self.failure
         return self._ticket
+
+    @property
+    def was_given_back(self) -> bool:
+        """Whether it ended because its ticket was released, as a decode instance does that fails."""
+        return isinstance(self.failure, RequestError) and self.failure.code == TICKET_RELEASED
 
     @property
     def worker(self) -> Worker:
@@ -166,7 +172,7 @@ class Prefill:
                     async with self._client.post(exchange, asked.path, body, headers):
                         await self._read(exchange)
             self.told.ended = time.monotonic()
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001 - raised where the ticket is waited for, as it is
             self.failure = error
             self._starve()
         finally:
@@ -176,8 +182,7 @@ class Prefill:
 
     def _starve(self) -> None:
         """A pull from an instance that is frozen would hang; what gave its ticket back says by itself why it did."""
-        given_back = self.failure is not None and self.failure.code == TICKET_RELEASED
-        if self._fed is not None and not self._fed.silence.has_begun and not given_back:
+        if self._fed is not None and not self._fed.silence.has_begun and not self.was_given_back:
             self._fed.lose("got no keys and values", "starved")
 
     async def _read(self, exchange: Exchange) -> None:

@@ -80,7 +80,7 @@ class Probation:
 
     def _admit(self, worker: Worker, route: Route) -> None:
         self._why.pop(worker, None)
-        self._pool.try_out(worker, on_trial=False)
+        self._pool.admit(worker)
         log.info("%s serves: it has answered %s", worker.name, _how(route))
 
 

@@ -13,12 +13,12 @@ from typing import Protocol
 
 from aiohttp import web
 
-from tandem.errors import RequestError
 from tandem.gateway.client_request import ClientRequest
 from tandem.gateway.exchange import Exchange
 from tandem.gateway.metrics import GatewayMetrics
 from tandem.protocol import sse
 from tandem.protocol.answers import error_answer
+from tandem.protocol.http import as_refusal
 
 
 class Answer(Protocol):
@@ -73,8 +73,10 @@ class Relay:
             try:
                 async for piece in pieces:
                     await response.write(piece)
-            except RequestError as error:
+            except ConnectionError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is: no answer is cut without a word
                 asked.record.outcome = "broken"
-                await response.write(b"\n" + sse.event(error_answer(error)))
+                await response.write(b"\n" + sse.event(error_answer(as_refusal(error, request))))
         await response.write_eof()
         return response

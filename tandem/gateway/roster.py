@@ -74,14 +74,23 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
         (worker,) = _named([entry], self.workers, taken)
         return self._next((*self.workers, worker), self.draining | ({worker.name} if entry.draining else set()))
 
-    def drained(self, name: str, *, draining: bool = True) -> Roster:
-        """With a worker that gets no further requests, or some again.
+    def drained(self, name: str) -> Roster:
+        """With a worker that gets no further requests.
 
         Raises:
             RequestError: 404, or 409 when nobody would be left.
         """
         self.find(name)
-        return self._next(self.workers, self.draining | {name} if draining else self.draining - {name})
+        return self._next(self.workers, self.draining | {name})
+
+    def undrained(self, name: str) -> Roster:
+        """With a worker that gets requests again.
+
+        Raises:
+            RequestError: 404.
+        """
+        self.find(name)
+        return self._next(self.workers, self.draining - {name})
 
     def removed(self, name: str, *, now: bool = False, leaving: Collection[str] = ()) -> Roster:
         """Without a worker.

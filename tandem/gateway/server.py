@@ -200,7 +200,8 @@ class Gateway:
             return
         if self.commons.row == 0 and not self._is_ready.value:
             await readiness.reach(self.config.ready_timeout_s)
-            self._is_ready.value = 1
+            with self.commons.board.changing():
+                self._is_ready.value = 1
         while True:
             if self._is_ready.value:
                 self.pool.is_open = True

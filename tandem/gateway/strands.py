@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Final
 
 import msgspec
@@ -61,11 +61,9 @@ class Strands:
                 tasks = [group.create_task(delivery.whole()) for delivery in self._deliveries]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        try:
+        with readable():
             answers = [msgspec.json.decode(task.result(), type=Event) for task in tasks]
-        except msgspec.DecodeError:
-            raise _unreadable() from None
-        return msgspec.json.encode(self._joined(answers))
+            return msgspec.json.encode(self._joined(answers))
 
     def _joined(self, answers: Sequence[Event]) -> Event:
         choices = [choice | {"index": i} for i, answer in enumerate(answers) for choice in answer["choices"]]
@@ -107,10 +105,10 @@ class Strands:
                 async for piece in pieces:
                     for data in parser.feed(piece):
                         if data != b"[DONE]":
-                            await queue.put((index, msgspec.json.decode(data, type=Event)))
+                            with readable():
+                                event = msgspec.json.decode(data, type=Event)
+                            await queue.put((index, event))
             await queue.put((index, None))
-        except msgspec.DecodeError:
-            await queue.put((index, _unreadable()))
         except Exception as error:  # noqa: BLE001 - raised where the queue is read, which would wait for ever
             await queue.put((index, error))
 
@@ -129,10 +127,13 @@ class Strands:
             if not event.get("choices") and event.get("usage"):
                 usages[index] = event
                 continue
-            yield event | head | {"choices": [choice | {"index": index} for choice in event.get("choices", ())]}
+            with readable():
+                choices = [choice | {"index": index} for choice in event.get("choices", ())]
+            yield event | head | {"choices": choices}
         if self._wants_usage and usages:
-            in_order = [usages[index]["usage"] for index in sorted(usages)]
-            yield usages[min(usages)] | head | {"usage": self._summed(in_order)}
+            with readable():
+                summed = self._summed([usages[index]["usage"] for index in sorted(usages)])
+            yield usages[min(usages)] | head | {"usage": summed}
 
 
 def strands(asked: ClientRequest, limits: Limits) -> Iterator[tuple[ClientRequest, int]]:
@@ -155,6 +156,15 @@ def strands(asked: ClientRequest, limits: Limits) -> Iterator[tuple[ClientReques
             yield one.by_itself(), choice
 
 
-def _unreadable() -> RequestError:
-    message = "an instance answered with something other than OpenAI's JSON; look at its log"
-    return RequestError(message, status=502, code="worker_failed")
+@contextmanager
+def readable() -> Iterator[None]:
+    """What instances have answered is put together in the block.
+
+    Raises:
+        RequestError: 502, it is not what OpenAI's API says.
+    """
+    try:
+        yield
+    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
+        message = "an instance answered with something other than OpenAI's JSON; look at its log"
+        raise RequestError(message, status=502, code="worker_failed") from None

@@ -17,7 +17,6 @@ TRIAL_S: Final = 60.0
 """Longest trial: an instance may have much to prepare for its first request."""
 TRIAL: Final = msgspec.json.encode(
     {"prompt": "tandem", "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": 0}
-    | {"deadline_seconds": TRIAL_S}
 )
 """Of its two tokens the first comes from prefill, the second needs the keys and values that were handed over."""
 

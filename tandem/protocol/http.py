@@ -112,6 +112,14 @@ def refusal_response(error: RequestError) -> web.Response:
     return response
 
 
+def as_refusal(error: BaseException, request: web.Request) -> RequestError:
+    """What a client is told of an error; one that nobody foresaw is a bug of ours, for our log."""
+    if isinstance(error, RequestError):
+        return error
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
+
+
 @web.middleware
 async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn refusals, the router's own errors and our bugs into OpenAI's error shape."""
@@ -125,10 +133,8 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return web.Response(status=499)  # the client is gone: nobody will read this, and it is no bug to log
     except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException:  # what foreign code raises when it panics is no Exception, and is a bug all the same
-        log.exception("%s %s failed", request.method, request.path)
-        bug = RequestError("the server failed on this request; its log says why", status=500, code="internal_error")
-        return refusal_response(bug)
+    except BaseException as error:  # noqa: BLE001 - what foreign code raises when it panics is no Exception, and a bug
+        return refusal_response(as_refusal(error, request))
 
 
 def _routing_refusal(request: web.Request, error: web.HTTPException) -> web.Response:

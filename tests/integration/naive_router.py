@@ -28,12 +28,15 @@ class Router:
         leg = {name: value for name, value in (body | first).items() if name != "stream_options"}
         async with self.http.post(next(self.prefill) + request.path, json=leg, headers=headers) as response:
             response.raise_for_status()
-            ticket = (await response.json())["kv_transfer_params"]
+            prefilled = await response.json()
+        ticket, cached = prefilled["kv_transfer_params"], prefilled["usage"].get("prompt_tokens_details")
         leg = body | {"kv_transfer_params": ticket}
         async with self.http.post(next(self.decode) + request.path, json=leg, headers=headers) as response:
             if not body.get("stream"):
                 answer = json.loads(await response.read())
                 answer.pop("kv_transfer_params", None)
+                if "usage" in answer:
+                    answer["usage"] |= {"prompt_tokens_details": cached}
                 return web.json_response(answer, status=response.status)
             out = web.StreamResponse(status=response.status, headers={"Content-Type": "text/event-stream"})
             await out.prepare(request)

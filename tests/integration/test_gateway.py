@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import re
 import signal
@@ -42,10 +43,14 @@ from tandem.errors import UsageError
 from tandem.gateway import budget, delivery
 from tandem.gateway.config import GatewayConfig
 from tandem.gateway.delivery import ROUNDS
+from tandem.gateway.exchange import Exchange
+from tandem.gateway.front import Api
 from tandem.gateway.health import TIMEOUT_S, HealthWatch
+from tandem.gateway.journal import Journal
 from tandem.gateway.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.limits import Limits
 from tandem.gateway.peer import Peers
+from tandem.gateway.prefill import Prefill
 from tandem.gateway.server import Gateway
 from tandem.gateway.vitals import MOST_WITHOUT_TICKET
 
@@ -339,10 +344,17 @@ async def test_decode_gets_what_is_left_of_the_deadline() -> None:
 
 @trial
 async def test_a_ticket_of_another_engine_that_nobody_will_use_is_used_up() -> None:
-    asked = BODY | {"deadline_seconds": 0.05, "stream": True, "min_tokens": 5, "temperature": 0}
-    async with rigged(prefill=late_ticket, capabilities=()) as rig:
+    told = asyncio.Event()
+
+    async def after_it(request: Any, body: dict[str, Any]) -> Any:
+        await told.wait()
+        return await whole_with_ticket(request, body)
+
+    asked = BODY | {"deadline_seconds": 0.5, "stream": True, "min_tokens": 5, "temperature": 0}
+    async with rigged(prefill=after_it, capabilities=()) as rig:
         async with rig.post(asked) as response:
             await assert_error(response, 504, "deadline_seconds")
+        told.set()
         await rig.gateway._legs.finish()
         last = BODY | {"stream": False, "min_tokens": 1, "max_tokens": 1, "temperature": 0}
         assert rig.decode.bodies == [last | {"kv_transfer_params": TICKET}]
@@ -586,6 +598,43 @@ def test_a_broken_stream_with_which_nobody_can_go_on_ends_with_an_error_event(sc
             broken = 'tandem_gateway_requests_total{endpoint="/v1/completions",outcome="broken"}'
             assert await rig.metric(broken) == 1
 
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize(("api", "path"), [("openai", "/v1/completions"), ("vllm", "/generate")])
+def test_a_bug_in_the_middle_of_a_stream_is_told_and_logged(
+    api: Api, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        body = {"prompt": "hi", "stream": True}
+        async with rigged(api=api) as rig, rig.post(body, path) as response:
+            assert response.status == 200
+            last = re.split(rb"[\n\0]+", (await response.read()).strip(b"\n\0"))[-1]
+            assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "internal_error"
+        assert "what nobody foresaw" in caplog.text
+
+    pass_on, lines_told = Journal.pass_on, itertools.count()
+
+    def fails_late(journal: Journal, lines: bytes) -> bytes:
+        if next(lines_told) == 1:
+            raise LookupError("what nobody foresaw")
+        return pass_on(journal, lines)
+
+    monkeypatch.setattr(Journal, "pass_on", fails_late)
+    uvloop.run(scenario())
+
+
+def test_a_bug_in_a_prefill_leg_is_told_and_is_no_missing_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with rigged() as rig:
+            async with rig.post(BODY) as response:
+                await assert_error(response, 500, "its log says why")
+            assert rig.decode.bodies == []
+
+    async def fails(_: Prefill, __: Exchange) -> None:
+        raise LookupError("what nobody foresaw")
+
+    monkeypatch.setattr(Prefill, "_read", fails)
     uvloop.run(scenario())
 
 

@@ -134,6 +134,17 @@ async def test_it_stays_closed_until_the_hand_off_works() -> None:
 
 
 @trial
+async def test_a_hand_off_that_fails_gives_its_ticket_back() -> None:
+    async with starting() as start:
+        for worker in (start.prefill[0], start.decode[0]):
+            worker.capabilities = ("release", "ticket_reuse")
+        start.decode[0].script = answers(500, {"error": {"message": "pull failed"}})
+        start.prefill[0].healthy = True
+        for _ in range(2):
+            assert await asyncio.wait_for(start.prefill[0].released.get(), 5) == TICKET["remote_request_id"]
+
+
+@trial
 async def test_the_wait_may_have_an_end() -> None:
     async with starting(ready_timeout_s=0.1) as start:
         with pytest.raises(

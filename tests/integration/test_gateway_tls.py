@@ -30,23 +30,8 @@ ROLES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pki")
-
-
-@pytest.fixture(scope="module")
-def authority(folder: Path) -> Authority:
-    return Authority.new(folder)
-
-
-@pytest.fixture(scope="module")
-def pair(folder: Path, authority: Authority) -> Pair:
-    return authority.signs(folder, "server")
-
-
-@pytest.fixture(scope="module")
-def stranger(folder: Path) -> Authority:
-    return Authority.new(folder, "stranger")
+def stranger(pki: Path) -> Authority:
+    return Authority.new(pki, "stranger")
 
 
 def client(ca: Authority, pair: Pair | None = None) -> TlsFiles:
@@ -82,10 +67,10 @@ def test_clients_are_spoken_to_over_tls(authority: Authority, stranger: Authorit
 
 
 def test_clients_must_show_a_certificate_where_that_is_wanted(
-    authority: Authority, stranger: Authority, pair: Pair, folder: Path
+    authority: Authority, stranger: Authority, pair: Pair, pki: Path
 ) -> None:
     wanting = TlsFiles(side="server", cert=pair.cert, key=pair.key, ca=authority.cert)
-    known, unknown = authority.signs(folder, "known"), stranger.signs(folder, "unknown")
+    known, unknown = authority.signs(pki, "known"), stranger.signs(pki, "unknown")
 
     async def scenario() -> None:
         async with rigged(tls=wanting) as rig:
@@ -136,10 +121,10 @@ async def served(urls: dict[str, tuple[str, ...]], access: WorkerAccess) -> Asyn
 
 
 def test_only_the_right_workers_and_the_right_gateway_come_together(
-    authority: Authority, stranger: Authority, pair: Pair, folder: Path
+    authority: Authority, stranger: Authority, pair: Pair, pki: Path
 ) -> None:
-    own, false = authority.signs(folder, "own"), stranger.signs(folder, "false")
-    elsewhere = authority.signs(folder, "elsewhere", "subjectAltName=DNS:elsewhere")
+    own, false = authority.signs(pki, "own"), stranger.signs(pki, "false")
+    elsewhere = authority.signs(pki, "elsewhere", "subjectAltName=DNS:elsewhere")
 
     async def is_up(shown: Pair, access: WorkerAccess) -> bool:
         files = TlsFiles(side="server", cert=shown.cert, key=shown.key, ca=authority.cert)
@@ -195,10 +180,10 @@ async def shielded(model: Path, logs: Path, pair: Pair, ca: Authority) -> AsyncI
 
 @pytest.mark.full
 def test_real_instances_are_served_over_mutual_tls(
-    tiny_model: Path, tmp_path: Path, authority: Authority, pair: Pair, folder: Path
+    tiny_model: Path, tmp_path: Path, authority: Authority, pair: Pair, pki: Path
 ) -> None:
     """Health checks, both legs, and tickets that are given back; nobody without a certificate gets any of it."""
-    trusted = client(authority, authority.signs(folder, "gateway"))
+    trusted = client(authority, authority.signs(pki, "gateway"))
     body = {"prompt": "def main(", "max_tokens": 100, "ignore_eos": True, "stream": True}
 
     async def held(instances: list[Instance], http: aiohttp.ClientSession) -> bool:

@@ -297,7 +297,7 @@ async def test_whoever_waits_is_called_when_others_give_room_back_or_a_worker_co
     for before, happens in (
         (lambda: one.pool.mark(second, up=False), lambda: one.look(first, 0)),
         (lambda: None, lambda: one.pool.mark(second, up=True)),
-        (lambda: one.pool.drain(second), lambda: one.pool.drain(second, draining=False)),
+        (lambda: one.pool.drain(second), lambda: one.pool.undrain(second)),
     ):
         before()
         one.look(first, 900)
@@ -434,7 +434,8 @@ class Crowd:
         elif what == "look":
             self.bench.look(worker, self.bench.pool.vitals(worker).load.tokens + tokens % 300)
         elif what in ("down", "up"):
-            self.bench.pool.drain(worker, draining=what == "down" and len(workers) > 1 and which == 1)
+            drains = what == "down" and len(workers) > 1 and which == 1
+            self.bench.pool.drain(worker) if drains else self.bench.pool.undrain(worker)
         seen = len(self.bench.let_in)
         await settle()
         self.check(seen)
@@ -459,7 +460,7 @@ class Crowd:
         """Everybody who waits is let in or refused in the end."""
         workers = self.bench.pool.workers
         for worker in workers:
-            self.bench.pool.drain(worker, draining=False)
+            self.bench.pool.undrain(worker)
         while True:
             seen = len(self.bench.let_in)
             for worker in workers:

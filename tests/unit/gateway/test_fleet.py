@@ -68,11 +68,11 @@ def test_who_is_new_is_on_trial_and_so_is_who_is_taken_back() -> None:
     *old, new = clocked.pool.workers
     clocked.pool.mark(new, up=True)
     assert [clocked.pool.vitals(worker).serves for worker in (*old, new)] == [True, True, True, False]
-    clocked.pool.try_out(new, on_trial=False)
+    clocked.pool.admit(new)
     assert clocked.pool.vitals(new).serves
     clocked.fleet.adopt(roster := roster.drained(new.name))
     assert not clocked.pool.vitals(new).serves
-    clocked.fleet.adopt(roster.drained(new.name, draining=False))
+    clocked.fleet.adopt(roster.undrained(new.name))
     assert not clocked.pool.vitals(new).is_draining
     assert clocked.pool.vitals(new).is_on_trial
 

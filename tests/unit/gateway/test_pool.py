@@ -144,7 +144,7 @@ def test_workers_come_and_go() -> None:
     assert {chosen(shared) for _ in range(2)} == {"decode-0", "decode-1"}
     shared.drain(late)
     assert {chosen(shared) for _ in range(2)} == {"decode-0"}
-    shared.drain(late, draining=False)
+    shared.undrain(late)
     assert {chosen(shared) for _ in range(2)} == {"decode-0", "decode-1"}
     shared.remove(late)
     assert {chosen(shared) for _ in range(2)} == {"decode-0"}

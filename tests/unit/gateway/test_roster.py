@@ -49,7 +49,7 @@ def test_somebody_is_left() -> None:
     refused(409, "last_worker", lambda: lone.drained("decode-1"))
     refused(409, "last_worker", lambda: lone.removed("decode-1"))
     refused(409, "last_worker", lambda: lone.replaced(Wanted(epoch=2, workers=())))
-    assert lone.drained("decode-0", draining=False).drained("decode-1").draining == {"decode-1"}
+    assert lone.undrained("decode-0").drained("decode-1").draining == {"decode-1"}
 
 
 def test_a_list_that_was_made_from_another_one_is_refused() -> None:
@@ -71,7 +71,7 @@ def test_only_who_is_there_or_leaves_can_be_removed() -> None:
 
 def test_a_file_is_followed_forward_only() -> None:
     one, other = named(["http://p0"], ["http://d0"]), named(["http://p0"], ["http://d1"])
-    roster = Roster(workers=one, epoch=4, file_epoch=4).drained("decode-0").drained("decode-0", draining=False)
+    roster = Roster(workers=one, epoch=4, file_epoch=4).drained("decode-0").undrained("decode-0")
     assert roster.epoch == 6
     assert roster.as_a_file_says(one, 4) is roster
     refused(409, "stale_epoch", lambda: roster.as_a_file_says(other, 4))
@@ -106,7 +106,7 @@ CALLS = st.one_of(
 def called(roster: Roster, verb: str, *args: Any) -> Roster:
     match verb:
         case "undrained":
-            return roster.drained(*args, draining=False)
+            return roster.undrained(*args)
         case "removed now":
             return roster.removed(args[0], now=True, leaving=args[1])
         case "replaced":

@@ -159,8 +159,13 @@ async def test_what_nobody_can_read_is_a_failure_and_no_silence() -> None:
     for told in ([b"data: oops\n\n"], [b"data: []\n\n"]):
         with pytest.raises(RequestError, match="other than OpenAI's JSON"):
             await read(strands(FakeCourier([event("a")], told), n=2, stream=True))
+    for odd in (b"[]", b'{"choices": 1}', b'{"id": "x"}', json.dumps(event("b") | {"usage": {"x": 1}}).encode()):
+        told = [event("a") | {"usage": usage(1, 1)}], [odd]
+        with pytest.raises(RequestError, match="other than OpenAI's JSON"):
+            await strands(FakeCourier(*told), n=2).whole()
+    told = [event("a"), {"choices": [], "usage": {"prompt_tokens": "many"}}]
     with pytest.raises(RequestError, match="other than OpenAI's JSON"):
-        await strands(FakeCourier([event("a")], [b"[]"]), n=2).whole()
+        await read(strands(FakeCourier(told, told), n=2, stream=True, stream_options={"include_usage": True}))
 
 
 @pytest.mark.parametrize(

@@ -14,21 +14,6 @@ from tandem.protocol.renewal import Renewal
 from tandem.protocol.tls import TlsFiles, client_tls, server_tls
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pki")
-
-
-@pytest.fixture(scope="module")
-def authority(folder: Path) -> Authority:
-    return Authority.new(folder)
-
-
-@pytest.fixture(scope="module")
-def pair(folder: Path, authority: Authority) -> Pair:
-    return authority.signs(folder, "server")
-
-
 def refusal(cert: Path | None, key: Path | None, ca: Path | None = None) -> str:
     with pytest.raises(UsageError) as error:
         server_tls(cert, key, ca)

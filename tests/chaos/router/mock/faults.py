@@ -53,6 +53,21 @@ class Faults:
         """From now on; None for none."""
         self._fault, self._left = fault, fault.count if fault else None
 
+    def add_to(self, app: web.Application) -> None:
+        """Listen to what shall go wrong."""
+        app.router.add_post("/mock/fault", self._set)
+        app.router.add_post("/mock/half_open", self._half_open)
+
+    async def _set(self, request: web.Request) -> web.Response:
+        """Set one, or with `null` end it."""
+        self.set(msgspec.json.decode(await request.read(), type=Fault | None))
+        return web.json_response({})
+
+    async def _half_open(self, request: web.Request) -> web.Response:
+        """All connections but this one go dead."""
+        assert request.protocol is not None
+        return web.json_response({"dead": self.half_open(request.protocol._manager, spared=request.transport)})
+
     def next(self) -> Fault | None:
         """What happens to the request that has just come."""
         if self._left is None:

@@ -18,7 +18,7 @@ import uvloop
 from aiohttp import web
 
 from chaos.router.mock.account import Account
-from chaos.router.mock.faults import Fault, Faults
+from chaos.router.mock.faults import Faults
 from chaos.router.mock.language import spelled, tokenized
 from chaos.router.mock.puller import Puller
 from chaos.router.mock.rooms import Rooms
@@ -52,8 +52,7 @@ class Server:
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/mock/state", self.state)
-        app.router.add_post("/mock/fault", self.fault)
-        app.router.add_post("/mock/half_open", self.half_open)
+        self.faults.add_to(app)
         app.router.add_post("/mock/settings", self.set)
         app.router.add_post("/mock/pull", self.pull)
         app.router.add_post("/mock/give_back", self.give_back)
@@ -166,16 +165,6 @@ class Server:
             "tickets": dict(self.tickets.ends),
         }
         return web.json_response(told | self.account.told())
-
-    async def fault(self, request: web.Request) -> web.Response:
-        """Set one, or with `null` end it."""
-        self.faults.set(msgspec.json.decode(await request.read(), type=Fault | None))
-        return web.json_response({})
-
-    async def half_open(self, request: web.Request) -> web.Response:
-        """All connections but this one go dead."""
-        assert request.protocol is not None
-        return web.json_response({"dead": self.faults.half_open(request.protocol._manager, spared=request.transport)})
 
     async def set(self, request: web.Request) -> web.Response:
         """Change some settings."""

@@ -24,7 +24,7 @@ import uvloop
 from aiohttp import web
 
 from chaos.router.mock.account import Account
-from chaos.router.mock.faults import Fault, Faults, reset
+from chaos.router.mock.faults import Faults, reset
 from chaos.router.mock.line import EndedError, Line
 from chaos.router.mock.server import bound, die_with_parent
 from chaos.router.mock.settings import Settings
@@ -52,8 +52,7 @@ class Front:
         for path in ("/v1/completions", "/v1/chat/completions"):
             app.router.add_post(path, self.generate)
         app.router.add_get("/mock/state", self.state)
-        app.router.add_post("/mock/fault", self.fault)
-        app.router.add_post("/mock/half_open", self.half_open)
+        self.faults.add_to(app)
         app.router.add_post("/mock/settings", self.set)
         app.router.add_get("/health", self.health)
         app.router.add_route("*", "/{path:.*}", self.other)
@@ -134,16 +133,6 @@ class Front:
         told["active"] |= held.pop("active")
         hidden = [f"127.0.0.1:{port}" for port in (self.engine.port, self.engine.kv_port)]
         return web.json_response(told | held | {"engine_id": self.engine_id, "secrets": hidden})
-
-    async def fault(self, request: web.Request) -> web.Response:
-        """Set one, or with `null` end it."""
-        self.faults.set(msgspec.json.decode(await request.read(), type=Fault | None))
-        return web.json_response({})
-
-    async def half_open(self, request: web.Request) -> web.Response:
-        """All connections but this one go dead."""
-        assert request.protocol is not None
-        return web.json_response({"dead": self.faults.half_open(request.protocol._manager, spared=request.transport)})
 
     async def set(self, request: web.Request) -> web.Response:
         """Change some settings, or with `null` take back all changes."""
