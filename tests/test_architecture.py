@@ -30,6 +30,10 @@ TORCH_FREE = [
     "errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "launch", "cli",
 ]  # fmt: skip
 
+GATEWAY_ROOMS = [
+    "processes", "wire", "request", "workers", "observability", "admission", "delivery", "door", "fleet",
+]  # fmt: skip
+
 HEAVY = {"torch", "transformers", "matplotlib"}
 
 
@@ -76,6 +80,23 @@ def test_imports_go_down(path: Path) -> None:
         if there is None or there == here or there not in FLOORS or (here, there) == ("files", "errors"):
             continue
         assert FLOORS[there] < FLOORS[here], f"{path.relative_to(ROOT)} (room {here}) may not import {module}"
+
+
+def test_the_documented_rooms_of_the_gateway_are_these() -> None:
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    section = text.partition("### Rooms of the gateway")[2].partition("\n### ")[0]
+    there = {path.name for path in (ROOT / "gateway").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == GATEWAY_ROOMS
+    assert there == set(GATEWAY_ROOMS)
+
+
+@pytest.mark.parametrize("room", GATEWAY_ROOMS)
+def test_a_room_of_the_gateway_imports_those_before_it(room: str) -> None:
+    allowed = GATEWAY_ROOMS[: GATEWAY_ROOMS.index(room) + 1]
+    for path in (ROOT / "gateway" / room).glob("*.py"):
+        for module in imports(path):
+            if module.startswith("tandem.gateway."):
+                assert module.split(".")[2] in allowed, f"{path.relative_to(ROOT)} may not import {module}"
 
 
 @pytest.mark.parametrize("room", TORCH_FREE)

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tandem.cli.tls_options import ServerTls, WorkerTls
-from tandem.gateway.limits import Limits
-from tandem.gateway.patience import Patience
-from tandem.gateway.queue_limits import QueueLimits
-from tandem.gateway.visibility import Visibility
+from tandem.gateway.admission.queue_limits import QueueLimits
+from tandem.gateway.observability.visibility import Visibility
+from tandem.gateway.request.limits import Limits
+from tandem.gateway.workers.patience import Patience
 
 Policy = Literal["round_robin", "least_loaded", "power_of_two", "prefix_aware"]
-"""Of `tandem.gateway.policy`, which is imported late."""
+"""Of `tandem.gateway.workers.policy`, which is imported late."""
 Urls = Annotated[list[str] | None, Parameter(negative=())]
 
 
@@ -67,8 +67,8 @@ def gateway(
         patience: How long an instance may be silent.
     """
     from tandem.gateway.config import GatewayConfig
-    from tandem.gateway.fleet import ChangeConfig
-    from tandem.gateway.keys import Keys
+    from tandem.gateway.door.keys import Keys
+    from tandem.gateway.fleet.fleet import ChangeConfig
     from tandem.gateway.server import Gateway, run_gateway
     from tandem.protocol.lifeline import hold_lifeline
 

@@ -16,6 +16,6 @@ def gateway_key(
         requests_per_minute: Most requests in a minute. Default: as many as it likes.
         in_flight: Most requests at a time. Default: as many as it likes.
     """
-    from tandem.gateway.keys import add_key
+    from tandem.gateway.door.keys import add_key
 
     print(add_key(file, name, requests_per_minute, in_flight))

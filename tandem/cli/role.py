@@ -63,8 +63,8 @@ def scheduler_config(options: Options, surroundings: Surroundings, part: Part) -
     """The gateway's configuration: whom the table names, at the ports that NODE_PORTS gives them."""
     from tandem.catalogue.source import model_folder
     from tandem.gateway.config import GatewayConfig
-    from tandem.gateway.expected import Expected
-    from tandem.gateway.length_limit import LengthLimit
+    from tandem.gateway.request.length_limit import LengthLimit
+    from tandem.gateway.workers.expected import Expected
     from tandem.launch.instance_rules import longest
     from tandem.launch.node_ports import instances_of, service_topology
     from tandem.launch.part import seat_of

@@ -68,7 +68,7 @@ def serve(
 def new_operator(folder: Path) -> Operator:
     """Who looks after the instances; the key is left in the run folder."""
     from tandem.deploy.operator import Operator, write_secret
-    from tandem.gateway.keys import add_key
+    from tandem.gateway.door.keys import add_key
 
     hashes = folder / "admin-keys"
     hashes.unlink(missing_ok=True)

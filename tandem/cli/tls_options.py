@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tandem.gateway.worker_access import WorkerAccess
+    from tandem.gateway.wire.worker_access import WorkerAccess
     from tandem.protocol.tls import TlsFiles
 
 
@@ -47,7 +47,7 @@ class WorkerTls:
     @property
     def access(self) -> WorkerAccess:
         """All of it."""
-        from tandem.gateway.worker_access import WorkerAccess
+        from tandem.gateway.wire.worker_access import WorkerAccess
         from tandem.protocol.tls import client_tls
 
         tls = client_tls(self.worker_cert, self.worker_key, self.worker_ca)

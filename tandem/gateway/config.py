@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tandem.errors import UsageError
-from tandem.gateway.expected import Expected
-from tandem.gateway.fleet import ChangeConfig
+from tandem.gateway.admission.queue_limits import QueueLimits
+from tandem.gateway.door.keys import Keys
+from tandem.gateway.fleet.fleet import ChangeConfig
 from tandem.gateway.front import Api
-from tandem.gateway.keys import Keys
-from tandem.gateway.length_limit import LengthLimit
-from tandem.gateway.limits import Limits
-from tandem.gateway.patience import Patience
-from tandem.gateway.policy import PolicyName
-from tandem.gateway.queue_limits import QueueLimits
-from tandem.gateway.visibility import Visibility
-from tandem.gateway.worker import base_url
-from tandem.gateway.worker_access import WorkerAccess
+from tandem.gateway.observability.visibility import Visibility
+from tandem.gateway.request.length_limit import LengthLimit
+from tandem.gateway.request.limits import Limits
+from tandem.gateway.wire.worker import base_url
+from tandem.gateway.wire.worker_access import WorkerAccess
+from tandem.gateway.workers.expected import Expected
+from tandem.gateway.workers.patience import Patience
+from tandem.gateway.workers.policy import PolicyName
 from tandem.protocol.tls import TlsFiles
 
 MOST_WORKERS: Final = 256

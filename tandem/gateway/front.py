@@ -8,11 +8,11 @@ from typing import Literal
 
 from aiohttp import web
 
-from tandem.gateway.client_request import ClientRequest
-from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.native_relay import NativeRelay
-from tandem.gateway.record import Record
-from tandem.gateway.relay import Answer, Relay
+from tandem.gateway.delivery.native_relay import NativeRelay
+from tandem.gateway.delivery.relay import Answer, Relay
+from tandem.gateway.observability.metrics import GatewayMetrics
+from tandem.gateway.request.client_request import ClientRequest
+from tandem.gateway.request.record import Record
 from tandem.protocol.vllm_native import as_completion
 
 Api = Literal["openai", "vllm"]

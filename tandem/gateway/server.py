@@ -11,35 +11,35 @@ from typing import Any, Final
 import uvloop
 
 from tandem.errors import TandemError, TopologyError
-from tandem.gateway.access_log import AccessLog
-from tandem.gateway.admin import Admin
-from tandem.gateway.admission import Admission
-from tandem.gateway.budget import RetryBudget
-from tandem.gateway.capacity_watch import CapacityWatch
-from tandem.gateway.commons import Commons
+from tandem.gateway.admission.admission import Admission
+from tandem.gateway.admission.capacity_watch import CapacityWatch
+from tandem.gateway.admission.reservation import Reservations
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.delivery import Courier
-from tandem.gateway.door import Door
-from tandem.gateway.fleet import Fleet
+from tandem.gateway.delivery.delivery import Courier
+from tandem.gateway.delivery.legs import Legs
+from tandem.gateway.delivery.ticket import Releases
+from tandem.gateway.delivery.worker_client import WorkerClient, open_peers
+from tandem.gateway.door.door import Door
+from tandem.gateway.door.keys import Keys
+from tandem.gateway.door.listener import listen
+from tandem.gateway.fleet.admin import Admin
+from tandem.gateway.fleet.fleet import Fleet
+from tandem.gateway.fleet.probation import Probation
+from tandem.gateway.fleet.readiness import Readiness
+from tandem.gateway.fleet.roster import Roster
+from tandem.gateway.fleet.topology_watch import TopologyWatch, read_roster
 from tandem.gateway.front import Front
-from tandem.gateway.health import HealthWatch
-from tandem.gateway.keys import Keys
-from tandem.gateway.legs import Legs
-from tandem.gateway.listener import listen
-from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.pool import Pool
-from tandem.gateway.probation import Probation
-from tandem.gateway.readiness import Readiness
-from tandem.gateway.reservation import Reservations
-from tandem.gateway.roster import Roster
+from tandem.gateway.observability.access_log import AccessLog
+from tandem.gateway.observability.metrics import GatewayMetrics
+from tandem.gateway.observability.tracing import Tracing
+from tandem.gateway.processes.commons import Commons
 from tandem.gateway.service import Service
-from tandem.gateway.stalls import StallWatch
 from tandem.gateway.supervisor import supervise
-from tandem.gateway.ticket import Releases
-from tandem.gateway.topology_watch import TopologyWatch, read_roster
-from tandem.gateway.tracing import Tracing
-from tandem.gateway.worker import named
-from tandem.gateway.worker_client import WorkerClient, open_peers
+from tandem.gateway.wire.worker import named
+from tandem.gateway.workers.budget import RetryBudget
+from tandem.gateway.workers.health import HealthWatch
+from tandem.gateway.workers.pool import Pool
+from tandem.gateway.workers.stalls import StallWatch
 from tandem.protocol.http import app_runner
 from tandem.protocol.renewal import Renewal
 

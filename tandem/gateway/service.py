@@ -11,23 +11,23 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.errors import RequestError
-from tandem.gateway.access_log import RECORD, AccessLog
-from tandem.gateway.budget import RetryBudget
-from tandem.gateway.client_request import AUTHORIZATION, PASSED_ON, ClientRequest
-from tandem.gateway.delivery import Courier
+from tandem.gateway.delivery.delivery import Courier
+from tandem.gateway.delivery.relay import Answer
+from tandem.gateway.delivery.strands import Strands
+from tandem.gateway.delivery.worker_client import WorkerClient
+from tandem.gateway.door.keys import Keys
 from tandem.gateway.front import Front
-from tandem.gateway.keys import Keys
-from tandem.gateway.length_limit import LengthLimit
-from tandem.gateway.limits import Limits
-from tandem.gateway.metrics import GatewayMetrics
-from tandem.gateway.openapi import document
-from tandem.gateway.pool import Pool
-from tandem.gateway.record import Record
-from tandem.gateway.refusals import check_head
-from tandem.gateway.relay import Answer
-from tandem.gateway.strands import Strands
-from tandem.gateway.tracing import Tracing
-from tandem.gateway.worker_client import WorkerClient
+from tandem.gateway.observability.access_log import RECORD, AccessLog
+from tandem.gateway.observability.metrics import GatewayMetrics
+from tandem.gateway.observability.tracing import Tracing
+from tandem.gateway.request.client_request import AUTHORIZATION, PASSED_ON, ClientRequest
+from tandem.gateway.request.length_limit import LengthLimit
+from tandem.gateway.request.limits import Limits
+from tandem.gateway.request.openapi import document
+from tandem.gateway.request.record import Record
+from tandem.gateway.request.refusals import check_head
+from tandem.gateway.workers.budget import RetryBudget
+from tandem.gateway.workers.pool import Pool
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
 from tandem.protocol.seat_name import without_seat_names
 

@@ -24,10 +24,10 @@ from typing import Any, Final
 from prometheus_client import multiprocess
 
 from tandem.errors import ProcessError, UsageError
-from tandem.gateway.board import Board, shared_memory
-from tandem.gateway.bus import LONGEST, Failed, Heard, Told, decoded, encoded
-from tandem.gateway.commons import Inheritance
-from tandem.gateway.metrics import METRICS_FOLDER
+from tandem.gateway.observability.metrics import METRICS_FOLDER
+from tandem.gateway.processes.board import Board, shared_memory
+from tandem.gateway.processes.bus import LONGEST, Failed, Heard, Told, decoded, encoded
+from tandem.gateway.processes.commons import Inheritance
 from tandem.protocol.lifeline import Lifeline
 
 SHORT_S: Final = 10.0

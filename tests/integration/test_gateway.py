@@ -40,19 +40,20 @@ from fake_worker import (
 from gateway_rig import BODY, CHAT, EARLY, JSON, SOON_S, Rig, rigged, trial, until
 
 from tandem.errors import UsageError
-from tandem.gateway import budget, delivery, stalls
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.delivery import ROUNDS
-from tandem.gateway.exchange import Exchange
+from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery.delivery import ROUNDS
+from tandem.gateway.delivery.prefill import Prefill
+from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.front import Api
-from tandem.gateway.health import TIMEOUT_S, HealthWatch
-from tandem.gateway.journal import Journal
-from tandem.gateway.keys import Key, Keys, digest_of, new_key
-from tandem.gateway.limits import Limits
-from tandem.gateway.peer import Peers
-from tandem.gateway.prefill import Prefill
+from tandem.gateway.request.journal import Journal
+from tandem.gateway.request.limits import Limits
 from tandem.gateway.server import Gateway
-from tandem.gateway.vitals import MOST_WITHOUT_TICKET
+from tandem.gateway.wire.exchange import Exchange
+from tandem.gateway.wire.peer import Peers
+from tandem.gateway.workers import budget, stalls
+from tandem.gateway.workers.health import TIMEOUT_S, HealthWatch
+from tandem.gateway.workers.vitals import MOST_WITHOUT_TICKET
 
 
 @pytest.fixture(autouse=True)
@@ -523,7 +524,7 @@ def test_instances_that_do_not_go_together_are_told_once(caplog: pytest.LogCaptu
                 rig.prefill.healthy = healthy
                 await watch.check()
 
-    caplog.set_level("WARNING", "tandem.gateway.health")
+    caplog.set_level("WARNING", "tandem.gateway.workers.health")
     uvloop.run(scenario())
     swapped, differ = sorted(record.getMessage() for record in caplog.records)[::-1]
     assert swapped.startswith("prefill-0: was given with --prefill, but its own role is decode")

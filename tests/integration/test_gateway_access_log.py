@@ -13,9 +13,9 @@ from fake_model import failing_after, model, resets
 from fake_worker import Script, answers, cut_short, never, words
 from gateway_rig import BODY, Rig, rigged, trial, until
 
-from tandem.gateway import delivery
-from tandem.gateway.keys import Key, Keys, digest_of, new_key
-from tandem.gateway.visibility import Visibility
+from tandem.gateway.delivery import delivery
+from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
+from tandem.gateway.observability.visibility import Visibility
 
 STREAMED = BODY | {"stream": True}
 SECRET = "a-secret-that-no-log-may-hold"

@@ -17,10 +17,10 @@ from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
 from tandem.cli import run
 from tandem.errors import TopologyError, UsageError
-from tandem.gateway import fleet, probation, topology_watch
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.fleet import ChangeConfig
-from tandem.gateway.keys import Keys, add_key
+from tandem.gateway.door.keys import Keys, add_key
+from tandem.gateway.fleet import fleet, probation, topology_watch
+from tandem.gateway.fleet.fleet import ChangeConfig
 from tandem.gateway.server import Gateway
 from tandem.topology.file import write_topology
 from tandem.topology.topology import Instance, Role, Topology

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem.errors import RequestError
-from tandem.gateway.internal import INTERNAL
-from tandem.gateway.openapi import document
+from tandem.gateway.request.internal import INTERNAL
+from tandem.gateway.request.openapi import document
 from tandem.protocol.http import refusal_response
 from tandem.protocol.openai import ChatRequest, CompletionRequest, parse
 

@@ -26,11 +26,11 @@ from fake_worker import (
 )
 from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
-from tandem.gateway import delivery
-from tandem.gateway.access_log import fields_of
-from tandem.gateway.exchange import Cause
-from tandem.gateway.patience import Patience
-from tandem.gateway.record import Part, Record
+from tandem.gateway.delivery import delivery
+from tandem.gateway.observability.access_log import fields_of
+from tandem.gateway.request.record import Part, Record
+from tandem.gateway.wire.exchange import Cause
+from tandem.gateway.workers.patience import Patience
 
 SHORT = Patience(suspect_seconds=0.1, probe_seconds=0.1)
 GUIDE = Path(__file__).parents[2] / "docs" / "gateway.md"

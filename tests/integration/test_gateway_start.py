@@ -18,13 +18,13 @@ from fake_worker import TICKET, FakeWorker, answers, never, running, whole_with_
 from gateway_rig import BODY, trial, until
 
 from tandem.errors import ProcessError, UsageError
-from tandem.gateway import trial as trial_module
-from tandem.gateway.board import Board, shared_memory
-from tandem.gateway.commons import Commons
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.expected import Expected
-from tandem.gateway.listener import listen
+from tandem.gateway.door.listener import listen
+from tandem.gateway.fleet import trial as trial_module
+from tandem.gateway.processes.board import Board, shared_memory
+from tandem.gateway.processes.commons import Commons
 from tandem.gateway.server import Gateway
+from tandem.gateway.workers.expected import Expected
 from tandem.protocol.identity import Role, Seat
 from tandem.protocol.seat_name import seat_name
 

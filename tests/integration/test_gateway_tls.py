@@ -19,9 +19,9 @@ from gateway_rig import BODY, Rig, rigged, until
 
 from tandem.errors import UsageError
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.keys import Keys, add_key
+from tandem.gateway.door.keys import Keys, add_key
 from tandem.gateway.server import Gateway
-from tandem.gateway.worker_access import WorkerAccess
+from tandem.gateway.wire.worker_access import WorkerAccess
 from tandem.protocol.renewal import PERIOD_S
 from tandem.protocol.tls import TlsFiles
 

@@ -23,9 +23,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tandem.errors import UsageError
-from tandem.gateway import delivery, tracing
-from tandem.gateway.tracing import Tracing
-from tandem.gateway.visibility import Visibility
+from tandem.gateway.delivery import delivery
+from tandem.gateway.observability import tracing
+from tandem.gateway.observability.tracing import Tracing
+from tandem.gateway.observability.visibility import Visibility
 
 STREAMED = BODY | {"stream": True, "stream_options": {"include_usage": True}}
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

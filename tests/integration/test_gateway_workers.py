@@ -23,9 +23,9 @@ from aiohttp import web
 from fake_worker import FakeWorker, Script, answers, chunk, running, stream, whole_with_ticket, words
 from gateway_rig import BODY, until
 
-from tandem.gateway.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
-from tandem.gateway.keys import add_key
-from tandem.gateway.pool import READY_S
+from tandem.gateway.door.keys import add_key
+from tandem.gateway.workers.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
+from tandem.gateway.workers.pool import READY_S
 from tandem.protocol.lifeline import Lifeline
 
 EVENTS = 40

@@ -17,7 +17,7 @@ from fake_model import ends, resets
 from fake_vllm import WORDS, Body, given, spell, told_by, vllm
 from gateway_rig import BODY, CHAT, Rig, rigged
 
-from tandem.gateway import delivery
+from tandem.gateway.delivery import delivery
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "sail"}}]

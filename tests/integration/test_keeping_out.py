@@ -12,7 +12,7 @@ from aiohttp import web
 from fake_worker import TICKET, answers, by_leg, whole_with_ticket, words
 from gateway_rig import BODY, JSON, Rig, rigged, trial
 
-from tandem.gateway.limits import Limits
+from tandem.gateway.request.limits import Limits
 
 SENT: Final = json.dumps(BODY).encode()
 FRAMED: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(SENT), SENT)

@@ -29,10 +29,10 @@ from fake_model import (
 from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, words
 from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
 
-from tandem.gateway import delivery
-from tandem.gateway.breaker import FAILURES_TO_OPEN
-from tandem.gateway.delivery import ROUNDS
-from tandem.gateway.patience import Patience
+from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery.delivery import ROUNDS
+from tandem.gateway.workers.breaker import FAILURES_TO_OPEN
+from tandem.gateway.workers.patience import Patience
 
 NATIVE = ("release", "early_ticket", "choices", "resume", "ticket_reuse")
 DIALECTS = {"native": NATIVE, "vllm": ()}

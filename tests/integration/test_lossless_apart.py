@@ -17,10 +17,10 @@ from chaos.fleet import Shape
 from chaos.instance import Instance
 from chaos.standing import Standing, standing
 
-from tandem.gateway import delivery
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.patience import Patience
+from tandem.gateway.delivery import delivery
 from tandem.gateway.server import Gateway
+from tandem.gateway.workers.patience import Patience
 from tandem.protocol.sse import EventParser
 
 SHAPE = Shape(

@@ -17,13 +17,13 @@ from chaos.fleet import Shape
 from chaos.standing import Standing, standing
 from gateway_rig import until
 
-from tandem.gateway import capacity_watch
-from tandem.gateway.capacity import FULL
+from tandem.gateway.admission import capacity_watch
+from tandem.gateway.admission.queue_limits import QueueLimits
+from tandem.gateway.admission.reservation import Reservations
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.queue_limits import QueueLimits
-from tandem.gateway.reservation import Reservations
 from tandem.gateway.server import Gateway
-from tandem.gateway.worker import Worker
+from tandem.gateway.wire.worker import Worker
+from tandem.gateway.workers.capacity import FULL
 
 BLOCKS, BLOCK_TOKENS = 64, 8
 PROMPT, ANSWER = 40, 60

@@ -17,8 +17,8 @@ from certificates import Authority
 from fake_worker import chunk, stream
 from gateway_rig import BODY, Rig, rigged, trial
 
-from tandem.gateway import door
-from tandem.gateway.limits import Limits
+from tandem.gateway.door import door
+from tandem.gateway.request.limits import Limits
 from tandem.protocol.tls import TlsFiles
 
 QUICK = Limits(head_timeout=0.4, body_timeout=0.4, idle_timeout=0.6, stall_timeout=0.5)
@@ -150,7 +150,7 @@ def test_hundreds_that_say_nothing_keep_nobody_out(caplog: pytest.LogCaptureFixt
             for _, writer in crowd:
                 writer.transport.abort()
 
-    caplog.set_level(logging.WARNING, "tandem.gateway.door")
+    caplog.set_level(logging.WARNING, "tandem.gateway.door.door")
     scenario()
     (line,) = {record.getMessage() for record in caplog.records}
     assert line == "40 connections are open, all that --max-connections allows; those that ask nothing are closed"

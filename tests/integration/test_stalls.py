@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from gateway_rig import trial
 
-from tandem.gateway import stalls
-from tandem.gateway.connection import Connection
-from tandem.gateway.exchange import Exchange, Stage, WorkerError
-from tandem.gateway.patience import Patience
-from tandem.gateway.peer import Peer, Peers
-from tandem.gateway.pool import Pool
-from tandem.gateway.stalls import StallWatch
-from tandem.gateway.worker import Worker, named
-from tandem.gateway.worker_client import WorkerClient
+from tandem.gateway.delivery.worker_client import WorkerClient
+from tandem.gateway.wire.connection import Connection
+from tandem.gateway.wire.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.wire.peer import Peer, Peers
+from tandem.gateway.wire.worker import Worker, named
+from tandem.gateway.workers import stalls
+from tandem.gateway.workers.patience import Patience
+from tandem.gateway.workers.pool import Pool
+from tandem.gateway.workers.stalls import StallWatch
 
 SHORT = Patience(suspect_seconds=0.1, probe_seconds=0.1)
 HASTY = Patience(suspect_seconds=0.1, slow_seconds=0.1)

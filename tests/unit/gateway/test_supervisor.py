@@ -15,14 +15,14 @@ import pytest
 
 from tandem.errors import ProcessError, TandemError, UsageError
 from tandem.gateway import supervisor as module
-from tandem.gateway.listener import listen
+from tandem.gateway.door.listener import listen
 from tandem.gateway.supervisor import Supervisor
 
 PREPARED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from tandem.errors import UsageError, ProcessError
-from tandem.gateway.commons import Commons
+from tandem.gateway.processes.commons import Commons
 commons = Commons.inherited()
 folder = Path({folder!r})
 def note(what): (folder / f"{{commons.row}}.{{os.getpid()}}.{{what}}").touch()

@@ -1,0 +1,1 @@
+"""One answer from whoever can give it, handed on to its client."""

@@ -1,0 +1,324 @@
+"""One answer, whoever gives it: a worker that fails, dies or freezes is replaced, and the client does not see it.
+
+Before anything was sent, another worker begins anew. In the middle of a stream, another one goes on from the tokens
+that the client has: no token is doubled and none is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Final
+
+import msgspec
+
+from tandem.errors import RequestError
+from tandem.gateway.admission.admission import Admission, Place
+from tandem.gateway.delivery.continuation import Continuation, Usage, go_on, resume
+from tandem.gateway.delivery.exactness import Exactness, cannot
+from tandem.gateway.delivery.legs import Kept, Legs
+from tandem.gateway.delivery.spelling import find_silent_tokens
+from tandem.gateway.delivery.worker_client import WorkerClient
+from tandem.gateway.delivery.worker_stream import TAIL, is_done, told_events, told_lines
+from tandem.gateway.observability.metrics import GatewayMetrics
+from tandem.gateway.request.body import ClientBody
+from tandem.gateway.request.client_request import ClientRequest
+from tandem.gateway.request.internal import without_tickets
+from tandem.gateway.request.journal import Journal
+from tandem.gateway.request.progress import Progress
+from tandem.gateway.request.tally import Tally
+from tandem.gateway.wire.exchange import Exchange, WorkerError
+from tandem.gateway.wire.worker import Worker
+from tandem.gateway.workers.budget import Retry, RetryBudget
+from tandem.gateway.workers.pool import Pool
+from tandem.gateway.workers.route import Route
+from tandem.protocol import sse
+from tandem.protocol.kv import Resume
+
+ROUNDS: Final = 4
+"""So often everybody may be tried."""
+PAUSE_S: Final = 0.2
+"""Before the second round; doubled before each further one."""
+log = logging.getLogger(__name__)
+
+
+class Courier:
+    """What deliveries are made with; one for all of them."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        admission: Admission,
+        legs: Legs,
+        client: WorkerClient,
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self.pool = pool
+        self.admission = admission
+        self.legs = legs
+        self.client = client
+        self.budget = budget
+        self.metrics = metrics
+        self.journals: set[Journal] = set()
+        """Of the streams that are open."""
+        self.reasons = False
+        """Whether an instance was seen to tell reasoning apart, without being asked to."""
+
+    def deliver(self, asked: ClientRequest, choice: int = 0) -> Delivery:
+        """Begin to answer a request for one choice."""
+        return Delivery(self, asked, choice)
+
+
+class Delivery:
+    """The answer to one request for one choice, streamed or whole.
+
+    Args:
+        courier: What it is made with.
+        asked: The request; its `n` is 1.
+        choice: Which of several answers to the same prompt it is: that decides its random numbers.
+    """
+
+    def __init__(self, courier: Courier, asked: ClientRequest, choice: int = 0) -> None:
+        self._courier = courier
+        self._asked = asked
+        self._choice = choice
+        self._tally = Tally(asked.prefills)
+        self._seed = secrets.randbits(62)
+        self._reasons = courier.reasons
+        self._tried: set[Worker] = set()
+        self._rounds = 1
+        self._was_let_in = False
+        self._last: WorkerError | None = None
+        self._retry: Retry | None = None
+        self._kept = Kept()
+        self.headers: dict[str, str] = {}
+        """What the client learns about who serves it: the first who answered, or else the last who was tried."""
+        self.exchange: Exchange | None = None
+        """The last one that has begun to answer."""
+
+    async def whole(self) -> bytes:
+        """The whole answer.
+
+        Raises:
+            VerbatimError: A worker answered 4xx; the client gets that answer.
+            RequestError: Nobody could answer, or not in time.
+        """
+        try:
+            while True:
+                try:
+                    return await self._whole_once()
+                except WorkerError as error:
+                    await self._before_next(error)
+        finally:
+            self._asked.record.count(self._tally)
+            self._end()
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The stream's bytes, whole lines at a time; raises like `whole`, before or after the first of them."""
+        journal = Journal(wants_ids=self._asked.body.wants_ids)
+        self._courier.journals.add(journal)
+        try:
+            while True:
+                try:
+                    async with aclosing(self._rest(journal) if has_begun(journal) else self._begin(journal)) as pieces:
+                        async for piece in pieces:
+                            self._end_retry()
+                            yield piece
+                except WorkerError as error:
+                    await self._before_next(error)
+                else:
+                    return
+        finally:
+            self._courier.journals.discard(journal)
+            if "messages" in self._asked.body.fields:
+                self._courier.reasons = self._courier.reasons or journal.tells_reasoning
+            self._asked.record.count(self._tally, events=self._tellings(journal))
+            self._end()
+
+    async def _whole_once(self) -> bytes:
+        with await self._place() as place:
+            self.headers = place.route.headers
+            async with self._answered(place, self._first_body(place.route)) as exchange:
+                raw = await exchange.whole()
+                try:
+                    return self._tally.whole(without_tickets(raw), alone=exchange.prefilled is None)
+                except msgspec.DecodeError:
+                    how = "answered with something other than JSON"
+                    raise WorkerError(exchange.worker, how, cause="bad_answer") from None
+
+    async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
+        """The stream from its start."""
+        with await self._place() as place:
+            self.headers = place.route.headers
+            async with self._answered(place, self._first_body(place.route)) as exchange:
+                tail, counted = b"", self._asked.body.wants_usage
+                try:
+                    async for lines in told_lines(exchange, self._courier.client):
+                        tail = (tail + lines)[-TAIL:]
+                        seen = journal.pass_on(lines)
+                        yield self._tally.lines(seen, alone=exchange.prefilled is None) if counted else seen
+                except WorkerError:
+                    if is_done(tail):  # the client has everything already
+                        return
+                    if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
+                        yield b"\n"
+                    raise
+                if not is_done(tail):
+                    raise exchange.lost("ended its stream before [DONE]", "cut")
+
+    async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
+        """The stream from where it broke off."""
+        progress = journal.progress
+        if progress.finish_reason is None or (self._owes_usage(progress) and not progress.is_counted):
+            with await self._place() as place:
+                way = await self._continuation(place.route, progress)
+                self._courier.metrics.continued(way.name)
+                self._asked.record.continuations += 1
+                async with self._answered(place, way.body) as exchange:
+                    async for event in told_events(exchange, self._courier.client):
+                        self._end_retry()  # much may come again before anything is news
+                        if (news := way.news(event | _head(progress))) is not None:
+                            if news.get("usage"):
+                                news["usage"] = self._tally.corrected(news["usage"], alone=False)
+                            yield sse.event(journal.seen(news))
+            way.end()
+        elif self._owes_usage(progress):
+            yield sse.event(self._last_event(progress))
+        yield sse.DONE
+
+    def _owes_usage(self, progress: Progress) -> bool:
+        return self._asked.body.wants_usage and not progress.has_usage
+
+    def _last_event(self, progress: Progress) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if "messages" in self._asked.body.fields else "text_completion"
+        usage = self._tally.corrected(Usage(self._asked.body, progress).counted({}), alone=False)
+        return {"object": kind, "choices": [], "usage": usage} | _head(progress)
+
+    async def _continuation(self, route: Route, progress: Progress) -> Continuation:
+        first = self._first_body(route)
+        if self._is_native(route):
+            return resume(first, progress, self._choice)
+        if not Exactness(first).is_repeatable:
+            await find_silent_tokens(progress, route.decode, self._asked, self._courier.client)
+        return go_on(first, progress, self._exactness)
+
+    def _first_body(self, route: Route) -> ClientBody:
+        """The body of a first try: asks for ids where it streams, and for the same random numbers everywhere."""
+        body, native = self._asked.body, self._is_native(route)
+        fields: dict[str, Any] = {}
+        if body.streams and not body.echoes:  # vLLM would leave the prompt's text out
+            fields["return_token_ids"] = True
+        seed = body.value("seed")
+        if seed is None and (native or (body.streams and self._exactness.needs_seed)):
+            fields["seed"] = self._seed
+        if native and self._choice:
+            fields["resume"] = Resume(output_token_ids=[], choice=self._choice)
+        if not native and self._choice and type(seed) is int:
+            fields["seed"] = seed + self._choice
+        return body.with_fields(**fields)
+
+    @cached_property
+    def _exactness(self) -> Exactness:
+        return Exactness(self._asked.body, reasons=self._reasons)
+
+    def _is_native(self, route: Route) -> bool:
+        """Whether the workers are instances of ours."""
+        return self._courier.pool.can("resume", *route.workers)
+
+    async def _place(self) -> Place:
+        """Room for the next try; it may have to be waited for, but not once this has been let in."""
+        place = await self._courier.admission.place(self._asked, self._next_route, was_let_in=self._was_let_in)
+        self._was_let_in = True
+        return place
+
+    def _next_route(self, with_room: bool) -> Route:
+        pool = self._courier.pool
+        pool.require_open()
+        prefilled = self._kept.leg.worker if self._kept.leg else None
+        route = Route.plan(pool, self._asked.demand, self._tried, with_room=with_room, prefilled=prefilled)
+        if route is None:
+            raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
+        return route
+
+    @asynccontextmanager
+    async def _answered(self, place: Place, body: ClientBody) -> AsyncIterator[Exchange]:
+        """One try."""
+        self._courier.metrics.routed(place.route.kind)
+        self._asked.record.tries += 1
+        if place.reservation is not None:
+            body = body.with_fields(reservation=place.reservation)
+        async with self._courier.legs.answer(place.route, self._asked.with_body(body), self._kept) as exchange:
+            self.exchange = exchange
+            try:
+                yield exchange
+            finally:
+                self._asked.record.heard(exchange)
+
+    async def _before_next(self, error: WorkerError) -> None:
+        """Get ready for another try: who failed is out for this round.
+
+        Raises:
+            RequestError: There has been enough of it, or the deadline is over.
+        """
+        self._end_retry()
+        self._last = error
+        if error.cause == "silent":
+            self._asked = replace(self._asked, too_slow=self._asked.too_slow + 1)
+        self._tried.add(error.worker)
+        log.info("%s: %s; it goes on elsewhere", self._asked.record.id, error)
+        try:
+            async with asyncio.timeout(self._asked.left_s()):
+                await self._courier.legs.confirm(self._kept)
+                await self._turn(error)
+        except TimeoutError:
+            raise self._asked.late() from None
+
+    async def _turn(self, error: WorkerError) -> None:
+        if not self._courier.pool.has_candidates(self._tried):
+            if self._rounds == ROUNDS:
+                raise error
+            await asyncio.sleep(PAUSE_S * 2 ** (self._rounds - 1))
+            self._rounds += 1
+            self._tried.clear()
+        self._courier.metrics.retried(error.worker)
+        with self._asked.record.queued():
+            self._retry = await self._courier.budget.retry()
+
+    def _tellings(self, journal: Journal) -> int:
+        """Events that bring text: the role of a chat and the counts of tokens have one of their own."""
+        body = self._asked.body
+        return max(0, journal.events - ("messages" in body.fields) - body.wants_usage)
+
+    def _end(self) -> None:
+        self._courier.legs.drop(self._kept)
+        self._end_retry()
+
+    def _end_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.end()
+            self._retry = None
+
+
+def has_begun(journal: Journal) -> bool:
+    """Whether a stream has to go on, and not to begin, because its client has a part of the answer.
+
+    Raises:
+        RequestError: The client has something of which nobody knows how it goes on.
+    """
+    try:
+        return journal.has_begun and bool(journal.progress.head.id)
+    except msgspec.DecodeError:
+        raise cannot("it was something other than OpenAI's JSON") from None
+
+
+def _head(progress: Progress) -> dict[str, Any]:
+    """What all events of an answer have in common."""
+    head = progress.head
+    return {"id": head.id, "created": head.created, "model": head.model}

@@ -1,0 +1,1 @@
+"""Who is let in to ask at all: connections of clients, and their keys."""

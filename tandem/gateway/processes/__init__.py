@@ -1,0 +1,1 @@
+"""What the processes of one gateway share, and what they tell each other."""

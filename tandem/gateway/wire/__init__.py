@@ -1,0 +1,1 @@
+"""To the workers and back: connections, and what is asked over them."""

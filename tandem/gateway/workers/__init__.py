@@ -1,0 +1,1 @@
+"""Who works: how each one is doing, and whose turn it is."""
