@@ -41,9 +41,9 @@ from gateway_rig import BODY, CHAT, EARLY, JSON, SOON_S, Rig, rigged, trial, unt
 
 from tandem.errors import UsageError
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.delivery import delivery
-from tandem.gateway.delivery.delivery import ROUNDS
+from tandem.gateway.delivery import tries
 from tandem.gateway.delivery.prefill import Prefill
+from tandem.gateway.delivery.tries import ROUNDS
 from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.front import Api
 from tandem.gateway.request.journal import Journal
@@ -58,7 +58,7 @@ from tandem.gateway.workers.vitals import MOST_WITHOUT_TICKET
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 @trial

@@ -13,7 +13,7 @@ from fake_model import failing_after, model, resets
 from fake_worker import Script, answers, cut_short, never, words
 from gateway_rig import BODY, Rig, rigged, trial, until
 
-from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery import tries
 from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.observability.visibility import Visibility
 
@@ -23,7 +23,7 @@ SECRET = "a-secret-that-no-log-may-hold"
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 def showing(path: Path, **options: Any) -> dict[str, Visibility]:

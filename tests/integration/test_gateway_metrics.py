@@ -26,7 +26,7 @@ from fake_worker import (
 )
 from gateway_rig import BODY, CHAT, EARLY, Rig, rigged, trial, until
 
-from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery import tries
 from tandem.gateway.observability.access_log import fields_of
 from tandem.gateway.request.record import Part, Record
 from tandem.gateway.wire.exchange import Cause
@@ -40,7 +40,7 @@ PART = "tandem_gateway_ttft_part_seconds"
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 async def read(rig: Rig, body: dict[str, Any], path: str = "/v1/completions") -> bytes:

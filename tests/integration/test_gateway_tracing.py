@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tandem.errors import UsageError
-from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery import tries
 from tandem.gateway.observability import tracing
 from tandem.gateway.observability.tracing import Tracing
 from tandem.gateway.observability.visibility import Visibility
@@ -35,7 +35,7 @@ SECRET = "a-secret-that-no-span-may-hold"
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 @pytest.fixture

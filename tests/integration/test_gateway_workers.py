@@ -25,7 +25,7 @@ from gateway_rig import BODY, until
 
 from tandem.gateway.door.keys import add_key
 from tandem.gateway.workers.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
-from tandem.gateway.workers.pool import READY_S
+from tandem.gateway.workers.ready import READY_S
 from tandem.protocol.lifeline import Lifeline
 
 EVENTS = 40

@@ -17,7 +17,7 @@ from fake_model import ends, resets
 from fake_vllm import WORDS, Body, given, spell, told_by, vllm
 from gateway_rig import BODY, CHAT, Rig, rigged
 
-from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery import tries
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "sail"}}]
@@ -64,7 +64,7 @@ FROM_AND_TO = ((1, 1), (1, 3), (2, 3))
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 @dataclass

@@ -29,8 +29,8 @@ from fake_model import (
 from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, words
 from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
 
-from tandem.gateway.delivery import delivery
-from tandem.gateway.delivery.delivery import ROUNDS
+from tandem.gateway.delivery import tries
+from tandem.gateway.delivery.tries import ROUNDS
 from tandem.gateway.workers.breaker import FAILURES_TO_OPEN
 from tandem.gateway.workers.patience import Patience
 
@@ -50,7 +50,7 @@ BLOWS: dict[str, Callable[[Callable[[], FakeWorker]], Blow]] = {
 
 @pytest.fixture(autouse=True)
 def without_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "PAUSE_S", 0.01)
+    monkeypatch.setattr(tries, "PAUSE_S", 0.01)
 
 
 def run(scenario: Coroutine[Any, Any, Any]) -> Any:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from tandem.errors import RequestError
 from tandem.gateway.admission.admission import Admission, Place
-from tandem.gateway.delivery.continuation import Continuation, Usage, go_on, resume
-from tandem.gateway.delivery.exactness import Exactness, cannot
+from tandem.gateway.delivery.bodies import Bodies
+from tandem.gateway.delivery.continuation import Continuation, Usage
+from tandem.gateway.delivery.exactness import cannot
 from tandem.gateway.delivery.legs import Kept, Legs
 from tandem.gateway.delivery.spelling import find_silent_tokens
+from tandem.gateway.delivery.tries import Tries
 from tandem.gateway.delivery.worker_client import WorkerClient
 from tandem.gateway.delivery.worker_stream import TAIL, is_done, told_events, told_lines
 from tandem.gateway.observability.metrics import GatewayMetrics
@@ -33,17 +32,11 @@ from tandem.gateway.request.journal import Journal
 from tandem.gateway.request.progress import Progress
 from tandem.gateway.request.tally import Tally
 from tandem.gateway.wire.exchange import Exchange, WorkerError
-from tandem.gateway.wire.worker import Worker
-from tandem.gateway.workers.budget import Retry, RetryBudget
+from tandem.gateway.workers.budget import RetryBudget
 from tandem.gateway.workers.pool import Pool
 from tandem.gateway.workers.route import Route
 from tandem.protocol import sse
-from tandem.protocol.kv import Resume
 
-ROUNDS: Final = 4
-"""So often everybody may be tried."""
-PAUSE_S: Final = 0.2
-"""Before the second round; doubled before each further one."""
 log = logging.getLogger(__name__)
 
 
@@ -88,15 +81,10 @@ class Delivery:
     def __init__(self, courier: Courier, asked: ClientRequest, choice: int = 0) -> None:
         self._courier = courier
         self._asked = asked
-        self._choice = choice
+        self._bodies = Bodies(asked.body, choice, reasons=courier.reasons)
         self._tally = Tally(asked.prefills)
-        self._seed = secrets.randbits(62)
-        self._reasons = courier.reasons
-        self._tried: set[Worker] = set()
-        self._rounds = 1
+        self._tries = Tries(courier.pool, courier.budget, courier.metrics)
         self._was_let_in = False
-        self._last: WorkerError | None = None
-        self._retry: Retry | None = None
         self._kept = Kept()
         self.headers: dict[str, str] = {}
         """What the client learns about who serves it: the first who answered, or else the last who was tried."""
@@ -129,7 +117,7 @@ class Delivery:
                 try:
                     async with aclosing(self._rest(journal) if has_begun(journal) else self._begin(journal)) as pieces:
                         async for piece in pieces:
-                            self._end_retry()
+                            self._tries.succeed()
                             yield piece
                 except WorkerError as error:
                     await self._before_next(error)
@@ -183,7 +171,7 @@ class Delivery:
                 self._asked.record.continuations += 1
                 async with self._answered(place, way.body) as exchange:
                     async for event in told_events(exchange, self._courier.client):
-                        self._end_retry()  # much may come again before anything is news
+                        self._tries.succeed()  # much may come again before anything is news
                         if (news := way.news(event | _head(progress))) is not None:
                             if news.get("usage"):
                                 news["usage"] = self._tally.corrected(news["usage"], alone=False)
@@ -202,31 +190,13 @@ class Delivery:
         return {"object": kind, "choices": [], "usage": usage} | _head(progress)
 
     async def _continuation(self, route: Route, progress: Progress) -> Continuation:
-        first = self._first_body(route)
-        if self._is_native(route):
-            return resume(first, progress, self._choice)
-        if not Exactness(first).is_repeatable:
+        native = self._is_native(route)
+        if not (native or self._bodies.is_repeatable):
             await find_silent_tokens(progress, route.decode, self._asked, self._courier.client)
-        return go_on(first, progress, self._exactness)
+        return self._bodies.rest(progress, native=native)
 
     def _first_body(self, route: Route) -> ClientBody:
-        """The body of a first try: asks for ids where it streams, and for the same random numbers everywhere."""
-        body, native = self._asked.body, self._is_native(route)
-        fields: dict[str, Any] = {}
-        if body.streams and not body.echoes:  # vLLM would leave the prompt's text out
-            fields["return_token_ids"] = True
-        seed = body.value("seed")
-        if seed is None and (native or (body.streams and self._exactness.needs_seed)):
-            fields["seed"] = self._seed
-        if native and self._choice:
-            fields["resume"] = Resume(output_token_ids=[], choice=self._choice)
-        if not native and self._choice and type(seed) is int:
-            fields["seed"] = seed + self._choice
-        return body.with_fields(**fields)
-
-    @cached_property
-    def _exactness(self) -> Exactness:
-        return Exactness(self._asked.body, reasons=self._reasons)
+        return self._bodies.first(native=self._is_native(route))
 
     def _is_native(self, route: Route) -> bool:
         """Whether the workers are instances of ours."""
@@ -242,9 +212,9 @@ class Delivery:
         pool = self._courier.pool
         pool.require_open()
         prefilled = self._kept.leg.worker if self._kept.leg else None
-        route = Route.plan(pool, self._asked.demand, self._tried, with_room=with_room, prefilled=prefilled)
+        route = Route.plan(pool, self._asked.demand, self._tries.failed, with_room=with_room, prefilled=prefilled)
         if route is None:
-            raise self._last or RequestError("nobody can serve this request now; try again shortly", status=503)
+            raise self._tries.in_vain
         return route
 
     @asynccontextmanager
@@ -267,29 +237,16 @@ class Delivery:
         Raises:
             RequestError: There has been enough of it, or the deadline is over.
         """
-        self._end_retry()
-        self._last = error
+        self._tries.failure(error)
         if error.cause == "silent":
             self._asked = replace(self._asked, too_slow=self._asked.too_slow + 1)
-        self._tried.add(error.worker)
         log.info("%s: %s; it goes on elsewhere", self._asked.record.id, error)
         try:
             async with asyncio.timeout(self._asked.left_s()):
                 await self._courier.legs.confirm(self._kept)
-                await self._turn(error)
+                await self._tries.next(self._asked.record)
         except TimeoutError:
             raise self._asked.late() from None
-
-    async def _turn(self, error: WorkerError) -> None:
-        if not self._courier.pool.has_candidates(self._tried):
-            if self._rounds == ROUNDS:
-                raise error
-            await asyncio.sleep(PAUSE_S * 2 ** (self._rounds - 1))
-            self._rounds += 1
-            self._tried.clear()
-        self._courier.metrics.retried(error.worker)
-        with self._asked.record.queued():
-            self._retry = await self._courier.budget.retry()
 
     def _tellings(self, journal: Journal) -> int:
         """Events that bring text: the role of a chat and the counts of tokens have one of their own."""
@@ -298,12 +255,7 @@ class Delivery:
 
     def _end(self) -> None:
         self._courier.legs.drop(self._kept)
-        self._end_retry()
-
-    def _end_retry(self) -> None:
-        if self._retry is not None:
-            self._retry.end()
-            self._retry = None
+        self._tries.succeed()
 
 
 def has_begun(journal: Journal) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Final, Literal
+from typing import Literal
 
 from tandem.errors import RequestError
 from tandem.gateway.processes.board import Board
@@ -17,14 +17,12 @@ from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.breaker import State
 from tandem.gateway.workers.capacity import NoRoomError
 from tandem.gateway.workers.policy import POLICIES, Policy, PolicyName
+from tandem.gateway.workers.ready import Ready
 from tandem.gateway.workers.vitals import Vitals
 from tandem.protocol.identity import Role
 
 Capability = Literal["early_ticket", "named_ticket", "release", "reserve", "resume", "ticket_reuse"]
 """Of `protocol.identity.CAPABILITIES`, what the gateway makes use of."""
-
-READY_S: Final = 0.05
-"""For so long it is not looked again who is ready, where nothing is known to have changed."""
 
 
 class Pool:
@@ -60,9 +58,7 @@ class Pool:
         self._short_tokens = short_tokens
         self._vitals = {worker: Vitals(worker, self._board) for worker in workers}
         self._policies: dict[Role, Policy] = {role: POLICIES[policy]() for role in ("prefill", "decode")}
-        self._ready_until = 0.0
-        self._ready: dict[Role, list[Vitals]] = {}
-        self._ready_digests: dict[Role, Set[str | None]] = {}
+        self._ready = Ready(self._vitals, clock)
 
     @property
     def workers(self) -> tuple[Worker, ...]:
@@ -211,9 +207,7 @@ class Pool:
         Raises:
             NoRoomError: Nobody has room now.
         """
-        candidates = self._candidates(role, tried)
-        if partner is not None:
-            candidates = self._fitting(candidates, role, partner, tried)
+        candidates = self._ready.beside(role, tried, partner)
         if not candidates:
             return None
         chosen = self._policies[role].choose(candidates, demand)
@@ -263,55 +257,10 @@ class Pool:
 
     def has_candidates(self, tried: Collection[Worker]) -> bool:
         """Whether `choose` would find anybody, of whatever role."""
-        return any(self._candidates(role, tried) for role in self._policies)
-
-    def _candidates(self, role: Role, tried: Collection[Worker]) -> list[Vitals]:
-        ready = self._all_ready(role)
-        return [vitals for vitals in ready if vitals.worker not in tried] if tried else ready
-
-    def _fitting(
-        self, candidates: list[Vitals], role: Role, partner: Role | Worker, tried: Collection[Worker]
-    ) -> list[Vitals]:
-        """Those who can hand over to, or go on from, a partner: of its digest, where both have told one."""
-        its = {self.vitals(partner).digest} if isinstance(partner, Worker) else self._digests(partner)
-        if len((self._digests(role) | its) - {None}) < 2:  # all go with all, as they mostly do
-            return candidates
-        if isinstance(partner, Worker):
-            digest = self.vitals(partner).digest
-            return [vitals for vitals in candidates if None in (digest, vitals.digest) or vitals.digest == digest]
-        digests = {vitals.digest for vitals in self._candidates(partner, tried)}
-        if None in digests or len(digests | {vitals.digest for vitals in candidates}) < 2:
-            return candidates
-        return [vitals for vitals in candidates if vitals.digest is None or vitals.digest in digests] or candidates
-
-    def _all_ready(self, role: Role) -> list[Vitals]:
-        now = self._clock()
-        if now >= self._ready_until:
-            self._ready.clear()
-            self._ready_digests.clear()
-            self._ready_until = now + READY_S
-        if role not in self._ready:
-            self._ready[role] = self._look_who_is_ready(role, now)
-        return self._ready[role]
-
-    def _digests(self, role: Role) -> Set[str | None]:
-        """Of all who are ready."""
-        ready = self._all_ready(role)
-        if role not in self._ready_digests:
-            self._ready_digests[role] = {vitals.digest for vitals in ready}
-        return self._ready_digests[role]
-
-    def _look_who_is_ready(self, role: Role, now: float) -> list[Vitals]:
-        """At least half of those who are up, whatever their breakers say."""
-        members = [
-            vitals for worker, vitals in self._vitals.items() if (worker.role == "prefill") == (role == "prefill")
-        ]
-        up = [vitals for vitals in members if vitals.serves]
-        allowed = [vitals for vitals in up if vitals.breaker.allows(now)]
-        return allowed if 2 * len(allowed) >= len(up) else up
+        return any(self._ready.of(role, tried) for role in self._policies)
 
     def _changed(self) -> None:
-        self._ready_until = 0.0
+        self._ready.look_again()
         self.on_change()
 
     def _forget(self, worker: Worker) -> None:
