@@ -100,7 +100,15 @@ class Gateway:
         self._renewal = Renewal()
         self._peers = open_peers(config.access, self._renewal)
         client = WorkerClient(self._peers, self.pool)
-        self._legs = Legs(self.pool, client, Releases(self._peers, self.pool, client), self.metrics)
+        self._budget = RetryBudget(commons.board)
+        self._legs = Legs(
+            pool=self.pool,
+            client=client,
+            releases=Releases(self._peers, self.pool, client),
+            budget=self._budget,
+            patience=config.patience,
+            metrics=self.metrics,
+        )
         self._reservations = Reservations(self._peers)
         expected = dict(zip(self.pool.workers, config.expected, strict=bool(config.expected)))
         self._health = HealthWatch(self.pool, self._peers, config.health_period_s, expected)
@@ -118,7 +126,7 @@ class Gateway:
         self._door = Door(config.limits, config.tls.kept_new(self._renewal) if config.tls else None)
 
     def _new_service(self, client: WorkerClient) -> Service:
-        config, budget = self.config, RetryBudget(self.commons.board)
+        config = self.config
         keys = config.keys and config.keys.on(self.commons.board)
         if keys is not None:
             self._keep_new(keys)
@@ -128,7 +136,7 @@ class Gateway:
             admission=admission,
             legs=self._legs,
             client=client,
-            budget=budget,
+            budget=self._budget,
             metrics=self.metrics,
         )
         return Service(
@@ -136,7 +144,7 @@ class Gateway:
             pool=self.pool,
             client=client,
             courier=courier,
-            budget=budget,
+            budget=self._budget,
             metrics=self.metrics,
             length_limit=config.length_limit,
             limits=config.limits,

@@ -134,6 +134,7 @@ class Delivery:
         with await self._place() as place:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
+                self.headers = place.route.with_prefill(exchange.source).headers
                 raw = await exchange.whole()
                 try:
                     return self._tally.whole(without_tickets(raw), alone=exchange.prefilled is None)
@@ -146,6 +147,7 @@ class Delivery:
         with await self._place() as place:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
+                self.headers = place.route.with_prefill(exchange.source).headers
                 tail, counted = b"", self._asked.body.wants_usage
                 try:
                     async for lines in told_lines(exchange, self._courier.client):

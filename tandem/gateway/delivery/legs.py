@@ -18,6 +18,9 @@ from tandem.gateway.delivery.worker_client import WorkerClient
 from tandem.gateway.observability.metrics import GatewayMetrics
 from tandem.gateway.request.client_request import ClientRequest
 from tandem.gateway.wire.exchange import Exchange, Stage, WorkerError
+from tandem.gateway.wire.worker import Worker
+from tandem.gateway.workers.budget import Retry, RetryBudget
+from tandem.gateway.workers.patience import Patience
 from tandem.gateway.workers.pool import Pool
 from tandem.gateway.workers.route import Route
 
@@ -38,10 +41,21 @@ class Kept:
 class Legs:
     """Walks the legs of requests, and clears up behind those that ended otherwise, in tasks that outlive them."""
 
-    def __init__(self, pool: Pool, client: WorkerClient, releases: Releases, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        client: WorkerClient,
+        releases: Releases,
+        budget: RetryBudget,
+        patience: Patience,
+        metrics: GatewayMetrics,
+    ) -> None:
         self._pool = pool
         self._client = client
         self._releases = releases
+        self._budget = budget
+        self._patience = patience
         self._metrics = metrics
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -67,8 +81,7 @@ class Legs:
         except WorkerError as error:
             # Here, where it is known who is to blame, and not at the exchange: a pull fails on both sides.
             asked.record.cause = error.cause
-            self._metrics.failed(error.worker, error.cause)
-            self._pool.failed(error.worker)
+            self._blame(error)
             raise
 
     @asynccontextmanager
@@ -81,13 +94,14 @@ class Legs:
     @asynccontextmanager
     async def _apart(self, route: Route, asked: ClientRequest, kept: Kept | None) -> AsyncIterator[Exchange]:
         """A ticket that `decode` did not get to use, because a leg failed or the client went, is given back."""
-        leg = self._leg(route, asked, kept)
+        legs = [leg := self._leg(route, asked, kept)]
         used, is_kept, exchange = False, False, None
         try:
+            leg = await self._first_told(legs, route, asked)
             ticket = await leg.ticket()
             body = asked.body.decode_leg(ticket.raw if ticket else None, asked.left_s())
             exchange = _exchange(route, asked)  # only now: from here on decode is waited for
-            exchange.prefilled = leg.told
+            exchange.prefilled = leg.result
             leg.feeds(exchange)
             with asked.leg("decode", route.decode) as headers:
                 async with self._client.post(exchange, asked.path, body, headers):
@@ -104,29 +118,68 @@ class Legs:
                 kept.leg, is_kept = leg, True
             raise cause from None
         finally:
-            if not is_kept and not (used and leg.over):
-                self._begin_end(leg, used=used)
+            for one in legs:
+                if one is not leg or not (is_kept or (used and leg.over)):
+                    self._begin_end(one, used=used and one is leg)
 
     def _leg(self, route: Route, asked: ClientRequest, kept: Kept | None) -> Prefill:
         """The prefill that was kept, or a new one."""
-        prefill = route.prefill
         if kept is not None and kept.leg is not None:
             leg = kept.leg
-            if leg.worker is prefill:
+            if leg.worker is route.prefill:
                 kept.leg = None
                 return leg
             self.drop(kept)
+        return self._begin(route.prefill, route.decode, asked)
+
+    def _begin(self, prefill: Worker, decode: Worker, asked: ClientRequest) -> Prefill:
         leg = Prefill(
             self._pool.vitals(prefill),
             asked,
-            early=self._pool.can("early_ticket", prefill, route.decode),
+            early=self._pool.can("early_ticket", prefill, decode),
             named=self._pool.can("named_ticket", prefill),
-            reusable=self._pool.can("ticket_reuse", prefill, route.decode),
+            reusable=self._pool.can("ticket_reuse", prefill, decode),
             client=self._client,
             metrics=self._metrics,
         )
-        asked.prefills.append(leg.told)
+        asked.prefills.append(leg.result)
         return leg
+
+    async def _first_told(self, legs: list[Prefill], route: Route, asked: ClientRequest) -> Prefill:
+        """The leg; or, where it is late, the first with a ticket of it and another one that is asked beside it.
+
+        Only where the slower one can be released: it would compute in vain, and hold what nobody fetches.
+        """
+        [leg] = legs
+        if (room := await self._room_beside(leg)) is None:
+            return leg
+        try:
+            worker = self._pool.choose("prefill", asked.demand, route.workers, partner=route.decode)
+            if worker is None or not self._pool.can("named_ticket", worker):
+                return leg
+            self._pool.sent(asked.demand, worker)
+            legs.append(self._begin(worker, route.decode, asked))
+            first, other = await _first_told(*legs)
+        finally:
+            room.end()
+        self._metrics.hedged(leg.worker, won=first is not leg)
+        if isinstance(other.failure, WorkerError):
+            self._blame(other.failure)
+        legs.remove(other)
+        self._begin_end(other, used=False)
+        return first
+
+    async def _room_beside(self, leg: Prefill) -> Retry | None:
+        """Room for another one beside a leg that is late; None where it is not, or where it could not be released."""
+        while leg.is_named and not await leg.is_told(self._patience.hedge_s(leg.expected_s)):
+            self._pool.vitals(leg.worker).is_suspect = True
+            if (room := self._budget.hedge()) is not None:
+                return room
+        return None
+
+    def _blame(self, error: WorkerError) -> None:
+        self._metrics.failed(error.worker, error.cause)
+        self._pool.failed(error.worker)
 
     async def confirm(self, kept: Kept) -> None:
         """Ask whether what was kept is still good; if not, drop it."""
@@ -148,6 +201,22 @@ class Legs:
         task = asyncio.create_task(leg.end(self._releases, used=used))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
+
+
+async def _first_told(one: Prefill, other: Prefill) -> tuple[Prefill, Prefill]:
+    """The first of two that does its part, and the other one; where neither does, as they come."""
+    waits = {asyncio.create_task(leg.told()): leg for leg in (one, other)}
+    try:
+        pending = set(waits)
+        while pending:
+            told, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for leg in (waits[wait] for wait in told):
+                if not isinstance(leg.failure, WorkerError):
+                    return (leg, other) if leg is one else (leg, one)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return one, other
 
 
 def _exchange(route: Route, asked: ClientRequest) -> Exchange:

@@ -26,6 +26,7 @@ from tandem.gateway.observability.metrics import GatewayMetrics
 from tandem.gateway.request.client_request import ClientRequest
 from tandem.gateway.wire.exchange import Exchange, WorkerError
 from tandem.gateway.wire.prefilled import Prefilled, PromptUsage
+from tandem.gateway.wire.silence import Silence
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.vitals import MOST_WITHOUT_TICKET, Vitals
 from tandem.protocol.answers import TICKET_RELEASED
@@ -95,7 +96,7 @@ class Prefill:
         self._reading = asyncio.create_task(self._run(asked, early))
         vitals.load.begin(self._tokens)  # until it is computed, or nobody wants it
         self._reading.add_done_callback(lambda _: vitals.load.end(self._tokens))
-        self.told = Prefilled()
+        self.result = Prefilled()
         """What is known of it besides."""
         self.failure: Exception | None = None
         """Why there will be no keys and values, as soon as that is known."""
@@ -120,6 +121,28 @@ class Prefill:
     def was_given_back(self) -> bool:
         """Whether it ended because its ticket was released, as a decode instance does that fails."""
         return isinstance(self.failure, RequestError) and self.failure.code == TICKET_RELEASED
+
+    async def told(self) -> None:
+        """Wait until there is a ticket, or it is known that there will be none."""
+        await self._told.wait()
+
+    async def is_told(self, within_s: float) -> bool:
+        """Wait for the same, but not for longer."""
+        if not self._told.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._told.wait()
+        return self._told.is_set()
+
+    @property
+    def expected_s(self) -> float:
+        """How long its ticket may take, by its worker's past; 0 where it has none."""
+        return self._vitals.silences.expected_s("prefill", Silence(self._tokens)) or 0.0
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its ticket can be given back even if it never comes."""
+        return self._name is not None
 
     @property
     def worker(self) -> Worker:
@@ -171,7 +194,7 @@ class Prefill:
                 with asked.leg("prefill", self._worker) as headers:
                     async with self._client.post(exchange, asked.path, body, headers):
                         await self._read(exchange)
-            self.told.ended = time.monotonic()
+            self.result.ended = time.monotonic()
         except Exception as error:  # noqa: BLE001 - raised where the ticket is waited for, as it is
             self.failure = error
             self._starve()
@@ -196,7 +219,7 @@ class Prefill:
                 self._vitals.without_ticket = 0
                 self._told.set()
                 await asyncio.sleep(0)  # the decode leg goes first; what is left to do here can wait
-            self.told.usage = answer.usage or self.told.usage
+            self.result.usage = answer.usage or self.result.usage
             ended |= answer.ended
         if self._ticket is None and not ended and not self._may_lack_a_ticket():
             how = "prefilled but gave no ticket; start it with role prefill"

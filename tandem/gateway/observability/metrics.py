@@ -54,6 +54,7 @@ class GatewayMetrics:
             "worker_failures", "Legs that failed, by worker and what it did.", "worker", "cause"
         )
         self._retries = self._counter("retries", "Further tries, by the worker that failed.", "worker")
+        self._hedges = self._counter("hedges", "Prefills asked beside one that was late.", "worker", "first")
         self._continuations = self._counter(
             "continuations", "Tries that went on with a stream after its first bytes.", "way"
         )
@@ -117,6 +118,15 @@ class GatewayMetrics:
     def retried(self, worker: Worker) -> None:
         """Count a further try, for what `worker` failed."""
         self._retries.labels(worker.name).inc()
+
+    def hedged(self, late: Worker, *, won: bool) -> None:
+        """Count a prefill that was asked beside one that was late.
+
+        Args:
+            late: Who was.
+            won: Whether the other one's ticket came first.
+        """
+        self._hedges.labels(late.name, "other" if won else "late").inc()
 
     def turned_away(self, reason: str) -> None:
         """Count a request that was refused because there was no room."""

@@ -1,7 +1,8 @@
 """How many requests may be tried again at a time, so that a worker's end does not become a storm on the others.
 
 All processes of a gateway have one budget. Nobody is refused for it: who finds no room waits until another one's second
-try has begun to answer, or has been under way for so long that it is load like any other.
+try has begun to answer, or has been under way for so long that it is load like any other. Only who would ask somebody
+else beside the one that is late does without.
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ class RetryBudget:
                 raise
         else:
             self._retrying.add()
+        return Retry(self)
+
+    def hedge(self) -> Retry | None:
+        """Room for a try beside another one, if there is some now."""
+        if self._waiting or not self._has_room:
+            return None
+        self._retrying.add()
         return Retry(self)
 
     def give_back(self) -> None:

@@ -16,10 +16,12 @@ class Patience:
         UsageError: A number that cannot be.
     """
 
+    hedge_seconds: float = 0.25
+    """An instance that prefills may be so late with its ticket before another one is asked beside it."""
     suspect_seconds: float = 1.0
     """An instance may be silent for so long before it is asked whether it lives."""
     times_usual: float = 2.0
-    """Or for so many times its longest silence of late, if that is more."""
+    """Or either for so many times its longest silence of late, if that is more."""
     probe_seconds: float = 0.75
     """It has so long to answer that; after two misses what it has goes on elsewhere."""
     slow_seconds: float = 4.0
@@ -28,6 +30,10 @@ class Patience:
     """Or for so many times its longest silence of late, in proportion to what is asked for, if that is more."""
     longest_silence: float = 600.0
     """Seconds after which a silent instance is given up, whatever it answers."""
+
+    def hedge_s(self, expected_s: float) -> float:
+        """How late a ticket may be, of an instance whose tickets took so long at most of late."""
+        return max(self.hedge_seconds, self.times_usual * expected_s)
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tandem.gateway.request.demand import Demand
@@ -71,6 +71,10 @@ class Route:
             return cls(decode, decode, "short")
         prefill = pool.choose("prefill", demand, tried, partner=decode)
         return cls(decode, decode, "decode-alone") if prefill is None else cls(prefill, decode, "apart")
+
+    def with_prefill(self, worker: Worker | None) -> Route:
+        """The same, where another worker has prefilled; None where nobody has."""
+        return self if worker is None or worker is self.prefill else replace(self, prefill=worker)
 
     @property
     def workers(self) -> frozenset[Worker]:

@@ -54,6 +54,9 @@ class StallWatch:
 
     def _look_after(self, worker: Worker) -> None:
         vitals, now = self._pool.vitals(worker), time.monotonic()
+        if vitals.is_suspect:
+            vitals.is_suspect = False
+            self._begin_probe(worker)
         for exchange in tuple(vitals.exchanges):
             if exchange.until is not None and now >= exchange.until:
                 exchange.lose("had no more time", "late")

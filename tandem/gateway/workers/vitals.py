@@ -29,6 +29,8 @@ class Vitals:
         self.is_up = False
         self.is_draining = False
         """Whether it gets no further requests, because it is about to go."""
+        self.is_suspect = False
+        """Whether somebody has waited in vain for it, so that it shall be asked whether it lives."""
         self.is_on_trial = False
         """Whether it gets no requests yet, because it has not handed over once."""
         self.capabilities: frozenset[str] = frozenset()
