@@ -1,4 +1,4 @@
-"""The parent of a gateway's processes: it listens, starts them, and starts another one for whoever dies.
+"""The parent of a gateway's processes: it listens, starts them, and starts another one for whoever dies or hangs.
 
     supervisor ── sockets, board, bus, lifeline ──► process 0 … process N-1, the same command as its own
 
@@ -19,7 +19,7 @@ from asyncio.subprocess import Process
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from prometheus_client import multiprocess
 
@@ -37,6 +37,12 @@ LIVES: Final = 5
 PAUSE_S: Final = 0.2
 """Before a process is started again after its second short life; doubled with each further one."""
 LONGEST_PAUSE_S: Final = 5.0
+MISS_S: Final = 5.0
+"""A process that says nothing for so long, although it should every second, ..."""
+MISSES: Final = 3
+"""... so many times in a row, hangs. Not all at once: after a pause of the whole machine, all have missed one."""
+FIRST_MISSES: Final = 24
+"""The same before its first word: it has much to import."""
 STOP_S: Final = 10.0
 """For what a process does at its end beside its open requests."""
 
@@ -132,7 +138,9 @@ class Supervisor:
                 process = self._processes[row] = await self._started(row, inherited, lifeline)
             if self._asked.is_set():  # it was not there yet when the others were told
                 process.terminate()
-            await self._hear(row, line)
+            if await self._hear(row, line) == "hangs":
+                log.error("gateway: process %d hangs: it has not said that it lives for a while, and is killed", row)
+                process.kill()
             status = await process.wait()
         del self._processes[row]
         self._board.clear(row)
@@ -158,15 +166,21 @@ class Supervisor:
         lifeline.handed_over()
         return process
 
-    async def _hear(self, row: int, line: socket.socket) -> None:
-        """Pass on what a process tells, until its end."""
+    async def _hear(self, row: int, line: socket.socket) -> Literal["hangs", "ends"]:
+        """Pass on what a process tells, until it says no more."""
         reader, writer = await asyncio.open_unix_connection(sock=line, limit=LONGEST)
         writer.write(encoded(Heard(tuple(self._last.values()))))
         self._lines[row] = writer
         try:
             with suppress(ConnectionError):
-                while said := await reader.readline():
+                misses = FIRST_MISSES
+                while said := await _next_line(reader, misses):
                     self._pass_on(decoded(said))
+                    misses = MISSES
+        except TimeoutError:
+            return "hangs"
+        else:
+            return "ends"
         finally:
             del self._lines[row]
             writer.close()
@@ -178,6 +192,13 @@ class Supervisor:
                 writer.write(encoded(said))
         elif isinstance(said, Failed) and not self._failed.done():
             self._failed.set_exception((UsageError if said.is_usage else ProcessError)(said.message))
+
+
+async def _next_line(reader: asyncio.StreamReader, misses: int) -> bytes:
+    for _ in range(misses):
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(reader.readline(), MISS_S)
+    raise TimeoutError
 
 
 def supervise(count: int, sockets: Sequence[socket.socket], grace_s: float) -> None:

@@ -21,6 +21,8 @@ from tandem.errors import TandemError, UsageError
 
 LONGEST: Final = 16 * 2**20
 """Bytes of a line."""
+BEAT_S: Final = 1.0
+"""So often a process says that it lives."""
 
 Handler = Callable[[bytes], None]
 
@@ -50,7 +52,11 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """Whether the user asked for something wrong."""
 
 
-Line = Told | Heard | Failed
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """A process does not hang."""
+
+
+Line = Told | Heard | Failed | Alive
 
 
 class Bus:
@@ -68,7 +74,7 @@ class Bus:
         self._last: dict[str, bytes] = {}
         self._told: deque[asyncio.Future[None]] = deque()
         self._writer: asyncio.StreamWriter | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def start(self) -> None:
         """Hear what was told before this process began, then whatever comes."""
@@ -79,13 +85,14 @@ class Bus:
         assert isinstance(heard, Heard), "a supervisor begins with what was told"
         for message in heard.messages:
             self._hear(message)
-        self._listening = asyncio.create_task(self._listen(reader))
+        self._tasks = (asyncio.create_task(self._listen(reader)), asyncio.create_task(self._beat(self._writer)))
 
     async def stop(self) -> None:
         """Hear no more."""
-        if self._listening is not None and self._writer is not None:
-            self._listening.cancel()
-            await asyncio.wait([self._listening])
+        if self._writer is not None and self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
             self._writer.close()
 
     def subscribe(self, topic: str, handler: Handler) -> None:
@@ -116,6 +123,11 @@ class Bus:
         self._writer.write(encoded(Failed(str(error), isinstance(error, UsageError))))
         await self._writer.drain()
         return True
+
+    async def _beat(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            writer.write(encoded(Alive()))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:

@@ -16,6 +16,7 @@ import pytest
 from tandem.errors import ProcessError, TandemError, UsageError
 from tandem.gateway import supervisor as module
 from tandem.gateway.door.listener import listen
+from tandem.gateway.processes.bus import BEAT_S
 from tandem.gateway.supervisor import Supervisor
 
 PREPARED = """
@@ -108,6 +109,24 @@ def test_a_process_that_is_killed_is_started_again_and_its_row_is_empty(
     assert "gateway: process 0 was killed by signal 9 after" in caplog.text
     assert [row for row, _ in rig.notes("stopped")] == [0, 1]
     assert all(sock.fileno() == -1 for sock in rig.sockets)
+
+
+def test_a_process_that_hangs_is_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        (_, pid), _ = await rig.until("started", 2)
+        await asyncio.sleep(4 * BEAT_S)  # who says that it lives is left alone
+        assert len(rig.notes("started")) == 2
+        os.kill(pid, signal.SIGSTOP)
+        await rig.until("started", 3)
+
+    monkeypatch.setattr(module, "MISS_S", BEAT_S / 2)
+    with caplog.at_level(logging.ERROR):
+        rig = trial(tmp_path, "", scenario)
+    assert "gateway: process 0 hangs" in caplog.text
+    assert "gateway: process 0 was killed by signal 9" in caplog.text
+    assert [row for row, _ in rig.notes("stopped")] == [0, 1]
 
 
 def test_all_hear_the_same_and_successors_too(tmp_path: Path) -> None:

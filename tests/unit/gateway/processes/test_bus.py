@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tandem.errors import ProcessError, UsageError
-from tandem.gateway.processes.bus import Bus, Failed, Heard, Told, decoded, encoded
+from tandem.gateway.processes.bus import Alive, Bus, Failed, Heard, Line, Told, decoded, encoded
 
 
 @dataclass
@@ -23,6 +23,12 @@ class Ends:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     heard: list[bytes] = field(default_factory=list)
+
+    async def said(self) -> Line:
+        """What the process says next, but that it lives."""
+        while (line := decoded(await self.reader.readline())) == Alive():
+            pass
+        return line
 
     async def until(self, count: int) -> None:
         """Wait for so many messages; the trial's own time ends a wait that is in vain."""
@@ -118,7 +124,7 @@ async def test_a_failure_says_whose_it_is() -> None:
     async with connected() as ends:
         for error, is_usage in ((UsageError("a"), True), (ProcessError("a"), False)):
             assert await ends.bus.fail(error)
-            assert decoded(await ends.reader.readline()) == Failed("a", is_usage)
+            assert await ends.said() == Failed("a", is_usage)
 
 
 def test_one_who_cannot_cope_keeps_nobody_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
