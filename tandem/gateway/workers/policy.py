@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from heapq import nlargest
 from itertools import count
 from typing import Final, Literal
 
@@ -57,13 +58,13 @@ class LeastLoaded(Policy):
         """The least loaded, of a sample where there are many."""
         cached = self.cached_tokens(demand)
         chosen = min(
-            self.sample(candidates),
+            self.sample(candidates, cached),
             key=lambda one: (one.load.tokens - (cached.get(one.worker, 0) if cached else 0), one.turn),
         )
         chosen.turn = next(self._turn)
         return chosen
 
-    def sample(self, candidates: Sequence[Vitals]) -> Sequence[Vitals]:
+    def sample(self, candidates: Sequence[Vitals], cached: Mapping[Worker, int]) -> Sequence[Vitals]:
         """Who is compared."""
         return candidates if len(candidates) <= COMPARED else random.choices(candidates, k=COMPARED)  # noqa: S311
 
@@ -74,7 +75,7 @@ class PowerOfTwo(LeastLoaded):
     Source: Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 2001.
     """
 
-    def sample(self, candidates: Sequence[Vitals]) -> Sequence[Vitals]:
+    def sample(self, candidates: Sequence[Vitals], cached: Mapping[Worker, int]) -> Sequence[Vitals]:
         """Two of them."""
         return candidates if len(candidates) <= 2 else random.sample(candidates, 2)
 
@@ -86,9 +87,11 @@ class PrefixAware(LeastLoaded):
         super().__init__()
         self._prefixes = Prefixes()
 
-    def sample(self, candidates: Sequence[Vitals]) -> Sequence[Vitals]:
-        """All of them: who was sent this prompt may be any."""
-        return candidates
+    def sample(self, candidates: Sequence[Vitals], cached: Mapping[Worker, int]) -> Sequence[Vitals]:
+        """Of many, those who were sent most of this prompt, and some others."""
+        known = [one for one in candidates if one.worker in cached]
+        most = nlargest(COMPARED, known, key=lambda one: cached[one.worker])
+        return [*most, *super().sample(candidates, cached)]
 
     def sent(self, demand: Demand, worker: Worker) -> None:
         """It has the prompt's blocks from now on."""

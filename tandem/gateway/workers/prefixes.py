@@ -26,12 +26,14 @@ class Prefixes:
         """How many of a prompt's first blocks each worker was sent; only those who were sent any."""
         found: dict[Worker, int] = {}
         holders = self._holders.get(blocks[0], set()) if blocks else set()
-        for count, block in enumerate(blocks, 1):
-            holders = holders & self._holders.get(block, set())
+        for count, block in enumerate(blocks):
+            further = holders & self._holders.get(block, set())
+            if len(further) < len(holders):
+                found |= dict.fromkeys(holders - further, count)
+                holders = further
             if not holders:
                 break
-            found |= dict.fromkeys(holders, count)
-        return found
+        return found | dict.fromkeys(holders, len(blocks))
 
     def sent(self, blocks: Sequence[int], worker: Worker) -> None:
         """Remember that a worker was sent these."""

@@ -79,6 +79,16 @@ def test_a_prompt_goes_where_its_beginning_went() -> None:
     assert policy.choose(three, prompt("a" * 4000)) is not first
 
 
+def test_of_very_many_who_know_a_beginning_the_one_that_knows_most_is_found() -> None:
+    policy, many = PrefixAware(), candidates(*[0] * 16 * COMPARED)
+    system = "s" * 2 * BLOCK_BYTES
+    for one in many:
+        policy.sent(prompt(system), one.worker)
+    conversation = prompt(system + "c" * 4 * BLOCK_BYTES)
+    policy.sent(conversation, many[-5].worker)
+    assert {policy.choose(many, conversation).worker.name for _ in range(16)} == {many[-5].worker.name}
+
+
 def test_but_not_into_a_queue_longer_than_what_it_saves() -> None:
     policy, two = PrefixAware(), candidates(0, 0)
     policy.sent(prompt("a" * 4000), two[0].worker)
