@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+import os
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from tandem.cli.tls_options import ClientTls
 from tandem.errors import TandemError, UsageError
+
+if TYPE_CHECKING:
+    from tandem.protocol.client import Access
+
+KEY = "OPENAI_API_KEY"
 
 Message = dict[str, str]
 
@@ -24,10 +31,12 @@ def chat(
     max_tokens: int = 256,
     temperature: float | None = None,
     seed: int | None = None,
+    tls: Annotated[ClientTls | None, Parameter(name="*")] = None,
 ) -> None:
     """Talk to a running service.
 
-    Answers appear as they are generated. Ctrl-D or /quit ends, /new starts over.
+    Answers appear as they are generated. Ctrl-D or /quit ends, /new starts over. A service that wants a key is shown
+    the one in OPENAI_API_KEY.
 
     Args:
         url: Base URL of the gateway, or of any service that speaks OpenAI's API.
@@ -37,17 +46,22 @@ def chat(
         max_tokens: Longest answer, in tokens.
         temperature: Sampling temperature; 0 always takes the likeliest token. The service's default if left out.
         seed: Makes sampling repeatable.
+        tls: What is shown to an https service, and asked of it.
     """
     wishes = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     fields = {name: value for name, value in wishes.items() if value is not None}
-    _converse(Conversation(url, system, fields), message)
+    from tandem.protocol.client import Access
+
+    access = Access(key=os.environ.get(KEY) or None, tls=(tls or ClientTls()).files)
+    _converse(Conversation(url, system, fields, access), message)
 
 
 class Conversation:
     """The turns so far, and where they are sent."""
 
-    def __init__(self, url: str, system: str | None, fields: dict[str, Any]) -> None:
+    def __init__(self, url: str, system: str | None, fields: dict[str, Any], access: Access) -> None:
         self._url = url
+        self._access = access
         self._system = system
         self._fields = fields
         self.start_over()
@@ -56,7 +70,7 @@ class Conversation:
         """Find a model to talk to, unless one was named; raises if nobody is there."""
         from tandem.protocol.client import list_models
 
-        names = await list_models(self._url)
+        names = await list_models(self._url, self._access)
         if not names:
             raise UsageError(f"{self._url}: serves no model; name one with --model")
         self._fields.setdefault("model", names[0])
@@ -71,7 +85,7 @@ class Conversation:
 
         asked: list[Message] = [*self._messages, {"role": "user", "content": text}]
         answer = ""
-        async with stream_chat(self._url, {**self._fields, "messages": asked}) as stream:
+        async with stream_chat(self._url, {**self._fields, "messages": asked}, self._access) as stream:
             async for piece, _ in stream:
                 print(piece, end="", flush=True)
                 answer += piece

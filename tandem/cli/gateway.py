@@ -34,7 +34,7 @@ def gateway(
     topology: Path | None = None,
     admin_key_file: Path | None = None,
     drain_seconds: float = 300.0,
-    visibility: Annotated[Visibility | None, Parameter(name="*")] = None,
+    visibility: Annotated[Visibility | None, Parameter(name="*", allow_leading_hyphen=True)] = None,
     queue: Annotated[QueueLimits | None, Parameter(name="*")] = None,
     patience: Annotated[Patience | None, Parameter(name="*")] = None,
 ) -> None:
@@ -66,6 +66,7 @@ def gateway(
         queue: Who waits for room, and for how long.
         patience: How long an instance may be silent.
     """
+    from tandem.cli.log_lines import log_lines
     from tandem.gateway.config import GatewayConfig
     from tandem.gateway.door.keys import Keys
     from tandem.gateway.fleet.fleet import ChangeConfig
@@ -99,4 +100,5 @@ def gateway(
         ),
     )
     hold_lifeline()
+    log_lines()
     run_gateway(config, announce)

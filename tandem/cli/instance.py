@@ -63,15 +63,14 @@ def instance(
         kv_load_failure_policy: What becomes of a request whose KV transfer failed: fail, or prefill it here.
         tls: What the HTTP port shows its clients, and asks of them.
     """
-    import logging
-
     from tandem.catalogue.source import model_folder, served_name
+    from tandem.cli.log_lines import log_lines
     from tandem.engine.config import InstanceConfig
     from tandem.engine.instance import run_instance
     from tandem.protocol.lifeline import hold_lifeline
 
     hold_lifeline()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines()
     config = InstanceConfig(
         model=model_folder(model),
         role=role,

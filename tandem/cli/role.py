@@ -13,6 +13,7 @@ from tandem.cli.serve import say
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tandem.cli.log_lines import log_lines
     from tandem.engine.config import InstanceConfig
     from tandem.gateway.config import GatewayConfig
     from tandem.gateway.server import Gateway
@@ -28,8 +29,6 @@ app = cyclopts.App(name="role", help_flags=(), version_flags=(), end_of_options_
 @app.default
 def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
     """Start the role that a rank table gives this process."""
-    import logging
-
     from tandem.launch.options import Options
     from tandem.launch.part import find_part
     from tandem.launch.surroundings import Surroundings
@@ -39,7 +38,7 @@ def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> No
     surroundings = Surroundings.of(os.environ, options)
     part = find_part(surroundings.global_table, surroundings.local_table)
     level = options.uvicorn_log_level.upper().replace("TRACE", "DEBUG")
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines(level)
     say(f"{part.name}: {part.seat if part.role is not Role.GATEWAY else part.host}, global rank table {part.digest}")
     if part.role is Role.GATEWAY:
         run_scheduler(options, surroundings, part)

@@ -31,6 +31,25 @@ class ServerTls:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClientTls:
+    """What a service shows us, and is shown."""
+
+    cert: Path | None = None
+    """PEM file with the certificate that it is shown, where it wants one."""
+    key: Path | None = None
+    """PEM file with its key, not encrypted."""
+    ca: Path | None = None
+    """PEM file with the CA that signed its certificate. Default: whom the system trusts."""
+
+    @property
+    def files(self) -> TlsFiles:
+        """The files."""
+        from tandem.protocol.tls import TlsFiles
+
+        return TlsFiles(side="operator", cert=self.cert, key=self.key, ca=self.ca)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerTls:
     """What a gateway shows instances, and asks of them."""
 

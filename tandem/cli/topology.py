@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from tandem.cli.tls_options import ClientTls
+
 if TYPE_CHECKING:
     from tandem.protocol.admin import TopologyState
     from tandem.protocol.admin_client import AdminClient
@@ -20,19 +22,13 @@ app = cyclopts.App(name="topology", help="See and change which instances a runni
 
 
 @dataclass(frozen=True, kw_only=True)
-class Access:
+class Access(ClientTls):
     """How to reach the gateway."""
 
     gateway: str = "http://127.0.0.1:9000"
     """Its base URL."""
     key_file: Path | None = None
     """File with the admin key. Default: the key is taken from TANDEM_ADMIN_KEY."""
-    cert: Path | None = None
-    """PEM file with the certificate that it is shown, where it wants one."""
-    key: Path | None = None
-    """PEM file with its key, not encrypted."""
-    ca: Path | None = None
-    """PEM file with the CA that signed its certificate. Default: whom the system trusts."""
 
 
 Reach = Annotated[Access | None, Parameter(name="*")]
@@ -145,7 +141,6 @@ def client(access: Access | None) -> AdminClient:
     from tandem.errors import UsageError
     from tandem.files import read_bytes
     from tandem.protocol.admin_client import AdminClient
-    from tandem.protocol.tls import TlsFiles
 
     access = access or Access()
     file = access.key_file
@@ -153,8 +148,7 @@ def client(access: Access | None) -> AdminClient:
     if not (key.isascii() and key.isprintable() and key):
         place = KEY if file is None else str(file)
         raise UsageError(f"{place}: holds no key; make one with `tandem gateway-key`, or name its file with --key-file")
-    tls = TlsFiles(side="operator", cert=access.cert, key=access.key, ca=access.ca)
-    return AdminClient(access.gateway, key, tls)
+    return AdminClient(access.gateway, key, access.files)
 
 
 def tell(topology: TopologyState, *, json: bool) -> None:

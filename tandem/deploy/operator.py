@@ -37,6 +37,9 @@ class Operator:
 
         Whether the service can go on then is for whoever watches the deployment.
         """
+        if any(OPTION in gateway.arguments for gateway in deployment.topology.of(Role.GATEWAY)):
+            self.say(f"restart: the gateway has a {OPTION} of its own; use `tandem topology restart` with a key of it")
+            return
         rolling = RollingRestart(
             admin=AdminClient(reachable(deployment.topology).url, self.key),
             restart=lambda worker: deployment.restart(worker.url),

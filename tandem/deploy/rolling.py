@@ -11,6 +11,8 @@ from tandem.protocol.admin import WorkerState
 from tandem.protocol.admin_client import AdminClient
 
 POLL_SECONDS = 0.1
+SAME_SECONDS = 60.0
+"""A command may return before what it stops has ended; for so long the old process may still answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class RollingRestart:
         self.restart(left)
         self.admin.undrain(name)
         back = self._wait(name, "up", self.start_s)
+        if is_same(left, back):
+            back = self._wait_for_another(left, min(self.start_s, SAME_SECONDS))
         if back.state != "up":
             why = back.remark or "look at its log"
             raise ProcessError(f"{name}: is {back.state} {self.start_s:g} s after its restart: {why}")
@@ -65,8 +69,22 @@ class RollingRestart:
             self.pause(POLL_SECONDS)
         return worker
 
+    def _wait_for_another(self, left: WorkerState, limit_s: float) -> WorkerState:
+        """The worker once another process has taken its place and serves."""
+        until = time.monotonic() + limit_s
+        while is_same(left, back := self._wait(left.name, "up", self.start_s)):
+            if time.monotonic() > until:
+                raise ProcessError(f"{left.name}: the process is the one of before; does the command restart it?")
+            self.pause(POLL_SECONDS)
+        return back
+
     def _find(self, name: str) -> WorkerState:
         for worker in self.admin.topology().workers:
             if worker.name == name and not worker.leaving:
                 return worker
         raise ProcessError(f"{name}: was taken out of the gateway meanwhile; add it again")
+
+
+def is_same(one: WorkerState, other: WorkerState) -> bool:
+    """Whether it is one process that has told who it is both times."""
+    return one.engine_id is not None and one.engine_id == other.engine_id

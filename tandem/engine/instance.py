@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import signal
 import socket
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ from tandem.errors import ProcessError, UsageError
 from tandem.kv.server import TransferServer
 from tandem.protocol.http import app_runner
 from tandem.protocol.renewal import Renewal
+from tandem.protocol.stop_signals import on_stop
 from tandem.protocol.tls import TlsFiles
 
 BACKLOG = 1024
@@ -30,7 +30,7 @@ BACKLOG = 1024
 
 
 def run_instance(config: InstanceConfig, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C.
 
     Args:
         config: What to serve and how.
@@ -57,8 +57,7 @@ async def _serve(
     say: Callable[[str], None],
 ) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    on_stop(stop.set)
     driver.start()
     transfers = TransferServer(driver.holder, kv, config.transfer_timeout, TRANSPORTS[config.kv_transport])
     runner = app_runner(server.application(), grace=1.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import signal
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -42,11 +42,15 @@ from tandem.gateway.workers.pool import Pool
 from tandem.gateway.workers.stalls import StallWatch
 from tandem.protocol.http import app_runner
 from tandem.protocol.renewal import Renewal
+from tandem.protocol.stop_signals import on_stop
 
 LOOK_S: Final = 0.1
 """Between two looks of a process at whether the first one has found everybody ready."""
 SHOW_S: Final = 1.0
 """Between two times that a process says how things stand in it."""
+
+ALIKE: Final = ("tandem.gateway.workers.health", "tandem.gateway.fleet")
+"""What all processes find out alike, the first one says."""
 
 
 class Gateway:
@@ -174,16 +178,14 @@ class Gateway:
         return self._door.url
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM, SIGINT or SIGHUP.
 
         Raises:
             UsageError: Somebody else than expected answers at an instance's address.
             ProcessError: Those expected have not come in time.
         """
-        loop = asyncio.get_running_loop()
         asked = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
+        on_stop(asked.set)
         stop = asyncio.create_task(asked.wait())
         running: set[asyncio.Task[Any]] = {stop, *self._tasks}
         while stop in running:
@@ -254,6 +256,9 @@ def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> N
 
 async def _process(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
     """One process from start to end; what it cannot go on for is its supervisor's to say, if it has one."""
+    if gateway.commons.row:
+        for name in ALIKE:
+            logging.getLogger(name).setLevel(logging.ERROR)
     bus = gateway.commons.bus
     await bus.start()
     try:

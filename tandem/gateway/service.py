@@ -142,8 +142,13 @@ class Service:
     async def models(self, request: web.Request) -> web.Response:
         """What a worker says it serves."""
         request[RECORD] = record = Record(id=request_id(request.headers), path=request.path)
-        with self._admitted(request, record):
-            return await self._models(request)
+        try:
+            with self._admitted(request, record):
+                response = await self._models(request)
+        except RequestError as error:
+            response = refusal_response(error)
+        response.headers["X-Request-Id"] = record.id
+        return response
 
     async def _models(self, request: web.Request) -> web.Response:
         self._pool.require_open()

@@ -29,6 +29,7 @@ from tandem.gateway.processes.board import Board, shared_memory
 from tandem.gateway.processes.bus import LONGEST, Failed, Heard, Told, decoded, encoded
 from tandem.gateway.processes.commons import Inheritance
 from tandem.protocol.lifeline import Lifeline
+from tandem.protocol.stop_signals import on_stop
 
 SHORT_S: Final = 10.0
 """Who dies sooner after its start has lived a short life."""
@@ -77,14 +78,13 @@ class Supervisor:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM, SIGINT or SIGHUP.
 
         Raises:
             UsageError: A process has found that it cannot serve what it was asked for.
             ProcessError: The same, for another reason; or all die again and again.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._asked.set)
+        on_stop(self._asked.set)
         with TemporaryDirectory(prefix="tandem-gateway-", ignore_cleanup_errors=True) as self._folder:
             keepers = [asyncio.create_task(self._keep(row)) for row in range(len(self._short_lives))]
             stop = asyncio.create_task(self._asked.wait())

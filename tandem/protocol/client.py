@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -11,6 +13,7 @@ import msgspec
 
 from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.protocol import sse
+from tandem.protocol.tls import TlsFiles
 
 Event = dict[str, Any]
 
@@ -28,6 +31,19 @@ class ModelListing(msgspec.Struct):
 
 
 TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What a service is shown by who asks it."""
+
+    key: str | None = field(default=None, repr=False)
+    """An API key, where it wants one."""
+    tls: TlsFiles | None = None
+    """A certificate, where it wants one, and who must have signed its own."""
+
+
+PLAIN: Final = Access()
 
 
 class AnswerStream:
@@ -57,31 +73,32 @@ class AnswerStream:
 
 
 @asynccontextmanager
-async def stream_completion(url: str, body: Mapping[str, Any]) -> AsyncIterator[AnswerStream]:
+async def stream_completion(url: str, body: Mapping[str, Any], access: Access = PLAIN) -> AsyncIterator[AnswerStream]:
     """Ask for a completion of `body["prompt"]`, streamed.
 
     Args:
         url: The service's base URL, without `/v1`.
         body: The request's fields; `stream` is set here.
+        access: What it is shown.
 
     Raises:
         ProcessError: The service cannot be reached.
         RequestError: It refused; the message is the service's own.
     """
-    async with _streamed(url, "/v1/completions", body) as stream:
+    async with _streamed(url, "/v1/completions", body, access) as stream:
         yield stream
 
 
 @asynccontextmanager
-async def stream_chat(url: str, body: Mapping[str, Any]) -> AsyncIterator[AnswerStream]:
+async def stream_chat(url: str, body: Mapping[str, Any], access: Access = PLAIN) -> AsyncIterator[AnswerStream]:
     """Ask for the next turn of `body["messages"]`, streamed; arguments and errors as in `stream_completion`."""
-    async with _streamed(url, "/v1/chat/completions", body) as stream:
+    async with _streamed(url, "/v1/chat/completions", body, access) as stream:
         yield stream
 
 
-async def list_models(url: str) -> tuple[str, ...]:
+async def list_models(url: str, access: Access = PLAIN) -> tuple[str, ...]:
     """The names a service serves; errors as in `stream_completion`."""
-    async with _answer(url, "GET", "/v1/models") as response:
+    async with _answer(url, "GET", "/v1/models", access) as response:
         try:
             listing = msgspec.json.decode(await response.read(), type=ModelListing)
         except (msgspec.DecodeError, aiohttp.ClientError) as error:
@@ -90,19 +107,29 @@ async def list_models(url: str) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def _streamed(url: str, path: str, body: Mapping[str, Any]) -> AsyncIterator[AnswerStream]:
-    async with _answer(url, "POST", path, {**body, "stream": True}) as response:
+async def _streamed(url: str, path: str, body: Mapping[str, Any], access: Access) -> AsyncIterator[AnswerStream]:
+    async with _answer(url, "POST", path, access, {**body, "stream": True}) as response:
         yield AnswerStream(response)
 
 
 @asynccontextmanager
-async def _answer(url: str, method: str, path: str, body: Event | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
+async def _answer(
+    url: str, method: str, path: str, access: Access, body: Event | None = None
+) -> AsyncIterator[aiohttp.ClientResponse]:
     base = url.rstrip("/").removesuffix("/v1")
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+    headers = {} if access.key is None else {"Authorization": f"Bearer {access.key}"}
+    tls = True if access.tls is None else access.tls.context()
+    async with aiohttp.ClientSession(timeout=TIMEOUT, headers=headers) as session:
         try:
-            response = await session.request(method, base + path, json=body)
+            response = await session.request(method, base + path, json=body, ssl=tls)
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise UsageError(f"{url!r} is not a URL; write http://HOST:PORT") from error
+        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+            reason = " ".join(str(getattr(error, "os_error", error)).split())
+            raise ProcessError(
+                f"{base}: TLS with it fails ({reason}); name its CA with --ca, and with --cert and --key what it wants "
+                "to be shown"
+            ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ProcessError(f"{base}: no service answers there; start one with `tandem serve MODEL`") from error
         async with response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from fake_worker import Script, answers, cut_short, never, words
 from gateway_rig import BODY, Rig, rigged, trial, until
 
 from tandem.gateway.delivery import tries
-from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
+from tandem.gateway.door.keys import Key, Keys, add_key, digest_of, new_key
+from tandem.gateway.fleet.fleet import ChangeConfig
 from tandem.gateway.observability.visibility import Visibility
 
 STREAMED = BODY | {"stream": True}
@@ -82,6 +84,44 @@ def test_a_line_says_how_a_request_went(tmp_path: Path) -> None:
             "tries": 1,
             "continuations": 0,
         }
+
+    scenario()
+
+
+def test_a_whole_answer_has_its_bytes_and_a_line_of_text_a_bare_time(tmp_path: Path) -> None:
+    @trial
+    async def scenario() -> None:
+        options = Visibility(access_log=str(tmp_path / "log"))
+        async with rigged(visibility=options) as rig:
+            async with rig.post(BODY) as response:
+                size = len(await response.read())
+            [line] = await lines(tmp_path / "log", 1)
+        assert f" answer_bytes={size} " in line
+        assert re.match(r"time=20[\d-]+T[\d:.]+\+00:00 id=", line)
+
+    scenario()
+
+
+def test_what_generates_nothing_has_its_line_too(tmp_path: Path) -> None:
+    @trial
+    async def scenario() -> None:
+        path, key = tmp_path / "log", add_key(tmp_path / "keys", "alice", None, None)
+        keys = Keys.from_file(tmp_path / "keys")
+        async with rigged(keys=keys, change=ChangeConfig(admin_keys=keys), **showing(path)) as rig:
+            own = {"Authorization": f"Bearer {key}"}
+            async with rig.http.get(rig.url + "/v1/models") as refused:
+                assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+                first_id = refused.headers["X-Request-Id"]
+            async with rig.http.get(rig.url + "/v1/models", headers=own | {"X-Request-Id": "mine"}) as listed:
+                assert (listed.status, listed.headers["X-Request-Id"]) == (200, "mine")
+            async with rig.http.get(rig.url + "/admin/topology", headers=own) as shown:
+                assert shown.status == 200
+            async with rig.http.post(rig.url + "/admin/workers/decode-0/drain", headers=own) as drained:
+                assert drained.status == 200
+            told = [json.loads(line) for line in await lines(path, 3)]
+        found = [tuple(one.get(name) for name in ("id", "key", "method", "status", "outcome")) for one in told]
+        assert found[:2] == [(first_id, None, "GET", 401, None), ("mine", "alice", "GET", 200, None)]
+        assert found[2][1:] == ("alice", "POST", 200, None)
 
     scenario()
 

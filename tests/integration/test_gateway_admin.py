@@ -93,7 +93,7 @@ def test_a_worker_is_added_tried_and_served_by(tmp_path: Path) -> None:
             assert (status, topology["epoch"]) == (200, 2)
             await until(lambda: tried(late, 3))
             assert await ops.states() == {"prefill-0": "up", "decode-0": "up", "decode-1": "starting"}
-            remark = (await ops.ask("GET", "topology"))[1]["workers"][2]["remark"]
+            remark = (await ops.ask("GET", "topology"))[1]["workers"][2].get("remark", "")
             assert "with prefill-0 and decode-1: decode-1 answered with status 500" in remark
             before = len(ops.rig.decode.bodies)
             for _ in range(4):
@@ -115,6 +115,25 @@ def test_a_worker_is_added_tried_and_served_by(tmp_path: Path) -> None:
 
 async def tried(worker: FakeWorker, times: int) -> bool:
     return len(worker.bodies) >= times
+
+
+def test_whom_nobody_answers_for_is_told_with_the_reason_and_leaves_no_metric(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with operated(tmp_path) as ops:
+            await ops.ask("POST", "workers", {"role": "decode", "url": "http://127.0.0.1:9", "name": "lost"})
+
+            async def is_told() -> bool:
+                return "nothing answers /health there" in (await ops.ask("GET", "topology"))[1]["workers"][2].get(
+                    "remark", ""
+                )
+
+            await until(is_told)
+            for present in (True, False):
+                async with ops.rig.http.get(ops.rig.url + "/metrics") as page:
+                    assert ('worker="lost"' in await page.text()) is present
+                await ops.ask("DELETE", "workers/lost?now")
+
+    trial(scenario)()
 
 
 def test_a_worker_of_another_model_is_tried_by_itself_and_named(tmp_path: Path) -> None:

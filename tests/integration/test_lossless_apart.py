@@ -18,7 +18,7 @@ from chaos.instance import Instance
 from chaos.standing import Standing, standing
 
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.delivery import delivery
+from tandem.gateway.delivery import bodies
 from tandem.gateway.server import Gateway
 from tandem.gateway.workers.patience import Patience
 from tandem.protocol.sse import EventParser
@@ -157,7 +157,7 @@ async def in_front(there: Standing) -> AsyncIterator[Rig]:
 @pytest.fixture(autouse=True)
 def same_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the gateway draws a seed it is always this one, so that a client without one can compare."""
-    monkeypatch.setattr(delivery.secrets, "randbits", lambda _: 77)
+    monkeypatch.setattr(bodies.secrets, "randbits", lambda _: 77)
 
 
 def kill(instance: Instance) -> None:

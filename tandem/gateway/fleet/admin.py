@@ -14,12 +14,14 @@ from tandem.gateway.door.keys import Keys
 from tandem.gateway.fleet.fleet import Fleet
 from tandem.gateway.fleet.probation import Probation
 from tandem.gateway.fleet.roster import Entry, Roster, Wanted
+from tandem.gateway.observability.access_log import RECORD
+from tandem.gateway.request.record import Record
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.health import HealthWatch
 from tandem.gateway.workers.introduction import Introduction
 from tandem.gateway.workers.pool import Pool
 from tandem.protocol.admin import State, TopologyState, WorkerState
-from tandem.protocol.http import json_response, read_body
+from tandem.protocol.http import json_response, read_body, request_id
 from tandem.protocol.json_body import decode_struct
 
 Verb = Callable[[Roster], Roster]
@@ -49,7 +51,8 @@ class Admin:
         """Do what is asked for, for who has a key, and tell how things are then."""
 
         async def answer(request: web.Request) -> web.Response:
-            with self._keys.admitted(request.headers):
+            request[RECORD] = record = Record(id=request_id(request.headers), path=request.path)
+            with self._keys.admitted(request.headers) as record.key:
                 verb = await asked(request)
                 if verb is not None:
                     await self._fleet.change(verb)

@@ -27,8 +27,9 @@ Field = tuple[str, Any]
 
 RECORD: Final = web.RequestKey("record", Record)
 """Where a request's record is found by whoever has the request."""
-QUIET: Final = ("/health", "/metrics")
-BARE: Final = re.compile(r"[A-Za-z0-9._:/@-]+")
+QUIET: Final = ("/health", "/metrics", "/admin/topology")
+"""Not logged where they are only read: they are asked for again and again."""
+BARE: Final = re.compile(r"[A-Za-z0-9._:/@+-]+")
 """Values that need no quotes."""
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class AccessLog:
             response = await handler(request)
             return response
         finally:
-            if (path := _path(request)) not in QUIET and self._file is not None:
+            path = _path(request)
+            if not (request.method == "GET" and path in QUIET) and self._file is not None:
                 told = dict(self._fields(request, path, response, time.monotonic() - began))
                 self._file.write(self._write(told))
 
@@ -86,8 +88,8 @@ class AccessLog:
         yield "status", CLIENT_LEFT if response is None else response.status
         yield "total_ms", _ms(total_s)
         yield "request_bytes", request.content_length
-        yield "answer_bytes", None if response is None else response.body_length
-        if record is not None:
+        yield "answer_bytes", _answer_bytes(response)
+        if record is not None and record.ended is not None:
             yield from fields_of(record)
 
 
@@ -110,6 +112,13 @@ def _path(request: web.Request) -> str:
     """The endpoint, and of any other path only that it is none."""
     resource = request.match_info.route.resource
     return "-" if resource is None else resource.canonical
+
+
+def _answer_bytes(response: web.StreamResponse | None) -> int | None:
+    """Of its body; of a stream with its head."""
+    if isinstance(response, web.Response):
+        return len(response.body) if isinstance(response.body, bytes | bytearray) else 0
+    return None if response is None else response.body_length
 
 
 def _json(told: dict[str, Any]) -> bytes:

@@ -5,10 +5,10 @@ Each of several processes sets its own before a page is made of them all: call `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, Metric
 
 from tandem.gateway.request.journal import Journal
 from tandem.gateway.workers.budget import RetryBudget
@@ -55,12 +55,18 @@ class Gauges:
             vitals = pool.vitals(worker)
             self._open.labels(worker.name).set(len(vitals.exchanges))
             self._show_kv(worker.name, *vitals.capacity.shown(vitals.load))
-        names = {worker.name for worker in pool.workers}
-        for gone in self._known - names:  # not taken out: pages of several processes cannot do that
-            for gauge in (self._up, self._breaker, self._open):
-                gauge.labels(gone).set(0)
-            self._show_kv(gone, 0, 0, 0)
-        self._known = names
+        self._known = {worker.name for worker in pool.workers}
+
+    def only_present(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
+        """A page's metrics without gauges of workers that are gone, which stay in what several processes share."""
+        for metric in metrics:
+            if metric.type == "gauge":
+                metric.samples = [one for one in metric.samples if one.labels.get("worker", None) in self._shown]
+            yield metric
+
+    @property
+    def _shown(self) -> set[str | None]:
+        return {None, *self._known}
 
     def _show_kv(self, name: str, capacity: float, booked: float, others: float) -> None:
         for what, tokens in (("capacity", capacity), ("booked", booked), ("others", others)):

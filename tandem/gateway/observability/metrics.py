@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from tandem.errors import RequestError
 from tandem.gateway.observability.gauges import Gauges
@@ -146,11 +147,29 @@ class GatewayMetrics:
 
     def page(self) -> bytes:
         """The page a Prometheus server reads: of all processes of a gateway, whichever is asked."""
-        if METRICS_FOLDER not in os.environ:
-            return generate_latest(self.registry)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        registry = self.registry
+        if METRICS_FOLDER in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        shown = CollectorRegistry()
+        shown.register(Shown(registry, self.gauges))
+        return generate_latest(shown)
+
+
+class Shown(Collector):
+    """What is shown of all metrics."""
+
+    def __init__(self, registry: CollectorRegistry, gauges: Gauges) -> None:
+        self._registry = registry
+        self._gauges = gauges
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: whoever registers it need not collect at that moment."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """All but what is gone."""
+        return self._gauges.only_present(self._registry.collect())
 
 
 def _outcome(error: BaseException) -> tuple[Outcome, int]:

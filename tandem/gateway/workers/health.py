@@ -122,8 +122,10 @@ class HealthWatch:
     async def _look_at(self, worker: Worker) -> None:
         known = self.known(worker)
         status, body = await self._get(worker, "/health")
-        if status == HTTPStatus.SERVICE_UNAVAILABLE or not status:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
             known.remark = ""
+        if not status:
+            known.remark = f"nothing answers /health there within {TIMEOUT_S:g} s; is it started?"
         if status not in (0, HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
             known.remark = f"it answers /health with status {status}; is it an instance of this service?"
         is_same = known.misses == 0 and not is_another(known.said, body)
@@ -131,7 +133,7 @@ class HealthWatch:
         misses = known.misses = 0 if healthy else (known.misses or 0) + 1
         up = healthy or (self._pool.is_up(worker) and misses < MISSES_TO_DOWN)
         if up != self._pool.is_up(worker):
-            log.info("%s is %s", worker.name, "up" if up else "down")
+            log.log(logging.INFO if up else logging.WARNING, "%s is %s", worker.name, "up" if up else "down")
         self._pool.mark(worker, up=up)
 
     async def _introduced(self, worker: Worker) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from tandem.deploy import rolling as module
 from tandem.deploy.restart_command import RestartCommand
 from tandem.deploy.rolling import RollingRestart
 from tandem.errors import ProcessError, UsageError
@@ -67,6 +69,27 @@ def test_one_after_the_other() -> None:
     gateway.steps.clear()
     gateway.rolling(said).run(["decode-0"])
     assert gateway.steps == list(steps[1])
+
+
+@pytest.mark.parametrize("after", [2, 4, None])
+def test_the_process_that_serves_again_is_another_one(after: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, said = Gateway(worker("decode-0", engine_id="old"), worker("decode-1")), list[str]()
+    looks = 0
+
+    def a_while(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == after:
+            gateway.becomes("decode-0", engine_id="new")
+
+    rolling = replace(gateway.rolling(said), pause=a_while)
+    if after is None:
+        monkeypatch.setattr(module, "SAME_SECONDS", 0.05)
+        with pytest.raises(ProcessError, match="decode-0: the process is the one of before"):
+            rolling.run(["decode-0"])
+    else:
+        rolling.run(["decode-0"])
+        assert said[-1] == "decode-0 serves again"
 
 
 def test_what_does_not_end_in_time_goes_on_elsewhere() -> None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
+from certificates import Authority, Pair
 
 from tandem.errors import ProcessError, RequestError, UsageError
 from tandem.protocol import sse
 from tandem.protocol.answers import AnswerHead, Piece, Usage, error_body, model_list
-from tandem.protocol.client import list_models, stream_chat, stream_completion
+from tandem.protocol.client import Access, list_models, stream_chat, stream_completion
+from tandem.protocol.tls import TlsFiles
 
 Script = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BODY = {"prompt": "hi"}
 
 
 @asynccontextmanager
-async def service(script: Script) -> AsyncIterator[str]:
+async def service(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_post("/v1/{kind:.*}", script)
     app.router.add_get("/v1/models", script)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -90,6 +93,31 @@ def test_models() -> None:
     async def scenario() -> None:
         async with service(answers(200, model_list(("a", "b"), 1, 2))) as url:
             assert await list_models(url) == ("a", "b")
+
+    asyncio.run(scenario())
+
+
+def test_a_key_is_shown() -> None:
+    async def keyed(request: web.Request) -> web.StreamResponse:
+        return web.json_response(model_list((request.headers["Authorization"],), 1, 2))
+
+    async def scenario() -> None:
+        async with service(keyed) as url:
+            assert await list_models(url, Access(key="k")) == ("Bearer k",)
+
+    asyncio.run(scenario())
+    assert "k" not in repr(Access(key="k")).removeprefix("Access")
+
+
+def test_a_ca_has_to_be_named(pair: Pair, authority: Authority) -> None:
+    server = TlsFiles(side="server", cert=pair.cert, key=pair.key)
+
+    async def scenario() -> None:
+        async with service(answers(200, model_list(("a",), 1, 2)), server.context()) as url:
+            with pytest.raises(ProcessError, match=r"TLS with it fails .*name its CA with --ca"):
+                await list_models(url)
+            access = Access(tls=TlsFiles(side="operator", ca=authority.cert))
+            assert await list_models(url, access) == ("a",)
 
     asyncio.run(scenario())
 

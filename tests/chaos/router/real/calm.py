@@ -91,10 +91,15 @@ def _differences(told: Told, calm: Told, *, whole: bool) -> Iterator[str]:
             yield "a choice that was not asked for"
         else:
             yield from _of_choice(choice, expected, whole=whole)
-    if whole and (told.done, told.usages, told.prompt) != (calm.done, calm.usages, calm.prompt):
+    if whole and (told.done, _counts(told), told.prompt) != (calm.done, _counts(calm), calm.prompt):
         yield "another end, usage or prompt"
     if whole and told.choices.keys() != calm.choices.keys():
         yield "a choice is missing"
+
+
+def _counts(told: Told) -> list[dict[str, Any]]:
+    """Without what was found in a cache: that depends on who was asked before, and here nobody knows who was."""
+    return [{name: count for name, count in usage.items() if name != "prompt_tokens_details"} for usage in told.usages]
 
 
 def _of_choice(choice: Choice, expected: Choice, *, whole: bool) -> Iterator[str]:

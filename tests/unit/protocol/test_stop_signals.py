@@ -1,0 +1,37 @@
+"""The signals that ask a process to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from tandem.protocol.stop_signals import STOP_SIGNALS, on_stop
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_each_of_them_stops(number: int) -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+        on_stop(asked.set)
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(asked.wait(), 5)
+
+    asyncio.run(scenario())
+
+
+def test_who_was_started_with_nohup_outlives_its_terminal() -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+        on_stop(asked.set)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+        assert not asked.is_set()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(signal.SIGHUP, before)
