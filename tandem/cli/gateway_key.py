@@ -12,7 +12,7 @@ def gateway_key(
 
     Args:
         name: Of whoever gets it; it stands in the gateway's metrics.
-        file: Key file, made if it is missing; `tandem gateway --api-keys` reads it at its start.
+        file: Key file, made if it is missing; `tandem gateway` reads it again within a second of a change.
         requests_per_minute: Most requests in a minute. Default: as many as it likes.
         in_flight: Most requests at a time. Default: as many as it likes.
     """
