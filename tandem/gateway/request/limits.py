@@ -30,7 +30,7 @@ class Limits:
     max_prompts: int = 128
     """Prompts of a request, up to 2048: 400."""
     max_n: int = 128
-    """Answers to one prompt: 400. All prompts of a request together may have as many as the larger of this and --max-prompts."""
+    """Answers to one prompt: 400. Prompts of one request together may have the larger of this and --max-prompts."""
     max_connections: int = 4096
     """Connections of clients at a time; beyond it those that have asked nothing for the longest are closed."""
     head_timeout: float = 10.0
