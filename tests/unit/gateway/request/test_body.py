@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tandem.errors import RequestError
 from tandem.gateway.request.body import ClientBody
-from tandem.gateway.request.internal import without_tickets
+from tandem.gateway.request.internal import INTERNAL, XARGS, without_tickets
 
 JSON = st.recursive(
     st.none()
@@ -25,14 +25,17 @@ JSON = st.recursive(
 )
 
 
+KNOWN = {*INTERNAL, XARGS, "cache_salt", "model"}
+"""Fields that are looked at; Hypothesis draws the names that it finds in our code, too."""
+
+
 def body(**fields: Any) -> ClientBody:
     return ClientBody.decode(json.dumps(fields).encode())
 
 
-@given(st.dictionaries(st.text(), JSON))
+@given(st.dictionaries(st.text().filter(lambda name: name not in KNOWN), JSON))
 def test_unknown_fields_are_forwarded_untouched(fields: dict[str, Any]) -> None:
-    forbidden = {"kv_transfer_params": {"remote_host": "evil"}, "reservation": "another's"}
-    fields = {name: value for name, value in fields.items() if name not in forbidden}
+    forbidden = dict.fromkeys(INTERNAL, {"remote_host": "evil"})
     assert json.loads(body(**fields, **forbidden).decode_leg(None, None)) == fields
 
 
