@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +23,11 @@ from tandem.gateway.request.limits import Limits
 from tandem.protocol.tls import TlsFiles
 
 QUICK = Limits(head_timeout=0.4, body_timeout=0.4, idle_timeout=0.6, stall_timeout=0.5)
+QUICK_HEADS = replace(QUICK, idle_timeout=60, body_timeout=60)
 LATE_S = 5.0
 """Less than any time that the gateway has by default."""
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD_WITHOUT_END = (HEAD % 2).removesuffix(b"\r\n") + b"X-Padding: " + b"x" * 400
 SENT = json.dumps(BODY).encode()
 
 
@@ -80,14 +83,14 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
 
 @trial
 async def test_who_says_nothing_is_cut_off() -> None:
-    async with rigged(limits=QUICK) as rig, connected(rig) as (reader, _):
+    async with rigged(limits=QUICK_HEADS) as rig, connected(rig) as (reader, _):
         assert 0.3 < await seconds_until_closed(reader) < LATE_S
 
 
 @trial
 async def test_who_drips_a_head_is_cut_off() -> None:
-    async with rigged(limits=QUICK) as rig, connected(rig) as (reader, writer):
-        dripping = asyncio.create_task(drip(writer, HEAD * 3))
+    async with rigged(limits=QUICK_HEADS) as rig, connected(rig) as (reader, writer):
+        dripping = asyncio.create_task(drip(writer, HEAD_WITHOUT_END))
         assert 0.3 < await seconds_until_closed(reader) < LATE_S
         await dripping
 
