@@ -306,8 +306,24 @@ def test_those_who_are_left_serve_alone(dialect: str, role: str, state: str) -> 
                 other = {"prefill": "decode", "decode": "prefill"}[role]
                 assert (response.status, response.headers["X-Tandem-Route"]) == (200, f"{other}-alone")
                 assert raw.endswith(DONE)
+            assert await rig.metric(f'tandem_gateway_routes_total{{kind="{other}-alone"}}') == 1
 
     run(scenario())
+
+
+@trial
+async def test_what_is_open_with_a_worker_that_was_started_again_goes_on_elsewhere() -> None:
+    period, patience = 0.05, Patience(slow_seconds=60)
+    async with rigged(model, (model, model), NATIVE, patience=patience, health_period_s=period) as rig:
+
+        async def starts_again(_: web.Request, __: web.StreamResponse) -> None:
+            rig.decode.said["engine_id"] = "another"
+            await asyncio.Event().wait()
+
+        rig.decode.script = failing_after(3, starts_again)
+        check_whole(await streamed(rig, *asked()))
+        await check_counts(rig)
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="decode-0",cause="left"}') == 1
 
 
 @trial

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -154,15 +154,45 @@ def test_workers_come_and_go() -> None:
     assert not shared.is_up(late)
 
 
-def test_what_is_open_with_a_worker_that_is_taken_out_goes_on_elsewhere() -> None:
+@pytest.mark.parametrize(
+    ("goes", "why"), [(Pool.remove, "was taken out of the service"), (Pool.restarted, "was started again")]
+)
+def test_what_is_open_with_a_worker_that_is_gone_goes_on_elsewhere(
+    goes: Callable[[Pool, Worker], None], why: str
+) -> None:
     async def scenario() -> None:
         shared = pool(1, 2)
         exchange = Exchange(shared.workers[1], "stream")
         with shared.open(exchange):
-            shared.remove(shared.workers[1])
-            assert exchange.why == "was taken out of the service"
+            goes(shared, shared.workers[1])
+            assert exchange.why == why
 
     asyncio.run(scenario())
+
+
+def goes_down(shared: Pool, worker: Worker) -> None:
+    shared.mark(worker, up=False)
+    shared.mark(worker, up=True)
+
+
+def comes_again(shared: Pool, worker: Worker) -> None:
+    shared.remove(worker)
+    shared.add(worker)
+    shared.mark(worker, up=True)
+
+
+@pytest.mark.parametrize("goes", [goes_down, comes_again, Pool.restarted])
+def test_what_a_worker_had_cached_is_gone_with_it(goes: Callable[[Pool, Worker], None]) -> None:
+    long = Demand(ClientBody.decode(b'{"prompt": "%s"}' % (b"x" * 4096)))
+    shared = Pool(pool(1, 2).workers, policy="prefix_aware", short_tokens=100)
+    for worker in shared.workers:
+        shared.mark(worker, up=True)
+        shared.sent(long, worker)
+    _, gone, other = shared.workers
+    goes(shared, gone)
+    assert not shared.is_short(long, gone)
+    assert shared.is_short(long, other)
+    assert {shared.choose("decode", long) for _ in range(4)} == {other}
 
 
 def test_only_those_of_one_digest_go_together() -> None:
