@@ -46,6 +46,7 @@ async def test_a_prefill_that_is_frozen_costs_its_client_a_moment_and_no_more() 
         await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
         assert await rig.metric('tandem_gateway_hedges_total{worker="prefill-0",first="other"}') == 1
         assert await rig.metric("tandem_gateway_worker_failures_total") == 0
+        assert await rig.metric("tandem_gateway_retries_in_flight") == 0
         await rig.gateway._legs.finish()
         assert rig.prefills[1].released.empty()
 
@@ -80,7 +81,7 @@ async def test_a_client_that_leaves_leaves_neither_behind() -> None:
         async def nobody_tries_twice() -> bool:
             return not rig.gateway._budget.retrying
 
-        await until(nobody_tries_twice)
+        await asyncio.wait_for(until(nobody_tries_twice), 1)
 
 
 @trial
@@ -101,16 +102,23 @@ async def test_one_that_fails_meanwhile_is_counted_and_the_other_one_waited_for(
         assert await rig.metric("tandem_gateway_retries_total") == 0
 
 
-@trial
-async def test_nobody_is_asked_beside_one_that_cannot_be_told() -> None:
-    async def late(request: Any, body: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.2)
-        return await whole_with_ticket(request, body)
+@pytest.mark.parametrize("told", [(), (0,), (1,)])
+def test_nobody_is_asked_beside_another_where_either_cannot_be_told(told: tuple[int, ...]) -> None:
+    @trial
+    async def scenario() -> None:
+        async def late(request: Any, body: dict[str, Any]) -> Any:
+            await asyncio.sleep(4 * HASTY.hedge_seconds)
+            return await whole_with_ticket(request, body)
 
-    async with rigged(prefill=(late, late), decode=words, capabilities=("release",), patience=HASTY) as rig:
-        async with rig.post(BODY) as response:
-            assert response.headers["X-Tandem-Prefill"] == "prefill-0"
-        assert rig.prefills[1].bodies == []
+        async with rigged(prefill=(late, late), decode=words, patience=HASTY) as rig:
+            for place in told:
+                rig.gateway.pool.learn(rig.gateway.pool.workers[place], ("release", "named_ticket"))
+            async with rig.post(BODY) as response:
+                assert response.headers["X-Tandem-Prefill"] == "prefill-0"
+            assert rig.prefills[1].bodies == []
+            assert await rig.metric("tandem_gateway_retries_in_flight") == 0
+
+    scenario()
 
 
 def test_nobody_is_asked_where_the_budget_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
