@@ -1,14 +1,17 @@
-"""Request bodies as JSON: whatever is wrong with one, the client learns it in one line."""
+"""Bodies as JSON, whatever is wrong with them; of a request's, the client learns it in one line."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from tandem.errors import RequestError
 
 T = TypeVar("T")
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What decoding raises for bytes that are not the JSON that was expected."""
 
 
 def decode_body(body: bytes, kind: type[T]) -> T:

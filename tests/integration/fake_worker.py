@@ -165,7 +165,8 @@ async def words(request: web.Request, body: dict[str, Any]) -> web.StreamRespons
     """What a decode instance answers: WORDS, streamed or whole, as a chat or not."""
     chat = "messages" in body
     if body.get("stream"):
-        return await stream(request, [chunk(word, chat=chat) for word in WORDS] + [b"data: [DONE]\n\n"])
+        told = [chunk(word, chat=chat, end="stop" if word is WORDS[-1] else None) for word in WORDS]
+        return await stream(request, [*told, b"data: [DONE]\n\n"])
     text = "".join(WORDS)
     said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     choice = {"index": 0, **said, "finish_reason": "stop"}
@@ -228,8 +229,8 @@ async def without_done(request: web.Request, _: dict[str, Any]) -> web.StreamRes
     return await stream(request, [chunk("Hel", chat=False)])
 
 
-def chunk(text: str, *, chat: bool) -> bytes:
-    choice = {"index": 0, **({"delta": {"content": text}} if chat else {"text": text}), "finish_reason": None}
+def chunk(text: str, *, chat: bool, end: str | None = None) -> bytes:
+    choice = {"index": 0, **({"delta": {"content": text}} if chat else {"text": text}), "finish_reason": end}
     kind = "chat.completion.chunk" if chat else "text_completion"
     event = {"id": "cmpl-1", "object": kind, "created": 1, "model": "m", "choices": [choice]}
     return b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"

@@ -165,7 +165,7 @@ def test_a_worker_leaves_when_its_stream_has_ended(tmp_path: Path) -> None:
         async def slow(request: Any, body: dict[str, Any]) -> Any:
             response = await stream(request, [chunk("Hel", chat=True)])
             await go_on.wait()
-            await response.write(chunk("lo", chat=True) + b"data: [DONE]\n\n")
+            await response.write(chunk("lo", chat=True, end="stop") + b"data: [DONE]\n\n")
             return response
 
         async with operated(tmp_path, decode=(slow, words)) as ops:

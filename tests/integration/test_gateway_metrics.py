@@ -16,6 +16,7 @@ from fake_worker import (
     TICKET,
     Script,
     answers,
+    chunk,
     early_ticket,
     never,
     stream,
@@ -60,7 +61,7 @@ async def slow_prefill(request: web.Request, body: dict[str, Any]) -> web.Stream
 
 
 async def slow_words(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
-    told = [b'data: {"choices": []}\n\n'] * 5
+    told = [b'data: {"choices": []}\n\n'] * 4 + [chunk("", chat=False, end="stop")]
     response = await stream(request, told[:4])
     await asyncio.sleep(0.3)
     await response.write(told[4] + b"data: [DONE]\n\n")
@@ -72,7 +73,7 @@ async def words_that_tell_their_time(request: web.Request, _: dict[str, Any]) ->
     headers = {"Content-Type": "text/event-stream", "Server-Timing": "decode;dur=40"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
-    await response.write(b'data: {"choices": []}\n\ndata: [DONE]\n\n')
+    await response.write(chunk("", chat=False, end="stop") + b"data: [DONE]\n\n")
     return response
 
 
@@ -249,7 +250,11 @@ async def pulling(request: web.Request, body: dict[str, Any]) -> web.StreamRespo
     usage = counted(8)
     if not body.get("stream"):
         return web.json_response({"id": "x", "choices": [{"text": "ab"}], "usage": usage})
-    told = [{"choices": [{"text": "a"}]}, {"choices": [{"text": "b"}]}, {"choices": [], "usage": usage}]
+    told = [
+        {"choices": [{"text": "a"}]},
+        {"choices": [{"text": "b", "finish_reason": "stop"}]},
+        {"choices": [], "usage": usage},
+    ]
     events = [b"data: " + json.dumps({"id": "x"} | one).encode() + b"\n\n" for one in told]
     return await stream(request, [*events, b"data: [DONE]\n\n"])
 

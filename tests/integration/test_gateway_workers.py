@@ -40,7 +40,7 @@ async def slowly(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
     for _ in range(EVENTS):
         await response.write(chunk("Hel", chat=False))
         await asyncio.sleep(0.05)
-    await response.write(b"data: [DONE]\n\n")
+    await response.write(chunk("", chat=False, end="stop") + b"data: [DONE]\n\n")
     return response
 
 

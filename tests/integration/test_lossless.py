@@ -26,7 +26,7 @@ from fake_model import (
     model,
     resets,
 )
-from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, words
+from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, stream, words
 from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
 
 from tandem.gateway.delivery import tries
@@ -183,6 +183,91 @@ def test_a_client_that_wants_ids_gets_each_of_them_once(dialect: str, blow: str)
         choices = [choice for event in told for choice in event["choices"]]
         assert [token for choice in choices for token in choice["token_ids"]] == IDS
         assert next(choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice) == PROMPT
+
+
+def says(raw: bytes) -> Script:
+    """A decode instance that answers with these bytes, streamed or not, and status 200."""
+
+    async def script(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body.get("stream"):
+            return await stream(request, [raw])
+        return web.Response(body=raw, content_type="application/json")
+
+    return script
+
+
+DEEP = b"[" * 100_000
+HOLLOW = {
+    "nothing": b"{}",
+    "no choices": b'{"id": "x", "choices": []}',
+    "null": b'{"choices": null}',
+    "an error": b'{"error": {"message": "boom at 10.1.2.3:99"}}',
+    "no text": b'{"choices": [{"text": "a"}], "\xff": 1}',
+    "an odd usage": b'{"choices": [{"text": "a"}], "usage": "\xff"}',
+    "no end of it": b'{"choices": [{"text": "a"}], "usage": ' + DEEP,
+}
+HOLLOW_STREAMS = {
+    "an end alone": DONE,
+    "a role alone": b'data: {"id": "x", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}\n\n' + DONE,
+    "an error without a space": b'data:{"error":{"message":"boom at 10.1.2.3:99"}}\n\n' + DONE,
+    "an error with spaces": b'data: { "error": {"message": "boom at 10.1.2.3:99"}}\n\n' + DONE,
+    "an error of old": b'data: {"object":"error","message":"boom at 10.1.2.3:99"}\n\n' + DONE,
+}
+
+
+@pytest.mark.parametrize(
+    ("streams", "said"),
+    [*((False, name) for name in HOLLOW), *((True, name) for name in HOLLOW_STREAMS)],
+)
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_status_of_200_makes_no_answer(dialect: str, streams: bool, said: str) -> None:
+    async def scenario() -> None:
+        script = says((HOLLOW_STREAMS if streams else HOLLOW)[said])
+        async with rigged(prefill=model, decode=(script, model), capabilities=DIALECTS[dialect]) as rig:
+            if streams:
+                check_whole(await streamed(rig, *asked()))
+            else:
+                async with rig.post(BODY) as response:
+                    assert (await response.json())["choices"][0]["text"] == TEXT
+            await check_counts(rig)
+
+    run(scenario())
+
+
+WORD = b'data: {"id": "x", "choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n'
+LAST = WORD.replace(b"null", b'"stop"')
+
+
+@pytest.mark.parametrize("behind", [b": ping\n\n", WORD, DONE, b'data: {"error": {}}\n\n', b"data: {"])
+def test_what_stands_behind_the_end_is_nobodys(behind: bytes) -> None:
+    async def scenario() -> None:
+        async with rigged(decode=says(WORD + LAST + DONE + behind)) as rig, rig.post(BODY | {"stream": True}) as answer:
+            assert await answer.read() == WORD + LAST + DONE
+        assert rig.gateway.pool.in_flight().total() == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("odd", [b'"text": null', b'"text": 5', b'"\xff": 1', b'"x": ' + DEEP[:2000]])
+def test_a_long_stream_that_nobody_could_go_on_with_goes_on_by_itself(odd: bytes) -> None:
+    async def scenario() -> None:
+        told = WORD.replace(b'"text": "a"', odd) + 400 * WORD.replace(b"a", b"a" * 200, 1) + LAST + DONE
+        async with rigged(decode=says(told)) as rig, rig.post(BODY | {"stream": True}) as answer:
+            assert await answer.read() == told
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("nameless", [WORD.replace(b'"id": "x", ', b""), WORD.replace(b'"x"', b'""')])
+def test_a_stream_without_an_id_is_not_begun_anew(nameless: bytes) -> None:
+    async def scenario() -> None:
+        decode = (says(nameless), says(WORD + LAST + DONE))
+        async with rigged(decode=decode) as rig, rig.post(BODY | {"stream": True}) as answer:
+            first, last, rest = (await answer.read()).split(b"\n\n")
+        assert (first + b"\n\n", rest) == (nameless, b"")
+        assert "it has no id" in json.loads(last.strip().removeprefix(b"data: "))["error"]["message"]
+
+    run(scenario())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -166,7 +166,7 @@ async def test_a_house_full_of_requests_lets_nobody_in_and_loses_nobody() -> Non
     async def patient(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = await stream(request, [chunk("Hel", chat=False)])
         await begun.wait()
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(chunk("", chat=False, end="stop") + b"data: [DONE]\n\n")
         return response
 
     async with rigged(decode=patient, limits=Limits(max_connections=5)) as rig:

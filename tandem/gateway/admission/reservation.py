@@ -16,6 +16,7 @@ import msgspec
 from tandem.gateway.wire.peer import Peers
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.capacity import NoRoomError
+from tandem.protocol.json_body import UNREADABLE
 
 TIMEOUT_S: Final = 2.0
 
@@ -85,5 +86,5 @@ class Reservations:
 def _name(status: int, body: bytes) -> str | None:
     try:
         return msgspec.json.decode(body, type=Reserved).reservation if status == HTTPStatus.OK else None
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return None

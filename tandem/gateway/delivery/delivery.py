@@ -13,8 +13,6 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from tandem.gateway.admission.admission import Admission, Place
 from tandem.gateway.delivery.bodies import Bodies
 from tandem.gateway.delivery.continuation import Continuation, Usage
@@ -22,13 +20,13 @@ from tandem.gateway.delivery.exactness import cannot
 from tandem.gateway.delivery.legs import Kept, Legs
 from tandem.gateway.delivery.spelling import find_silent_tokens
 from tandem.gateway.delivery.tries import Tries
+from tandem.gateway.delivery.worker_answer import told_answer
 from tandem.gateway.delivery.worker_client import WorkerClient
-from tandem.gateway.delivery.worker_stream import TAIL, is_done, told_events, told_lines
+from tandem.gateway.delivery.worker_stream import told_events, told_lines
 from tandem.gateway.observability.metrics import GatewayMetrics
 from tandem.gateway.request.body import ClientBody
 from tandem.gateway.request.client_request import ClientRequest
-from tandem.gateway.request.internal import without_tickets
-from tandem.gateway.request.journal import Journal
+from tandem.gateway.request.journal import Journal, is_finish
 from tandem.gateway.request.progress import Progress
 from tandem.gateway.request.tally import Tally
 from tandem.gateway.wire.exchange import Exchange, WorkerError
@@ -36,6 +34,7 @@ from tandem.gateway.workers.budget import RetryBudget
 from tandem.gateway.workers.pool import Pool
 from tandem.gateway.workers.route import Route
 from tandem.protocol import sse
+from tandem.protocol.json_body import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +134,7 @@ class Delivery:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
                 self.headers = place.route.with_prefill(exchange.source).headers
-                raw = await exchange.whole()
-                try:
-                    return self._tally.whole(without_tickets(raw), alone=exchange.prefilled is None)
-                except msgspec.DecodeError:
-                    how = "answered with something other than JSON"
-                    raise WorkerError(exchange.worker, how, cause="bad_answer") from None
+                return await told_answer(exchange, self._tally)
 
     async def _begin(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from its start."""
@@ -148,20 +142,17 @@ class Delivery:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
                 self.headers = place.route.with_prefill(exchange.source).headers
-                tail, counted = b"", self._asked.body.wants_usage
+                lines, counted = b"", self._asked.body.wants_usage
                 try:
                     async for lines in told_lines(exchange, self._courier.client):
-                        tail = (tail + lines)[-TAIL:]
+                        if lines.endswith(sse.DONE) and not (journal.is_finished or is_finish(lines)):
+                            raise exchange.lost("ended its stream and had not ended its answer", "cut")
                         seen = journal.pass_on(lines)
                         yield self._tally.lines(seen, alone=exchange.prefilled is None) if counted else seen
                 except WorkerError:
-                    if is_done(tail):  # the client has everything already
-                        return
-                    if tail and not tail.endswith(b"\n\n"):  # its last event is whole, but for the line that ends it
+                    if lines and not lines.endswith((b"\n\n", b"\r\n\r\n")):  # it lacks only the line that ends it
                         yield b"\n"
                     raise
-                if not is_done(tail):
-                    raise exchange.lost("ended its stream before [DONE]", "cut")
 
     async def _rest(self, journal: Journal) -> AsyncGenerator[bytes, None]:
         """The stream from where it broke off."""
@@ -178,6 +169,8 @@ class Delivery:
                             if news.get("usage"):
                                 news["usage"] = self._tally.corrected(news["usage"], alone=False)
                             yield sse.event(journal.seen(news))
+                    if progress.finish_reason is None:
+                        raise exchange.lost("ended its stream and had not ended its answer", "cut")
             way.end()
         elif self._owes_usage(progress):
             yield sse.event(self._last_event(progress))
@@ -267,9 +260,12 @@ def has_begun(journal: Journal) -> bool:
         RequestError: The client has something of which nobody knows how it goes on.
     """
     try:
-        return journal.has_begun and bool(journal.progress.head.id)
-    except msgspec.DecodeError:
+        progress = journal.progress
+    except UNREADABLE:
         raise cannot("it was something other than OpenAI's JSON") from None
+    if progress.events and not progress.head.id:
+        raise cannot("it has no id")
+    return bool(progress.events)
 
 
 def _head(progress: Progress) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from tandem.gateway.wire.silence import Silence
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.vitals import MOST_WITHOUT_TICKET, Vitals
 from tandem.protocol.answers import TICKET_RELEASED
+from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.sse import EventParser
 
 LINGER_S: Final = 0.25
@@ -244,6 +245,6 @@ class Prefill:
     def _decoded(self, raw: bytes) -> PrefillAnswer:
         try:
             return msgspec.json.decode(raw, type=PrefillAnswer)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNREADABLE:
             how = "answered the prefill with something other than OpenAI's JSON"
             raise WorkerError(self._worker, how, cause="bad_answer") from None

@@ -19,6 +19,7 @@ from tandem.gateway.request.progress import Progress
 from tandem.gateway.wire.exchange import Exchange
 from tandem.gateway.wire.worker import Worker
 from tandem.protocol.http import VerbatimError
+from tandem.protocol.json_body import UNREADABLE
 
 ENOUGH: Final = 16
 """Tokens that are spelled; how a text ends depends on no more."""
@@ -52,5 +53,5 @@ async def _spelled(tokens: list[int], worker: Worker, asked: ClientRequest, clie
     try:
         async with client.post(Exchange(worker, "other"), "/detokenize", body, asked.headers) as exchange:
             return msgspec.json.decode(await exchange.whole(), type=Spelled).prompt
-    except (VerbatimError, msgspec.DecodeError):
+    except (VerbatimError, *UNREADABLE):
         raise cannot("nobody tells whether its last character is whole") from None

@@ -20,6 +20,7 @@ from tandem.gateway.request.limits import Limits
 from tandem.gateway.request.progress import Event
 from tandem.gateway.request.tally import cached_in, with_cached
 from tandem.protocol import sse
+from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.sse import EventParser
 
 Told = asyncio.Queue[tuple[int, Event | Exception | None]]
@@ -165,6 +166,6 @@ def readable() -> Iterator[None]:
     """
     try:
         yield
-    except (msgspec.DecodeError, LookupError, TypeError, AttributeError):
+    except (*UNREADABLE, LookupError, TypeError, AttributeError):
         message = "an instance answered with something other than OpenAI's JSON; look at its log"
         raise RequestError(message, status=502, code="worker_failed") from None

@@ -24,6 +24,7 @@ from tandem.gateway.wire.exchange import Exchange
 from tandem.gateway.wire.peer import Peers
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.pool import Pool
+from tandem.protocol.json_body import UNREADABLE
 
 RELEASE_TIMEOUT_S: Final = 2.0
 USE_UP_S: Final = 10.0
@@ -123,5 +124,5 @@ class Releases:
             url, path = ticket.holder.url, "/tandem/renew"
             _, said = await self._peers.ask(url, "POST", path, body, timeout_s=RELEASE_TIMEOUT_S)
             return msgspec.json.decode(said, type=Renewed).renewed
-        except (OSError, msgspec.DecodeError, UnicodeError):
+        except (OSError, *UNREADABLE):
             return False

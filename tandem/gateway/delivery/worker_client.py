@@ -20,6 +20,7 @@ from tandem.gateway.wire.worker_access import WorkerAccess
 from tandem.gateway.workers.pool import Pool
 from tandem.protocol.answers import ENDINGS
 from tandem.protocol.http import VerbatimError
+from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.renewal import Renewal
 from tandem.protocol.seat_name import hide_seat_names
 
@@ -152,5 +153,5 @@ def _log_words(worker: Worker, what: str, words: bytes) -> None:
 def _reason(body: bytes) -> Reason:
     try:
         return msgspec.json.decode(body, type=ErrorAnswer).error
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return Reason()

@@ -21,6 +21,7 @@ from msgspec import Meta
 from tandem.errors import RequestError, UsageError
 from tandem.files import read_bytes, write_whole
 from tandem.gateway.processes.board import Board
+from tandem.protocol.json_body import UNREADABLE
 
 PREFIX: Final = "tdm-"
 """How a key begins, so that one that was leaked is recognised by what looks for such."""
@@ -207,7 +208,7 @@ def _keys(path: Path) -> tuple[Key, ...]:
 def _key(path: Path, number: int, line: bytes) -> Key:
     try:
         return msgspec.json.decode(line, type=Key)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path}: line {number}: {error}; write it as `tandem gateway-key` does") from None
 
 

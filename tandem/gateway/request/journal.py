@@ -14,12 +14,15 @@ import msgspec
 
 from tandem.gateway.request.internal import MARK, OF_ANSWERS, lines_without_tickets
 from tandem.gateway.request.progress import Chunk, Progress
+from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.sse import EventParser
 
 IDS: Final = re.compile(rb',\s*"(?:token_ids|prompt_token_ids)"\s*:\s*(?:\[[0-9,\s]*\]|null)')
 """The fields that were asked for on top. No text holds these bytes: a quote in one has a backslash before it."""
 REASONING: Final = re.compile(rb'[{,]\s*"reasoning(?:_content)?"\s*:\s*"[^"]')
 """What a parser has set apart from a chat's text."""
+FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+"""Of a choice that is whole."""
 KEPT_BYTES: Final = 2**16
 """Undecoded pieces up to so many bytes are kept for a stream."""
 
@@ -37,12 +40,10 @@ class Journal:
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._parser = EventParser()
-        self.has_begun = False
-        """Whether the client has anything of the answer."""
+        self._error: Exception | None = None
 
     def pass_on(self, lines: bytes) -> bytes:
         """Note whole lines of a stream, and return them as the client gets them."""
-        self.has_begun = True
         self._kept.append(lines)
         self._kept_bytes += len(lines)
         if self._kept_bytes > KEPT_BYTES:
@@ -61,6 +62,11 @@ class Journal:
         return self._progress.events + (b"\n" + b"".join(self._kept)).count(b"\ndata: {")
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the client knows why the answer ended."""
+        return self._progress.finish_reason is not None or any(map(is_finish, reversed(self._kept)))
+
+    @property
     def tells_reasoning(self) -> bool:
         """Whether an engine has set reasoning apart from the text."""
         return self._progress.parsed is not None or REASONING.search(b"".join(self._kept)) is not None
@@ -70,9 +76,11 @@ class Journal:
         """How far the answer has come.
 
         Raises:
-            msgspec.DecodeError: What came is no stream of OpenAI's API.
+            Exception: One of `UNREADABLE`: what came is no stream of OpenAI's API.
         """
         self._decode()
+        if self._error is not None:
+            raise self._error
         return self._progress
 
     def seen(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +91,17 @@ class Journal:
         return kept
 
     def _decode(self) -> None:
-        for data in self._parser.feed(b"".join(self._kept)):
-            if data != b"[DONE]":
-                self._progress.add(msgspec.json.decode(data, type=Chunk))
+        """What cannot be read is no reason to end a stream that goes on by itself."""
+        try:
+            for data in self._parser.feed(b"".join(self._kept)):
+                if data != b"[DONE]":
+                    self._progress.add(msgspec.json.decode(data, type=Chunk))
+        except UNREADABLE as error:
+            self._error = error
         self._kept.clear()
         self._kept_bytes = 0
+
+
+def is_finish(lines: bytes) -> bool:
+    """Whether these lines of a stream say why an answer ended."""
+    return FINISH.search(lines) is not None

@@ -16,7 +16,7 @@ PLAIN = frozenset(("text", "content"))
 class Choice(msgspec.Struct, frozen=True):
     """A choice in an event."""
 
-    text: str = ""
+    text: str | None = ""
     delta: Event | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
@@ -30,7 +30,7 @@ class Chunk(msgspec.Struct, frozen=True):
     id: str = ""
     created: int = 0
     model: str = ""
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Choice, ...] | None = ()
     prompt_token_ids: list[int] | None = None
     usage: Event | None = None
 
@@ -85,7 +85,7 @@ class Progress:
         self.head = self.head if self.head.id else chunk
         self.prompt = self.prompt or chunk.prompt_token_ids
         self.has_usage |= chunk.usage is not None and not chunk.choices
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():
             self._add(choice, whole=whole)
 
     def _add(self, choice: Choice, *, whole: bool) -> None:
@@ -110,9 +110,9 @@ class Progress:
         self.silent_tokens = 0
 
 
-def texts(text: str, delta: Event | None) -> Iterator[tuple[str, str]]:
+def texts(text: str | None, delta: Event | None) -> Iterator[tuple[str, str]]:
     """What a choice's part of an event says, by place."""
-    yield "text", text
+    yield "text", text or ""
     for place, holder, name in places(delta):
         yield place, holder[name]
 

@@ -16,6 +16,7 @@ import msgspec
 
 from tandem.gateway.request.internal import Fields
 from tandem.gateway.wire.prefilled import Prefilled
+from tandem.protocol.json_body import UNREADABLE
 
 Counts = dict[str, Any]
 
@@ -91,7 +92,7 @@ class Tally:
             return line
         try:
             event = msgspec.json.decode(line.removeprefix(b"data:"), type=dict[str, Any])
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return line
         counts = event.get("usage")
         # vLLM's `continuous_usage_stats` counts in every event, and tells details in the last one.

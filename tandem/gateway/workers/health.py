@@ -23,6 +23,7 @@ from tandem.gateway.workers.expected import Expected
 from tandem.gateway.workers.introduction import Introduction, ModelList, Pulse, complaints
 from tandem.gateway.workers.pool import Pool
 from tandem.protocol.identity import Role
+from tandem.protocol.json_body import UNREADABLE
 
 TIMEOUT_S: Final = 2.0
 MISSES_TO_DOWN: Final = 3
@@ -195,5 +196,5 @@ def read(body: bytes, kind: type[T]) -> T | None:
     """What a stranger's JSON says, or None: whatever it sends, the watch goes on."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return None
