@@ -73,7 +73,7 @@ class Service:
         for path in self._front.generating:
             app.router.add_post(path, self.generate)
         if self._front.lists_models:
-            app.router.add_get("/v1/models", self.models)
+            app.router.add_get("/v1/models", self.models, allow_head=False)
             app.router.add_get("/openapi.json", self.description)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.metrics)

@@ -21,16 +21,44 @@ def event(payload: Any) -> bytes:
     return b"data: " + msgspec.json.encode(payload) + b"\n\n"
 
 
+class WholeLines:
+    """Cuts a byte stream into whole lines, wherever the network cut it; what is held is not searched again."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    @property
+    def held(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return len(self._rest)
+
+    def feed(self, piece: bytes) -> bytes:
+        """The lines that `piece` completes, with their ends."""
+        cut = piece.rfind(b"\n") + 1
+        if cut == len(piece) and not self._rest:
+            return piece
+        if not cut:
+            self._rest += piece
+            return b""
+        lines = bytes(self._rest) + piece[:cut]
+        self._rest = bytearray(piece[cut:])
+        return lines
+
+
 class EventParser:
     """Cuts a byte stream into the data of its events, wherever the network cut it."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._lines = WholeLines()
+
+    @property
+    def held(self) -> int:
+        """Bytes of a line whose end has not come."""
+        return self._lines.held
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """The data of every event that `piece` completes."""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        for line in lines:
+        for line in self._lines.feed(piece).split(b"\n"):
             if line.startswith(b"data:"):
                 yield line[5:].strip()
 

@@ -32,6 +32,7 @@ from fake_worker import (
     failing_stream,
     never,
     running,
+    stream,
     whole_with_ticket,
     without_done,
     words,
@@ -41,7 +42,7 @@ from gateway_rig import BODY, CHAT, EARLY, JSON, SOON_S, Rig, rigged, trial, unt
 
 from tandem.errors import UsageError
 from tandem.gateway.config import GatewayConfig
-from tandem.gateway.delivery import tries
+from tandem.gateway.delivery import tries, worker_stream
 from tandem.gateway.delivery.prefill import Prefill
 from tandem.gateway.delivery.tries import ROUNDS
 from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
@@ -693,6 +694,33 @@ async def test_a_large_prompt_passes() -> None:
 async def test_a_stream_arrives_while_it_is_written() -> None:
     async with rigged(decode=words_then_never) as rig, rig.post(BODY | {"stream": True}) as response:
         assert json.loads((await response.content.readline()).removeprefix(b"data: "))["choices"][0]["text"] == "Hel"
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_line_without_end_is_a_bad_answer_and_another_one_serves(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_stream, "LONGEST_LINE", 2**20)
+    capabilities = EARLY if role == "prefill" else ("release",)
+
+    async def endless(request: Any, _: dict[str, Any]) -> Any:
+        response = await stream(request, [b"data: "])
+        while True:
+            await response.write(b"x" * 2**16)
+
+    async def scenario() -> None:
+        good = early_ticket(at_once) if role == "prefill" else words
+        async with rigged(**{role: [endless, good]}, capabilities=capabilities) as rig:
+            async with rig.post(BODY | {"stream": True}) as response:
+                assert (response.status, (await response.read()).count(b"[DONE]")) == (200, 1)
+            bad = f'tandem_gateway_worker_failures_total{{worker="{role}-0",cause="bad_answer"}}'
+            assert await rig.metric(bad) == 1
+
+    uvloop.run(scenario())
+
+
+@trial
+async def test_a_list_of_models_is_only_asked_for_with_get() -> None:
+    async with rigged() as rig, rig.http.head(rig.url + "/v1/models") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "GET")
 
 
 @trial

@@ -22,6 +22,7 @@ import msgspec
 from tandem.errors import RequestError
 from tandem.gateway.delivery.ticket import Releases, Ticket
 from tandem.gateway.delivery.worker_client import Reason, WorkerClient
+from tandem.gateway.delivery.worker_stream import check_line
 from tandem.gateway.observability.metrics import GatewayMetrics
 from tandem.gateway.request.client_request import ClientRequest
 from tandem.gateway.wire.exchange import Exchange, WorkerError
@@ -241,6 +242,7 @@ class Prefill:
             for data in parser.feed(piece):
                 if data != b"[DONE]":
                     yield self._decoded(data)
+            check_line(exchange, parser.held)
 
     def _decoded(self, raw: bytes) -> PrefillAnswer:
         try:

@@ -12,10 +12,12 @@ from tandem.gateway.delivery.worker_client import WorkerClient
 from tandem.gateway.request.progress import Chunk, Event
 from tandem.gateway.wire.exchange import Exchange, WorkerError
 from tandem.protocol.json_body import UNREADABLE
-from tandem.protocol.sse import DONE, EventParser
+from tandem.protocol.sse import DONE, EventParser, WholeLines
 
 END: Final = re.compile(rb'^data:[ \t]*(?:(\[DONE\])|\{\s*"(?:error"|object"\s*:\s*"error"))', re.MULTILINE)
 """What ends a stream, and how an error begins; no text can hold these bytes, because quotes in it are escaped."""
+LONGEST_LINE: Final = 2**25
+"""Bytes of a line: the ids of a prompt of 128k tokens have 1 MiB, each token with 20 alternatives less than 2 KiB."""
 
 
 async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[bytes]:
@@ -25,15 +27,15 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
         WorkerError: The stream broke off before that, or its worker says that it failed.
         RequestError: It was ended because somebody wanted it so.
     """
-    rest, is_whole = b"", False
+    whole, is_whole = WholeLines(), False
     try:
         async for piece in exchange.pieces():
-            cut = 0 if is_whole else piece.rfind(b"\n") + 1
-            if not cut:
-                rest = b"" if is_whole else rest + piece
+            if is_whole:
                 continue
-            lines, rest = rest + piece[:cut], piece[cut:]
-            if (end := END.search(lines)) is None:
+            lines = whole.feed(piece)
+            if not lines:
+                check_line(exchange, whole.held)
+            elif (end := END.search(lines)) is None:
                 yield lines
             elif end[1]:
                 yield lines[: end.start()] + DONE
@@ -47,6 +49,17 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
             raise
     if not is_whole:
         raise exchange.lost("ended its stream before [DONE]", "cut")
+
+
+def check_line(exchange: Exchange, held: int) -> None:
+    """Give up a worker of whose line so many bytes are held, if these are too many.
+
+    Raises:
+        WorkerError: They are.
+    """
+    if held > LONGEST_LINE:
+        how = f"streamed a line of more than {LONGEST_LINE / 2**20:g} MiB"
+        raise WorkerError(exchange.worker, how, cause="bad_answer")
 
 
 async def told_events(exchange: Exchange, client: WorkerClient) -> AsyncIterator[Event]:

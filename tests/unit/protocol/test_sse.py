@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -32,6 +33,16 @@ def read(parts: list[bytes]) -> list[dict[str, Any]]:
         return [event async for event in sse.events(source())]
 
     return asyncio.run(collect())
+
+
+def test_a_line_of_many_pieces_is_not_gone_through_with_each_of_them() -> None:
+    lines, begun = sse.WholeLines(), time.monotonic()
+    for _ in range(2000):
+        assert lines.feed(b"x" * 2**14) == b""
+    assert lines.held == 2000 * 2**14
+    assert len(lines.feed(b"\nrest")) == 2000 * 2**14 + 1
+    assert lines.held == 4
+    assert time.monotonic() - begun < 1
 
 
 @given(PAYLOADS, st.lists(st.integers(0, 10_000), max_size=20))
