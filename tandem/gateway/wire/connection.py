@@ -135,7 +135,9 @@ class Response:
         """Parser: the head is here; that of an interim answer is forgotten."""
         assert self._parser is not None
         status = self._parser.get_status_code()
-        if status < 200:
+        if status < 100:  # RFC 9110 section 15
+            self._spoil(f"status {status}")
+        elif status < 200:
             self._fields.clear()
         elif not self._is_whole:
             self.status = status

@@ -32,7 +32,10 @@ class NoRoomError(Exception):
     """No worker has room for a request now, though one could have later."""
 
 
-LABEL: Final = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
+LABEL: Final = re.compile(rb'(?<!\w)(\w{1,64})="((?:[^"\\]|\\.)*)"')
+"""Begins only where a word does: elsewhere a long word would be looked through again from each of its letters."""
+LONGEST_LINE: Final = 4096
+"""Bytes of a sample's line; vLLM's whole configuration of its cache has a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +154,7 @@ def _tokens(labels: dict[bytes, bytes]) -> float:
 
 
 def _samples(page: bytes, name: bytes) -> Iterator[tuple[dict[bytes, bytes], float]]:
-    """The samples of one metric; the rest of the page, which is long, is only searched.
+    """The samples of one metric; the rest of the page, which is long, is only searched, as are lines too long for one.
 
     Raises:
         ValueError: Something that is no number stands in a number's place.
@@ -160,6 +163,6 @@ def _samples(page: bytes, name: bytes) -> Iterator[tuple[dict[bytes, bytes], flo
     while at >= 0:
         end = page.find(b"\n", at + 1)
         labels, _, rest = page[at + 1 + len(name) : end].rpartition(b"}")
-        if page[at + 1 + len(name) : at + 2 + len(name)] in (b" ", b"{"):
+        if end - at <= LONGEST_LINE and page[at + 1 + len(name) : at + 2 + len(name)] in (b" ", b"{"):
             yield dict(LABEL.findall(labels)), float(rest.split()[0])
         at = page.find(b"\n" + name, end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,16 @@ def test_a_page_that_does_not_say(page: bytes) -> None:
 @given(st.binary(max_size=200), st.integers(0, len(VLLM)))
 def test_no_page_breaks_the_reader(noise: bytes, at: int) -> None:
     Occupancy.read(VLLM[:at] + noise + VLLM[at:])
+
+
+def test_a_page_of_a_few_kilobytes_is_read_at_once() -> None:
+    """Or a worker that writes nonsense would hold up everybody's requests."""
+    name, begun = b"vllm:cache_config_info", time.monotonic()
+    for nonsense in (b"a" * 2**20, b'a="' * 2**18, b'a="\\"' * 2**18, b"} " + b"1" * 2**20):
+        assert Occupancy.read(VLLM + b"%s{%s} 1\n" % (name, nonsense)) == Occupancy(total=1600, used=400)
+    labels = b"\n".join([name + b"{" + b"a" * 4000 + b"} 1"] * 200)
+    assert Occupancy.read(labels) is None
+    assert time.monotonic() - begun < 1
 
 
 def load_of(tokens: int, requests: int = 1) -> Load:
