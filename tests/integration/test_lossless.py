@@ -27,7 +27,7 @@ from fake_model import (
     resets,
 )
 from fake_worker import TICKET, FakeWorker, Script, answers, answers_late, by_leg, early_ticket, never, stream, words
-from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial
+from gateway_rig import BODY, CHAT, SOON_S, Rig, rigged, trial, until
 
 from tandem.gateway.delivery import tries
 from tandem.gateway.delivery.tries import ROUNDS
@@ -500,6 +500,43 @@ async def test_who_failed_often_gets_no_requests_for_a_while() -> None:
         assert len(rig.decode.bodies) == FAILURES_TO_OPEN
         pool = rig.gateway.pool
         assert pool.vitals(pool.workers[0]).breaker.state(time.monotonic()) == "open"
+
+
+@trial
+async def test_of_a_hundred_requests_twenty_are_tried_again_at_a_time() -> None:
+    async with rigged(prefill=(), decode=(words, words)) as rig:
+        all_there, go_on = asyncio.Event(), asyncio.Event()
+
+        def one_more() -> None:
+            if sum(len(worker.bodies) for worker in rig.decodes) == 100:
+                all_there.set()
+
+        async def fails_with_the_others(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            one_more()
+            await all_there.wait()
+            return await answers(500, {})(request, body)
+
+        async def waits(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            one_more()
+            await go_on.wait()
+            return await words(request, body)
+
+        rig.decode.script, rig.decodes[1].script = fails_with_the_others, waits
+        budget = rig.gateway._budget
+        asking = [asyncio.create_task(rig.post(BODY).__aenter__()) for _ in range(100)]
+        await all_there.wait()
+        again = len(rig.decode.bodies)
+        assert again >= 20
+
+        async def all_have_failed() -> bool:
+            return budget.retrying + budget.waiting == again
+
+        await until(all_have_failed)
+        assert budget.retrying == 20
+        go_on.set()
+        for response in await asyncio.gather(*asking):
+            assert response.status == 200
+            response.release()
 
 
 @trial
