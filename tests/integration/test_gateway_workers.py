@@ -21,9 +21,15 @@ import psutil
 import pytest
 from aiohttp import web
 from fake_worker import FakeWorker, Script, answers, chunk, running, stream, whole_with_ticket, words
-from gateway_rig import BODY, until
+from gateway_rig import BODY, trial, until
 
+from tandem.gateway.admission.queue_limits import QueueLimits
+from tandem.gateway.config import GatewayConfig
 from tandem.gateway.door.keys import add_key
+from tandem.gateway.processes.board import Board, shared_memory
+from tandem.gateway.processes.commons import Commons
+from tandem.gateway.server import Gateway
+from tandem.gateway.workers import budget
 from tandem.gateway.workers.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_S
 from tandem.gateway.workers.ready import READY_S
 from tandem.protocol.lifeline import Lifeline
@@ -132,6 +138,37 @@ async def several(count: int, decode: Script | Sequence[Script], folder: Path, *
             yield rig
 
 
+@asynccontextmanager
+async def two_on_one_board(*decode: Script, **options: Any) -> AsyncIterator[tuple[list[Gateway], list[FakeWorker]]]:
+    """Gateways as two processes have them, but both here, each with an address of its own; and the workers of both."""
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(running(script)) for script in decode]
+        config = GatewayConfig(decode=tuple(one.url for one in workers), port=0, grace_s=0.1, **options)
+        memory = shared_memory(2)
+        stack.callback(os.close, memory)
+        gateways = [Gateway(config, Commons(board=Board(2, row, memory), row=row)) for row in range(2)]
+        for gateway in gateways:
+            await gateway.start()
+            stack.push_async_callback(gateway.stop)
+        yield gateways, workers
+
+
+class Busy:
+    """A worker's script that takes a moment, and the most that it had to do at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._now = 0
+        self.most = 0
+
+    async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        self._now += 1
+        self.most = max(self.most, self._now)
+        await asyncio.sleep(self._seconds)
+        self._now -= 1
+        return await words(request, body)
+
+
 async def ended(process: asyncio.subprocess.Process) -> int:
     """Its exit code, once it was asked to stop."""
     if process.returncode is None:
@@ -139,7 +176,7 @@ async def ended(process: asyncio.subprocess.Process) -> int:
     return await process.wait()
 
 
-async def ask(session: aiohttp.ClientSession, rig: Several, headers: dict[str, str]) -> int:
+async def ask(session: aiohttp.ClientSession, rig: Several | Gateway, headers: dict[str, str]) -> int:
     """The status of an answer."""
     async with session.post(rig.url + PATH, json=BODY, headers=headers) as response:
         await response.read()
@@ -193,6 +230,61 @@ def test_a_killed_process_costs_its_own_streams_and_nothing_else(tmp_path: Path)
                 assert await ask(rig.http, rig, bearer(key)) == 429
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+@trial
+async def test_what_a_worker_has_room_for_is_that_of_all_together() -> None:
+    busy = Busy(0.01)
+    limits = QueueLimits(max_in_flight=3)
+    async with two_on_one_board(busy, queue=limits) as (gateways, _), aiohttp.ClientSession() as http:
+        asking = (ask(http, gateway, {}) for _ in range(9) for gateway in gateways)
+        assert await asyncio.gather(*asking) == [200] * 18
+    assert busy.most == 3
+
+
+def test_second_tries_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    @trial
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def waits(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            await go_on.wait()
+            return await words(request, body)
+
+        failing = answers(500, {})
+        async with two_on_one_board(failing, waits) as (gateways, workers), aiohttp.ClientSession() as http:
+            here, there = (gateway._budget for gateway in gateways)
+            first = asyncio.create_task(ask(http, gateways[0], {}))
+            await workers[1].arrived.wait()
+            assert (here.retrying, there.retrying) == (1, 0)
+            second = asyncio.create_task(ask(http, gateways[1], {}))
+
+            async def has_failed() -> bool:
+                return there.retrying + there.waiting == 1
+
+            await until(has_failed)
+            assert (there.retrying, there.waiting, len(workers[1].bodies)) == (0, 1, 1)
+            go_on.set()
+            assert (await first, await second) == (200, 200)
+
+    monkeypatch.setattr(budget, "AT_LEAST", 1)
+    monkeypatch.setattr(budget, "SHARE", 0.0)
+    scenario()
+
+
+@pytest.mark.full
+def test_no_process_gives_a_worker_more_than_it_has_room_for_beside_the_other(tmp_path: Path) -> None:
+    """But for two that look at the same moment, each of which may find the last place free."""
+    busy = Busy(0.1)
+
+    async def scenario() -> None:
+        async with several(2, busy, tmp_path, "--max-in-flight", "3") as rig, AsyncExitStack() as stack:
+            each = [await stack.enter_async_context(rig.one_session_each()) for _ in range(9)]
+            asking = (ask(session, rig, {}) for sessions in each for session in sessions.values())
+            assert await asyncio.gather(*asking) == [200] * 18
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert busy.most in (3, 4)
 
 
 @pytest.mark.full
