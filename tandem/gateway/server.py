@@ -49,6 +49,8 @@ LOOK_S: Final = 0.1
 SHOW_S: Final = 1.0
 """Between two times that a process says how things stand in it."""
 
+LAST_WORDS_S: Final = 1.0
+"""For telling clients that their time is over."""
 ALIKE: Final = ("tandem.gateway.workers.health", "tandem.gateway.fleet")
 """What all processes find out alike, the first one says."""
 
@@ -126,7 +128,7 @@ class Gateway:
             self._keep_new(admin_keys)
             admin = Admin(keys=admin_keys, fleet=self._fleet, pool=self.pool, watch=self._health, probation=probation)
             admin.add_to(application)
-        self._runner = app_runner(application, config.grace_s)
+        self._runner = app_runner(application, config.grace_s + LAST_WORDS_S)
         self._door = Door(config.limits, config.tls.kept_new(self._renewal) if config.tls else None)
 
     def _new_service(self, client: WorkerClient) -> Service:
@@ -226,7 +228,9 @@ class Gateway:
 
     async def _close(self) -> None:
         self._door.close()
+        ending = asyncio.get_running_loop().call_later(self.config.grace_s, self._service.stop)
         await self._runner.cleanup()
+        ending.cancel()
         await self._legs.finish()
         await self._reservations.finish()
         self._peers.close()

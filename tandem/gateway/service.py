@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -26,6 +27,8 @@ from tandem.gateway.request.limits import Limits
 from tandem.gateway.request.openapi import document
 from tandem.gateway.request.record import Record
 from tandem.gateway.request.refusals import check_head
+from tandem.gateway.wire.exchange import WorkerError
+from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.budget import RetryBudget
 from tandem.gateway.workers.pool import Pool
 from tandem.protocol.http import json_response, openai_errors, read_body, refusal_response, request_id
@@ -65,6 +68,7 @@ class Service:
         self._courier = courier
         self._budget = budget
         self._metrics = metrics
+        self._open: dict[asyncio.Task[Any], Record] = {}
 
     def application(self) -> web.Application:
         """The aiohttp application; no other path reaches anything, least of all a worker."""
@@ -88,7 +92,7 @@ class Service:
         if self._tracing is not None:
             record.trace = self._tracing.begin(record, request.method, request.headers)
         try:
-            with self._metrics.request(record), self._admitted(request, record):
+            with self._metrics.request(record), self._admitted(request, record), self._stoppable(record):
                 return await self._generate(request, headers, record)
         except RequestError as error:
             response = refusal_response(error)
@@ -101,6 +105,23 @@ class Service:
             self._budget.in_flight.add(-1)
             if record.trace is not None:
                 record.trace.end()
+
+    @contextmanager
+    def _stoppable(self, record: Record) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = record
+        try:
+            with record.stoppable():
+                yield
+        finally:
+            del self._open[task]
+
+    def stop(self) -> None:
+        """End all that is open: what has begun with an error event, all else with status 503."""
+        for task, record in self._open.items():
+            record.is_stopped = True
+            task.cancel()
 
     @contextmanager
     def _admitted(self, request: web.Request, record: Record) -> Iterator[None]:
@@ -153,7 +174,14 @@ class Service:
     async def _models(self, request: web.Request) -> web.Response:
         self._pool.require_open()
         passed_on = {name: value for name, value in self._for_workers(request).items() if name == AUTHORIZATION}
-        async with self._client.get(self._pool.somebody, "/v1/models", passed_on) as exchange:
+        *others, last = self._pool.in_turn
+        for worker in others:
+            with suppress(WorkerError):
+                return await self._models_of(worker, passed_on)
+        return await self._models_of(last, passed_on)
+
+    async def _models_of(self, worker: Worker, headers: Mapping[str, str]) -> web.Response:
+        async with self._client.get(worker, "/v1/models", headers) as exchange:
             return web.Response(body=without_seat_names(await exchange.whole()), content_type="application/json")
 
     async def description(self, _: web.Request) -> web.Response:

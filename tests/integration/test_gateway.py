@@ -49,7 +49,7 @@ from tandem.gateway.door.keys import Key, Keys, digest_of, new_key
 from tandem.gateway.front import Api
 from tandem.gateway.request.journal import Journal
 from tandem.gateway.request.limits import Limits
-from tandem.gateway.server import Gateway
+from tandem.gateway.server import LAST_WORDS_S, Gateway
 from tandem.gateway.wire.exchange import Exchange
 from tandem.gateway.wire.peer import Peers
 from tandem.gateway.workers import budget, stalls
@@ -786,9 +786,26 @@ async def test_stop_aborts_what_outlasts_the_grace() -> None:
         await rig.prefill.arrived.wait()
         await rig.gateway.stop()
         await asyncio.wait_for(rig.prefill.aborted.wait(), SOON_S)
-        with pytest.raises(aiohttp.ClientError):
-            await asked
+        assert await asked == 503
         await rig.gateway.start()  # for the rig to stop
+
+
+@pytest.mark.parametrize(("api", "path"), [("openai", "/v1/completions"), ("vllm", "/generate")])
+def test_a_stream_that_outlasts_the_grace_ends_with_an_error_event(api: Api, path: str) -> None:
+    @trial
+    async def scenario() -> None:
+        async with rigged(decode=words_then_never, api=api) as rig:
+            async with rig.post({"prompt": "hi", "stream": True}, path) as response:
+                await response.content.readany()
+                began = time.monotonic()
+                await rig.gateway.stop()
+                assert time.monotonic() - began < LAST_WORDS_S
+                last = re.split(rb"[\n\0]+", (await response.read()).strip(b"\n\0"))[-1]
+            assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "stopping"
+            await asyncio.wait_for(rig.decode.aborted.wait(), SOON_S)
+            await rig.gateway.start()  # for the rig to stop
+
+    scenario()
 
 
 def test_the_command_runs_chats_and_stops() -> None:
@@ -835,9 +852,10 @@ def test_a_wrong_configuration_is_refused_by_name(options: dict[str, Any], reaso
         GatewayConfig(**options)
 
 
-async def ask(rig: Rig) -> None:
+async def ask(rig: Rig) -> int:
     async with rig.post(BODY) as response:
         await response.read()
+        return int(response.status)
 
 
 async def go_away(rig: Rig, when: asyncio.Event) -> None:

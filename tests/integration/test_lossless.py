@@ -185,6 +185,18 @@ def test_a_client_that_wants_ids_gets_each_of_them_once(dialect: str, blow: str)
         assert next(choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice) == PROMPT
 
 
+@trial
+async def test_models_are_listed_by_whoever_answers() -> None:
+    async with rigged(decode=(model, model)) as rig:
+        for worker in rig.decodes:
+            worker.listing = 500
+        async with rig.http.get(rig.url + "/v1/models") as response:
+            assert (response.status, (await response.json())["data"][0]["id"]) == (200, "m")
+        rig.prefill.listing = 500
+        async with rig.http.get(rig.url + "/v1/models") as response:
+            assert (response.status, "X-Request-Id" in response.headers) == (502, True)
+
+
 def says(raw: bytes) -> Script:
     """A decode instance that answers with these bytes, streamed or not, and status 200."""
 

@@ -147,6 +147,18 @@ async def test_the_last_one_is_not_given_up() -> None:
         assert one.server.probes == 0
 
 
+@pytest.mark.parametrize(("work", "is_too_long"), [(0, True), (1000, True), (100_000, False)])
+def test_one_of_which_nothing_is_known_has_time_for_what_it_has_to_compute(work: int, is_too_long: bool) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench(HEAD, lives=True, patience=Patience(suspect_seconds=0.1, unknown_seconds=0.2)) as one:
+            error = WorkerError if is_too_long else TimeoutError
+            with pytest.raises(error):
+                await asyncio.wait_for(one.read(work=work), 0.9)
+
+    scenario()
+
+
 @trial
 async def test_there_is_a_last_limit_for_everybody() -> None:
     async with bench(HEAD, lives=True, patience=Patience(longest_silence=0.3)) as one:

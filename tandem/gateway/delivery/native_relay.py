@@ -70,8 +70,9 @@ class NativeRelay:
             await response.prepare(request)
             await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
             try:
-                async for texts in growing:
-                    await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
+                with asked.record.stoppable():
+                    async for texts in growing:
+                        await response.write(msgspec.json.encode(native_answer(told.prompt, texts)) + END)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is: no answer is cut without a word

@@ -71,8 +71,9 @@ class Relay:
             asked.record.first_bytes(answer.exchange)
             self._metrics.first_bytes(asked.record)
             try:
-                async for piece in pieces:
-                    await response.write(piece)
+                with asked.record.stoppable():
+                    async for piece in pieces:
+                        await response.write(piece)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is: no answer is cut without a word

@@ -5,12 +5,14 @@ Everybody on its way writes down what they know; metrics, the access log and tra
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from tandem.errors import RequestError
 from tandem.gateway.request.tally import Tally
 from tandem.gateway.wire.exchange import Cause, Exchange
 from tandem.gateway.wire.worker import Worker
@@ -45,6 +47,8 @@ class Record:
     outcome: Outcome = "ok"
     status: int = 200
     """Of its answer; 499 where its client left before there was one."""
+    is_stopped: bool = False
+    """Whether the gateway ends it, because it ends itself."""
     trace: Spans | None = None
     """Where somebody wants them."""
     key: str | None = None
@@ -71,6 +75,20 @@ class Record:
     """The longest wait of a stream's client between two pieces, its own slowness apart."""
     _heard: float | None = None
     """When the last worker that began to answer was last heard."""
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Turn a cancellation in the block into a refusal, where it is the gateway that ends.
+
+        Raises:
+            RequestError: 503, it does.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.is_stopped:
+                raise
+            raise RequestError("the gateway is stopping; send it again", status=503, code="stopping") from None
 
     @property
     def ttft_s(self) -> float | None:

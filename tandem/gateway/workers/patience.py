@@ -28,6 +28,8 @@ class Patience:
     """One that answers may be silent for so long before a request goes on elsewhere."""
     times_expected: float = 5.0
     """Or for so many times its longest silence of late, in proportion to what is asked for, if that is more."""
+    unknown_seconds: float = 60.0
+    """One of which nothing is known yet may be silent for so long, for each thousand tokens that it has to compute."""
     longest_silence: float = 600.0
     """Seconds after which a silent instance is given up, whatever it answers."""
 

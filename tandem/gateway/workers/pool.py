@@ -250,10 +250,10 @@ class Pool:
         return self._policies["prefill" if worker.role == "prefill" else "decode"]
 
     @property
-    def somebody(self) -> Worker:
-        """Somebody who is up, a decode worker if there is one, for a question that is no work."""
+    def in_turn(self) -> list[Worker]:
+        """All who are up, those first who decode, for a question that is no work."""
         up = [worker for worker, vitals in self._vitals.items() if vitals.is_up]
-        return next((worker for worker in up if worker.role != "prefill"), up[0])
+        return sorted(up, key=lambda worker: worker.role == "prefill")
 
     def has_candidates(self, tried: Collection[Worker]) -> bool:
         """Whether `choose` would find anybody, of whatever role."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from tandem.gateway.wire.exchange import Exchange
 from tandem.gateway.wire.peer import Peers
+from tandem.gateway.wire.silence import LEAST_WORK
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.patience import Patience
 from tandem.gateway.workers.pool import Pool
@@ -72,10 +73,13 @@ class StallWatch:
         longest_s = self._patience.longest_silence
         if exchange.silence.is_excused or exchange.too_slow >= MOST_TOO_SLOW:
             return longest_s
-        expected_s = self._expected_s(exchange)
-        if expected_s is None or not self._pool.has_others(exchange.worker):
+        if not self._pool.has_others(exchange.worker):
             return longest_s
-        limit_s = max(self._patience.slow_seconds, self._patience.times_expected * expected_s)
+        expected_s = self._expected_s(exchange)
+        if expected_s is None:
+            limit_s = self._patience.unknown_seconds * exchange.silence.work / LEAST_WORK
+        else:
+            limit_s = max(self._patience.slow_seconds, self._patience.times_expected * expected_s)
         return min(limit_s * 2.0**exchange.too_slow, longest_s)
 
     def _expected_s(self, exchange: Exchange) -> float | None:
