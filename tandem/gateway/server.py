@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import uvloop
@@ -35,6 +36,7 @@ from tandem.gateway.observability.tracing import Tracing
 from tandem.gateway.processes.commons import Commons
 from tandem.gateway.service import Service
 from tandem.gateway.supervisor import supervise
+from tandem.gateway.watch import kept_up
 from tandem.gateway.wire.worker import named
 from tandem.gateway.workers.budget import RetryBudget
 from tandem.gateway.workers.health import HealthWatch
@@ -93,10 +95,10 @@ class Gateway:
         readiness = Readiness(pool=self.pool, watch=self._health, legs=self._legs, period_s=self.config.health_period_s)
         stalls = StallWatch(self.pool, self._peers, self.config.patience)
         for_ever = (
-            *(self._become_ready(readiness), self._health.run(), self._capacity.run(), stalls.run()),
-            *(self._door.watch(), self._renewal.run(), self._fleet.run(), self._follow(), self._keep_showing()),
+            *(partial(self._become_ready, readiness), self._health.run, self._capacity.run, stalls.run),
+            *(self._door.watch, self._renewal.run, self._fleet.run, self._follow, self._keep_showing),
         )
-        self._tasks = [asyncio.create_task(one) for one in for_ever]
+        self._tasks = [asyncio.create_task(kept_up(one)) for one in for_ever]
 
     def _assemble(self) -> None:
         """Make the parts, each of those before it."""

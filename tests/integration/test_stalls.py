@@ -138,6 +138,20 @@ def test_the_slow_are_waited_for(said: bytes) -> None:
     scenario()
 
 
+def test_a_request_that_brings_out_a_bug_leaves_the_others_looked_after(caplog: pytest.LogCaptureFixture) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench() as one:
+            odd = Exchange(one.worker, "whole")
+            odd.silence.seconds = lambda _: 1 / 0  # type: ignore[method-assign]
+            one.pool.vitals(one.worker).exchanges.add(odd)
+            with pytest.raises(WorkerError, match="decode-0 does not answer its health checks"):
+                await one.read()
+
+    scenario()
+    assert "a request to decode-0 cannot be looked after" in caplog.text
+
+
 @trial
 async def test_the_last_one_is_not_given_up() -> None:
     async with bench(HEAD, others=False) as one:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from http import HTTPStatus
 from itertools import count
 from typing import Final
@@ -15,6 +16,8 @@ from tandem.gateway.workers.pool import Pool
 TIMEOUT_S: Final = 2.0
 STEPS: Final = 10
 """In a period."""
+
+log = logging.getLogger(__name__)
 
 
 class CapacityWatch:
@@ -57,6 +60,8 @@ class CapacityWatch:
         self._asking.add(worker)
         try:
             await self._ask(worker)
+        except Exception:  # a bug that one worker's answer brings out leaves all others looked after
+            log.exception("%s could not be asked for its room", worker.name)
         finally:
             self._asking.discard(worker)
 

@@ -95,8 +95,8 @@ class Prefill:
         self._told = asyncio.Event()
         self._asked = asked
         self._tokens = asked.demand.prompt_tokens
-        self._reading = asyncio.create_task(self._run(asked, early))
         vitals.load.begin(self._tokens)  # until it is computed, or nobody wants it
+        self._reading = asyncio.create_task(self._run(asked, early))
         self._reading.add_done_callback(lambda _: vitals.load.end(self._tokens))
         self.result = Prefilled()
         """What is known of it besides."""

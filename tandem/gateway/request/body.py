@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tandem.errors import RequestError
 from tandem.gateway.request.internal import KV_FIELD, Fields, drop_from_request
-from tandem.gateway.request.refusals import check_bulk, check_salt, several
+from tandem.gateway.request.refusals import RANGES, check_bulk, check_number, check_salt, several
 from tandem.protocol.json_body import decode_body, decode_object
 from tandem.protocol.kv import REMOTE_DECODE
 from tandem.protocol.seat_name import PREFIX
@@ -36,8 +36,9 @@ class ClientBody:
         """Read a request body; what is between us and the instances is dropped, whoever sets it.
 
         Raises:
-            RequestError: 400, when the body is not a JSON object, or its salt is none; 404, when it names a seat as its
-                model; 413, when it has more around its prompt than any request needs.
+            RequestError: 400, when the body is not a JSON object, its salt is none, or a number of it is out of all
+                range; 404, when it names a seat as its model; 413, when it has more around its prompt than any request
+                needs.
         """
         check_bulk(raw)
         fields = decode_object(raw, msgspec.Raw)
@@ -47,11 +48,15 @@ class ClientBody:
         body._refuse_a_seat_as_model()
         if "cache_salt" in fields:
             check_salt(body.value("cache_salt"))
+        for name in RANGES:
+            if name in fields:
+                check_number(name, body.value(name))
         return body
 
     def _refuse_a_seat_as_model(self) -> None:
+        # Most have no escapes, and are not decoded.
         raw = bytes(self.fields.get("model", b""))
-        if PREFIX.encode() in raw:
+        if PREFIX in (str(self.value("model")) if b"\\" in raw else raw.decode()):
             raise RequestError(
                 "model: is not served here; GET /v1/models lists the names that are",
                 status=404,

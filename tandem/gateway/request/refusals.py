@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -18,6 +18,13 @@ from tandem.protocol.openai import SALT, SALT_IN_WORDS
 MOST_BESIDES: Final = 2**20
 """Bytes of a body besides what may be long; each value of it is decoded somewhere, which takes 25 times its memory."""
 JSON_TYPE: Final = "application/json"
+RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "max_tokens": (0, 2**31 - 1),
+    "max_completion_tokens": (0, 2**31 - 1),
+    "priority": (-(2**31), 2**31 - 1),
+    "deadline_seconds": (0, 10**9),
+}
+"""Of the numbers that the gateway reckons with; engines take no others, and no 0 where they generate."""
 
 
 class Long(msgspec.Struct):
@@ -57,6 +64,17 @@ def check_salt(salt: Any) -> None:
     """
     if salt is not None and not (isinstance(salt, str) and re.match(SALT, salt)):
         raise RequestError(f"cache_salt: must be text {SALT_IN_WORDS}", param="cache_salt")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse a number that nobody can reckon with; what is none is the instance's to refuse.
+
+    Raises:
+        RequestError: 400, naming the field.
+    """
+    least, most = RANGES[name]
+    if type(value) in (int, float) and not least <= value <= most:
+        raise RequestError(f"{name}: must be a number of {least}..{most}", param=name)
 
 
 def several(prompt: bytes) -> Sequence[msgspec.Raw]:

@@ -25,7 +25,7 @@ class Silence:
     """
 
     def __init__(self, work: float = 0) -> None:
-        self.work = max(work, LEAST_WORK)
+        self.work = max(float(work), LEAST_WORK)
         self.begun: float | None = None
         """When the first of the answer came."""
         self.is_excused = False

@@ -117,6 +117,8 @@ class HealthWatch:
         try:
             await asyncio.sleep(after_s)
             await self._look_at(worker)
+        except Exception:  # a bug that one worker's answer brings out leaves all others looked after
+            log.exception("%s could not be checked", worker.name)
         finally:
             self._checking.discard(worker)
 

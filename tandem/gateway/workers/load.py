@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from tandem.gateway.processes.board import Board
+
+MOST_TOKENS: Final = 2**40
+"""Of one request: far more than a body can hold, and few enough that their sum stays exact."""
 
 
 class Load:
@@ -31,7 +35,8 @@ class Load:
         return self._tokens.total
 
     def begin(self, tokens: int) -> None:
-        """Count a request of so many tokens."""
+        """Count a request of so many tokens; one that cannot be is not counted at all."""
+        assert 0 <= tokens < MOST_TOKENS, f"{tokens} tokens"
         self._requests.add()
         self._tokens.add(tokens)
 

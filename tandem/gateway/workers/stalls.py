@@ -59,14 +59,21 @@ class StallWatch:
             vitals.is_suspect = False
             self._begin_probe(worker)
         for exchange in tuple(vitals.exchanges):
-            if exchange.until is not None and now >= exchange.until:
-                exchange.lose("had no more time", "late")
-            elif (silent_s := exchange.silence.seconds(now)) > self._patience.suspect_seconds:
-                if silent_s > self._patience.times_usual * vitals.silences.usual_s(exchange.stage, exchange.silence):
-                    self._begin_probe(worker)
-                if silent_s > self._limit_s(exchange):
-                    exchange.lose(f"was silent for {silent_s:.0f} s", "silent")
-                    self._peers.at(worker.url).close()  # connections that were free meanwhile may be as dead as this
+            try:
+                self._look_at(exchange, now)
+            except Exception:  # a bug that one request brings out leaves all others looked after
+                log.exception("a request to %s cannot be looked after", worker.name)
+
+    def _look_at(self, exchange: Exchange, now: float) -> None:
+        worker, silences = exchange.worker, self._pool.vitals(exchange.worker).silences
+        if exchange.until is not None and now >= exchange.until:
+            exchange.lose("had no more time", "late")
+        elif (silent_s := exchange.silence.seconds(now)) > self._patience.suspect_seconds:
+            if silent_s > self._patience.times_usual * silences.usual_s(exchange.stage, exchange.silence):
+                self._begin_probe(worker)
+            if silent_s > self._limit_s(exchange):
+                exchange.lose(f"was silent for {silent_s:.0f} s", "silent")
+                self._peers.at(worker.url).close()  # connections that were free meanwhile may be as dead as this
 
     def _limit_s(self, exchange: Exchange) -> float:
         """How long a worker that lives may be silent."""

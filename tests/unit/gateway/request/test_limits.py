@@ -36,6 +36,8 @@ def test_there_is_a_most_of_prompts() -> None:
         (4, 1, "n"),
         (0, 1, "n"),
         (-1, 2, "n"),
+        (10**400, 1, "n"),
+        (-(10**400), 2, "n"),
         (1, 5, None),
         (1, 6, "prompt"),
         (2, 2, None),

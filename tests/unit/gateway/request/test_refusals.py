@@ -76,6 +76,23 @@ def test_what_is_no_salt_is_refused(salt: str) -> None:
     assert (error.status, error.param) == (400, "cache_salt")
 
 
+LONG = "1" + "0" * 400
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "priority", "deadline_seconds"])
+@pytest.mark.parametrize("number", [LONG, f"-{LONG}", "-1e300", "1e308", str(-(2**31) - 1), "1e400"])
+def test_numbers_that_nobody_can_reckon_with_are_refused_by_name(name: str, number: str) -> None:
+    error = refusal(b'{"prompt": "x", "%s": %s}' % (name.encode(), number.encode()))
+    assert (error.status, error.param) == (400, name)
+    assert str(error).startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("value", ["0", "1", "2147483647", "1.5", "null", "true", '"8"', "[-1]"])
+def test_other_values_are_the_instances_to_refuse(value: str) -> None:
+    raw = b'{"max_tokens": %s, "priority": -7, "deadline_seconds": 0.1}' % value.encode()
+    assert ClientBody.decode(raw).decode_leg(None, None) == raw.replace(b" ", b"")
+
+
 def test_deep_nests_are_refused() -> None:
     wrong: Any = refusal(b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert (wrong.status, wrong.code) == (400, "invalid_json")
