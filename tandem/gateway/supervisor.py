@@ -19,15 +19,16 @@ from asyncio.subprocess import Process
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from prometheus_client import multiprocess
 
 from tandem.errors import ProcessError, UsageError
 from tandem.gateway.observability.metrics import METRICS_FOLDER
 from tandem.gateway.processes.board import Board, shared_memory
-from tandem.gateway.processes.bus import LONGEST, Failed, Heard, Told, decoded, encoded
+from tandem.gateway.processes.bus import LONGEST, Failed, Heard, Line, Told, decoded, encoded
 from tandem.gateway.processes.commons import Inheritance
+from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.lifeline import Lifeline
 from tandem.protocol.stop_signals import on_stop
 
@@ -105,8 +106,7 @@ class Supervisor:
             sock.close()
         for number, wait_s in ((signal.SIGTERM, 2 * self._grace_s + STOP_S), (signal.SIGKILL, STOP_S)):
             for process in self._processes.values():
-                with suppress(ProcessLookupError):
-                    process.send_signal(number)
+                _signal(process, number)
             if not (await asyncio.wait(keepers, timeout=wait_s))[1]:
                 return
 
@@ -137,10 +137,10 @@ class Supervisor:
             with inherited:
                 process = self._processes[row] = await self._started(row, inherited, lifeline)
             if self._asked.is_set():  # it was not there yet when the others were told
-                process.terminate()
-            if await self._hear(row, line) == "hangs":
-                log.error("gateway: process %d hangs: it has not said that it lives for a while, and is killed", row)
-                process.kill()
+                _signal(process, signal.SIGTERM)
+            if why := await self._hear(row, line):
+                log.error("gateway: process %d %s, and is killed", row, why)
+                _signal(process, signal.SIGKILL)
             status = await process.wait()
         del self._processes[row]
         self._board.clear(row)
@@ -166,26 +166,34 @@ class Supervisor:
         lifeline.handed_over()
         return process
 
-    async def _hear(self, row: int, line: socket.socket) -> Literal["hangs", "ends"]:
-        """Pass on what a process tells, until it says no more."""
+    async def _hear(self, row: int, line: socket.socket) -> str:
+        """Pass on what a process tells, until it says no more; returns why it has to be killed, if it has."""
         reader, writer = await asyncio.open_unix_connection(sock=line, limit=LONGEST)
         writer.write(encoded(Heard(tuple(self._last.values()))))
         self._lines[row] = writer
         try:
             with suppress(ConnectionError):
                 misses = FIRST_MISSES
-                while said := await _next_line(reader, misses):
-                    self._pass_on(decoded(said))
+                while (said := await _next_line(reader, misses)).endswith(b"\n"):  # what broke off is nobody's
+                    self._take(row, said)
                     misses = MISSES
         except TimeoutError:
-            return "hangs"
+            return "hangs: it has not said that it lives for a while"
+        except ValueError:
+            return f"has told more than {LONGEST} bytes in one line"
         else:
-            return "ends"
+            return ""
         finally:
             del self._lines[row]
             writer.close()
 
-    def _pass_on(self, said: Any) -> None:
+    def _take(self, row: int, line: bytes) -> None:
+        try:
+            self._pass_on(decoded(line))
+        except UNREADABLE:
+            log.exception("gateway: process %d has told what cannot be read; it is dropped", row)
+
+    def _pass_on(self, said: Line) -> None:
         if isinstance(said, Told):
             self._last[said.topic] = said
             for writer in self._lines.values():
@@ -194,7 +202,18 @@ class Supervisor:
             self._failed.set_exception((UsageError if said.is_usage else ProcessError)(said.message))
 
 
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        process.send_signal(number)
+
+
 async def _next_line(reader: asyncio.StreamReader, misses: int) -> bytes:
+    """The next line; empty, or a part of one, where no more comes.
+
+    Raises:
+        TimeoutError: It has not come for so many times `MISS_S`.
+        ValueError: It is longer than any.
+    """
     for _ in range(misses):
         with suppress(TimeoutError):
             return await asyncio.wait_for(reader.readline(), MISS_S)

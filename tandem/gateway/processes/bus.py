@@ -131,7 +131,7 @@ class Bus:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # what broke off is nobody's
                 message = decoded(line)
                 assert isinstance(message, Told)
                 self._hear(message)

@@ -143,6 +143,34 @@ if commons.speaks: await commons.bus.tell("news", b"1")
     trial(tmp_path, what, scenario)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b'["told', "gateway: process 0 was killed by signal 9 after"),
+        (b"hello\n", "gateway: process 0 has told what cannot be read; it is dropped"),
+        (b"x" * 3 * 2**10, "gateway: process 0 has told more than 1024 bytes in one line, and is killed"),
+    ],
+)
+def test_what_cannot_be_understood_ends_nobody_else(
+    said: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LONGEST", 2**10)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.until("started", 3)
+
+    what = f"""
+if commons.speaks:
+    commons.bus._writer.write({said!r})
+    await commons.bus._writer.drain()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with caplog.at_level(logging.ERROR):
+        rig = trial(tmp_path, what, scenario)
+    assert told in caplog.text
+    assert [row for row, _ in rig.notes("stopped")] == [0, 1]
+
+
 @pytest.mark.parametrize("error", [UsageError, ProcessError])
 def test_what_one_cannot_go_on_for_ends_all(error: type[TandemError], tmp_path: Path) -> None:
     async def scenario(_: Rig) -> None:
