@@ -151,6 +151,23 @@ def test_a_prefill_instance_that_gives_no_ticket_is_named_in_the_log(caplog: pyt
     assert "prefill-0 prefilled but gave no ticket; start it with role prefill" in caplog.text
 
 
+@pytest.mark.parametrize("ticket", [[1], "x", 5, False])
+@pytest.mark.parametrize("capabilities", [("release",), ("release", "ticket_reuse")])
+def test_a_ticket_that_cannot_be_read_makes_another_instance_prefill(
+    ticket: Any, capabilities: tuple[str, ...]
+) -> None:
+    @trial
+    async def scenario() -> None:
+        odd = answers(200, {"choices": [{"finish_reason": "length"}], "kv_transfer_params": ticket})
+        async with rigged(prefill=(odd, whole_with_ticket), capabilities=capabilities) as rig:
+            async with rig.post(BODY) as response:
+                assert (response.status, response.headers["X-Tandem-Prefill"]) == (200, "prefill-1")
+            failures = 'tandem_gateway_worker_failures_total{worker="prefill-0",cause="bad_answer"}'
+            assert await rig.metric(failures) == 1
+
+    scenario()
+
+
 @trial
 async def test_a_request_that_is_not_handed_over_is_no_failure() -> None:
     """A beam search of vLLM's brings no ticket."""

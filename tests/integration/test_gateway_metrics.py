@@ -55,6 +55,24 @@ async def parts(rig: Rig) -> dict[str, float]:
     return {name: count for name, count in found.items() if count}
 
 
+@pytest.mark.parametrize("odd", [-1, 10**400])
+def test_odd_counts_cost_no_answer(odd: int) -> None:
+    usage = {"prompt_tokens": odd, "completion_tokens": odd, "prompt_tokens_details": {"cached_tokens": odd}}
+    prefilled = {"choices": [{"finish_reason": "length"}], "kv_transfer_params": TICKET, "usage": usage}
+    told = {"choices": [{"index": 0, "text": "Hello", "finish_reason": "stop"}], "usage": usage}
+
+    @trial
+    async def scenario() -> None:
+        async with rigged(prefill=answers(200, prefilled), decode=answers(200, told)) as rig:
+            async with rig.post(BODY) as response:
+                assert response.status == 200
+                assert (await response.json())["choices"] == told["choices"]
+            assert await rig.metric('tandem_gateway_requests_total{outcome="ok"}') == 1
+            assert await rig.metric("tandem_gateway_tokens_total") == 0
+
+    scenario()
+
+
 async def slow_prefill(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     await asyncio.sleep(0.2)
     return await whole_with_ticket(request, body)

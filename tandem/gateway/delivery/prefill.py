@@ -216,7 +216,7 @@ class Prefill:
             if answer.error is not None:
                 raise self._client.reported(self._worker, answer.error, "failed during the prefill")
             if self._ticket is None and answer.kv_transfer_params != NULL:
-                ticket = Ticket(holder=self._worker, raw=answer.kv_transfer_params.copy())
+                ticket = Ticket.read(answer.kv_transfer_params, self._worker)
                 self._ticket = ticket.kept if self._reusable else ticket
                 self._vitals.without_ticket = 0
                 self._told.set()

@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from tandem.errors import RequestError
 from tandem.gateway.delivery.worker_client import WorkerClient
 from tandem.gateway.request.client_request import ClientRequest
-from tandem.gateway.wire.exchange import Exchange
+from tandem.gateway.request.internal import Fields
+from tandem.gateway.wire.exchange import Exchange, WorkerError
 from tandem.gateway.wire.peer import Peers
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.workers.pool import Pool
@@ -35,6 +36,12 @@ MOST_USING_UP: Final = 8
 log = logging.getLogger(__name__)
 
 
+class Named(msgspec.Struct, frozen=True):
+    """What is read of a ticket."""
+
+    remote_request_id: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
     """A prefill instance's promise to keep one request's blocks until they are pulled."""
@@ -44,21 +51,36 @@ class Ticket:
     """`kv_transfer_params` of its answer, passed on byte for byte."""
 
     @classmethod
+    def read(cls, raw: msgspec.Raw, holder: Worker) -> Ticket:
+        """The one that an answer holds.
+
+        Raises:
+            WorkerError: It is no JSON object, or no text.
+        """
+        try:
+            bytes(raw).decode()
+            msgspec.json.decode(raw, type=Fields)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            raise WorkerError(holder, "gave a ticket that is no JSON object", cause="bad_answer") from None
+        return cls(holder=holder, raw=raw.copy())
+
+    @classmethod
     def called(cls, name: str, holder: Worker) -> Ticket:
         """One of which nothing but its name is known, because it has not come."""
         return cls(holder=holder, raw=msgspec.Raw(msgspec.json.encode({"remote_request_id": name})))
 
     @property
     def id(self) -> str | None:
-        """The ticket's id on its holder, if it has one."""
-        fields: Any = msgspec.json.decode(self.raw)
-        found = fields.get("remote_request_id") if isinstance(fields, dict) else None
-        return found if isinstance(found, str) else None
+        """The ticket's id on its holder, if it has one that is text."""
+        try:
+            return msgspec.json.decode(self.raw, type=Named).remote_request_id
+        except (msgspec.DecodeError, RecursionError):
+            return None
 
     @property
     def kept(self) -> Ticket:
         """The same, which no decode instance of ours gives back: it is to be shown to another one."""
-        fields = msgspec.json.decode(self.raw, type=dict[str, msgspec.Raw])
+        fields = msgspec.json.decode(self.raw, type=Fields)
         said = fields | {"release_on_abort": msgspec.Raw(b"false")}
         return replace(self, raw=msgspec.Raw(msgspec.json.encode(said)))
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from tandem.gateway.request.internal import Fields
-from tandem.gateway.wire.prefilled import Prefilled
+from tandem.gateway.wire.prefilled import Prefilled, counted
 from tandem.protocol.json_body import UNREADABLE
 
 Counts = dict[str, Any]
@@ -50,13 +50,13 @@ class Tally:
     @property
     def prompt_tokens(self) -> int | None:
         """Tokens of the prompt, as far as anybody has told."""
-        told = _number(self._told.get("prompt_tokens"))
-        return next((one.usage.prompt_tokens for one in self._prefills if one.usage is not None), told)
+        told = counted(self._told.get("prompt_tokens"))
+        return next((one.prompt_tokens for one in self._prefills if one.prompt_tokens is not None), told)
 
     @property
     def answer_tokens(self) -> int | None:
         """Tokens of the answer, where its client is told."""
-        return _number(self._told.get("completion_tokens"))
+        return counted(self._told.get("completion_tokens"))
 
     def corrected(self, counts: Counts, *, alone: bool) -> Counts:
         """The counts of an answer as its client gets them.
@@ -115,8 +115,4 @@ def with_cached(counts: Mapping[str, Any], cached: int | None) -> Counts:
 def cached_in(counts: Mapping[str, Any]) -> int | None:
     """The cached tokens that these counts tell."""
     details = counts.get(DETAILS)
-    return _number(details.get("cached_tokens")) if isinstance(details, dict) else None
-
-
-def _number(value: Any) -> int | None:
-    return value if type(value) is int else None
+    return counted(details.get("cached_tokens")) if isinstance(details, dict) else None

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import msgspec
+
+MOST_TOKENS: Final = 2**53
+"""Up to here a sum of counts stays exact."""
+
+
+def counted(told: Any) -> int | None:
+    """A number of tokens as somebody told it; None for what can be none."""
+    return told if type(told) is int and 0 <= told < MOST_TOKENS else None
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
     """Of a prompt's tokens."""
 
-    cached_tokens: int | None = None
+    cached_tokens: Any = None
     """Those whose keys and values were there already."""
 
 
 class PromptUsage(msgspec.Struct, frozen=True):
     """What an instance tells of a prompt it has computed."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: Any = 0
     prompt_tokens_details: PromptDetails | None = None
 
 
@@ -36,4 +45,9 @@ class Prefilled:
     def cached_tokens(self) -> int | None:
         """What its worker found in its prefix cache; None where it did not say."""
         details = self.usage and self.usage.prompt_tokens_details
-        return details.cached_tokens if details else None
+        return counted(details.cached_tokens) if details else None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """What its worker counted in the prompt; None where it did not say."""
+        return counted(self.usage.prompt_tokens) if self.usage else None

@@ -46,6 +46,17 @@ def test_nothing_is_known_of_what_nobody_tells() -> None:
     assert Tally([prefilled(4)]).prompt_tokens == 9
 
 
+@pytest.mark.parametrize("odd", [-1, 10**400, 1.5, "9", None, True])
+def test_what_can_be_no_count_is_none_and_its_client_is_told_it_as_it_came(odd: Any) -> None:
+    counts = {"prompt_tokens": odd, "completion_tokens": odd, "prompt_tokens_details": {"cached_tokens": odd}}
+    tally = Tally([])
+    assert tally.corrected(counts, alone=True) == counts
+    assert (tally.prompt_tokens, tally.cached_tokens, tally.answer_tokens) == (None, None, None)
+    tally = Tally([Prefilled(usage=msgspec.convert(counts, PromptUsage))])
+    tally.corrected(COUNTS, alone=False)
+    assert (tally.prompt_tokens, tally.cached_tokens, tally.answer_tokens) == (9, None, 2)
+
+
 def test_a_whole_answer_keeps_everything_else() -> None:
     raw = b'{"id": "x", "choices": [{"text": "\\u00e9"}], "n": 1.0e0, "usage": %s}' % json.dumps(PULLED).encode()
     told = Tally([prefilled(4)]).whole(raw, alone=False)
