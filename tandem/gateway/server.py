@@ -31,7 +31,7 @@ from tandem.gateway.fleet.roster import Roster
 from tandem.gateway.fleet.topology_watch import TopologyWatch, read_roster
 from tandem.gateway.front import Front
 from tandem.gateway.observability.access_log import AccessLog
-from tandem.gateway.observability.metrics import GatewayMetrics
+from tandem.gateway.observability.metrics import GatewayMetrics, count_as
 from tandem.gateway.observability.tracing import Tracing
 from tandem.gateway.processes.commons import Commons
 from tandem.gateway.service import Service
@@ -44,7 +44,7 @@ from tandem.gateway.workers.pool import Pool
 from tandem.gateway.workers.stalls import StallWatch
 from tandem.protocol.http import app_runner
 from tandem.protocol.renewal import Renewal
-from tandem.protocol.stop_signals import on_stop
+from tandem.protocol.stop_signals import on_stop, refuse_restart
 
 LOOK_S: Final = 0.1
 """Between two looks of a process at whether the first one has found everybody ready."""
@@ -190,6 +190,7 @@ class Gateway:
         """
         asked = asyncio.Event()
         on_stop(asked.set)
+        refuse_restart()
         stop = asyncio.create_task(asked.wait())
         running: set[asyncio.Task[Any]] = {stop, *self._tasks}
         while stop in running:
@@ -257,6 +258,8 @@ def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> N
         first_roster(config, Commons())  # so that what is wrong with it is told once
         supervise(config.workers, listen(config.host, config.port), config.grace_s)
     else:
+        if commons is not None:
+            count_as(commons.row)
         uvloop.run(_process(Gateway(config, commons), announce))
 
 

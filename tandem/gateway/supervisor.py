@@ -18,19 +18,19 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from prometheus_client import multiprocess
 
 from tandem.errors import ProcessError, UsageError
+from tandem.gateway.observability.counts_folder import CountsFolder
 from tandem.gateway.observability.metrics import METRICS_FOLDER
 from tandem.gateway.processes.board import Board, shared_memory
 from tandem.gateway.processes.bus import LONGEST, Failed, Heard, Line, Told, decoded, encoded
 from tandem.gateway.processes.commons import Inheritance
 from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.lifeline import Lifeline
-from tandem.protocol.stop_signals import on_stop
+from tandem.protocol.stop_signals import on_stop, refuse_restart
 
 SHORT_S: Final = 10.0
 """Who dies sooner after its start has lived a short life."""
@@ -74,7 +74,7 @@ class Supervisor:
         self._last: dict[str, Told] = {}
         self._short_lives = [0] * count
         self._has_spoken = False
-        self._folder = ""
+        self._folder: CountsFolder
         self._asked = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -86,7 +86,8 @@ class Supervisor:
             ProcessError: The same, for another reason; or all die again and again.
         """
         on_stop(self._asked.set)
-        with TemporaryDirectory(prefix="tandem-gateway-", ignore_cleanup_errors=True) as self._folder:
+        refuse_restart()
+        with closing(CountsFolder()) as self._folder:
             keepers = [asyncio.create_task(self._keep(row)) for row in range(len(self._short_lives))]
             stop = asyncio.create_task(self._asked.wait())
             ends: set[asyncio.Future[Any]] = {stop, self._failed, *keepers}
@@ -144,7 +145,7 @@ class Supervisor:
             status = await process.wait()
         del self._processes[row]
         self._board.clear(row)
-        multiprocess.mark_process_dead(process.pid, self._folder)  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(row, self._folder.path)  # type: ignore[no-untyped-call]
         return f"was killed by signal {-status}" if status < 0 else f"ended with exit code {status}"
 
     async def _started(self, row: int, line: socket.socket, lifeline: Lifeline) -> Process:
@@ -160,8 +161,8 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
-            env=os.environ | inheritance.environment | lifeline.environment | {METRICS_FOLDER: self._folder},
-            pass_fds=(*inheritance.descriptors, lifeline.descriptor),
+            env=os.environ | inheritance.environment | lifeline.environment | {METRICS_FOLDER: self._folder.path},
+            pass_fds=(*inheritance.descriptors, lifeline.descriptor, self._folder.descriptor),
         )
         lifeline.handed_over()
         return process

@@ -26,6 +26,7 @@ from gateway_rig import BODY, trial, until
 from tandem.gateway.admission.queue_limits import QueueLimits
 from tandem.gateway.config import GatewayConfig
 from tandem.gateway.door.keys import add_key
+from tandem.gateway.observability.counts_folder import PREFIX
 from tandem.gateway.processes.board import Board, shared_memory
 from tandem.gateway.processes.commons import Commons
 from tandem.gateway.server import Gateway
@@ -190,6 +191,11 @@ async def metric(session: aiohttp.ClientSession, rig: Several, line: str) -> flo
     return float(found[1]) if found else 0.0
 
 
+def counts_in(folder: Path) -> list[str]:
+    """The files in which the processes keep what they count."""
+    return sorted(path.name for path in folder.glob(f"{PREFIX}*/*"))
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
@@ -211,6 +217,9 @@ def test_a_killed_process_costs_its_own_streams_and_nothing_else(tmp_path: Path)
     async def scenario() -> None:
         async with several(2, slowly, tmp_path, "--api-keys", str(tmp_path / "keys")) as rig, AsyncExitStack() as stack:
             streams = await rig.opened(stack, 6, bearer(key))
+            counts = counts_in(tmp_path)
+            for pid in (rig.process.pid, *rig.processes):
+                os.kill(pid, signal.SIGUSR1)  # which is for `tandem serve`
             assert [await ask(rig.http, rig, bearer(key)) for _ in range(6)] == [429] * 6
             killed = streams[0][0]
             os.kill(killed, signal.SIGKILL)
@@ -228,6 +237,8 @@ def test_a_killed_process_costs_its_own_streams_and_nothing_else(tmp_path: Path)
             async with AsyncExitStack() as again:  # what the killed one had in flight counts no more
                 await rig.opened(again, 6, bearer(key))
                 assert await ask(rig.http, rig, bearer(key)) == 429
+                assert await metric(rig.http, rig, 'tandem_gateway_key_requests_total{key="a"}') == 12 + 12
+            assert counts_in(tmp_path) == counts
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 
 import pytest
 
-from tandem.protocol.stop_signals import STOP_SIGNALS, on_stop
+from tandem.protocol.stop_signals import STOP_SIGNALS, on_stop, refuse_restart
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -35,3 +36,14 @@ def test_who_was_started_with_nohup_outlives_its_terminal() -> None:
         asyncio.run(scenario())
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_restart_that_was_asked_of_somebody_else_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        refuse_restart()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.sleep(0.05)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert "use `tandem topology restart`" in caplog.text
