@@ -65,7 +65,8 @@ class LogFile:
 
 
 def _opened(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    """Open it; a pipe that nobody reads, or not fast enough, is an error and holds up no request."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

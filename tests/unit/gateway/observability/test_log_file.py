@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
+from tandem.errors import UsageError
 from tandem.gateway.observability import log_file
 from tandem.gateway.observability.log_file import LogFile
 
@@ -54,3 +56,31 @@ def test_a_file_that_cannot_be_written_any_more_is_told_once(tmp_path: Path, cap
     folder.mkdir()
     file.write(b"2\n")
     assert (folder / "log").read_bytes() == b"2\n"
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_pipe_that_nobody_reads_holds_up_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log"
+    file = LogFile(path)
+    path.unlink()
+    os.mkfifo(path)
+    with caplog.at_level(logging.WARNING):
+        file.write(b"1\n")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    file.write(b"2\n")
+    assert os.read(reader, 9) == b"2\n"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            file.write(b"x" * 4095 + b"\n")
+    assert [record.message.removeprefix(f"{path}: ") for record in caplog.records] == [
+        "requests are not logged: No such device or address",
+        "requests are not logged: Resource temporarily unavailable",
+    ]
+    os.close(reader)
+    file.close()
+
+
+def test_a_pipe_that_nobody_reads_is_refused_at_the_start(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(UsageError, match="--access-log .*/log: No such device or address; choose a file"):
+        LogFile(tmp_path / "log")
