@@ -7,6 +7,9 @@ The next token depends on how many there are before it, and
 
 Stop strings, parsers and the places that log-probabilities tell look at the text of this request alone. So whoever goes
 on with tokens where the whole request was needed gets another answer, and so does who takes a seed for none.
+
+Asked to `resume`, it is an instance of ours: it goes on with what it would have written from the start, and refuses
+tokens that are others and characters that are not as many.
 """
 
 from __future__ import annotations
@@ -63,12 +66,24 @@ def vllm(
     async def script(request: web.Request, body: Body) -> web.StreamResponse:
         if (body.get("kv_transfer_params") or {}).get("do_remote_decode"):
             return await prefilled(request, body)
+        refuse_what_was_never_written(body)
         told = [event(body, one) for one in told_by(body, at_once=at_once, twist=twist, thinks=thinks)]
         response = await stream(request, told[:events])
         await (response.write(DONE) if blow is None else blow(request, response))
         return response
 
     return script
+
+
+def refuse_what_was_never_written(body: Body) -> None:
+    resume = body.get("resume")
+    if resume is None:
+        return
+    ids = resume["output_token_ids"]
+    tokens = written(body)[: len(ids)]
+    sent = Stops(body).push("".join(token.text for token in tokens), last=False)[0]
+    if [token.id for token in tokens] != ids or len(sent) != resume["sent"]:
+        raise web.HTTPBadRequest(text=json.dumps({"error": {"message": f"never wrote {resume}"}}))
 
 
 def given(body: Body) -> list[int]:
@@ -110,8 +125,11 @@ def told_by(body: Body, *, at_once: int = 1, twist: int | None = None, thinks: b
     prompt = {"prompt_token_ids": PROMPT + given(body)} if body.get("return_token_ids") else {}
     if chat:
         yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]} | prompt
-    parser, stops, offset = Parser(body, thinks), Stops(body), 0
-    for begin in range(0, len(tokens), at_once):
+    parser, stops = Parser(body, thinks), Stops(body)
+    before = tokens[: len((body.get("resume") or {}).get("output_token_ids", ()))]
+    stops.push("".join(token.text for token in before), last=False)
+    offset = sum(len(token.text) for token in before)
+    for begin in range(len(before), len(tokens), at_once):
         group = tokens[begin : begin + at_once]
         last = begin + at_once >= len(tokens)
         text, stopped = stops.push("".join(token.text for token in group), last=last)
@@ -120,7 +138,7 @@ def told_by(body: Body, *, at_once: int = 1, twist: int | None = None, thinks: b
         choice["finish_reason"] = "stop" if stopped else parser.reason if last else None
         if body.get("return_token_ids") and body.get("include_reasoning") is not False:
             choice["token_ids"] = [token.id for token in group]
-        if not chat and begin == 0:
+        if not chat and begin == len(before):
             choice |= prompt
         echoed = ""
         yield {"choices": [choice]}

@@ -1,4 +1,4 @@
-"""Streams of vLLM instances that break off at every event, whatever was asked for: the answer is the right one."""
+"""Streams that break off, whatever was asked for: the answer is the right one. Of vLLM instances, at every event."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ FEATURES: dict[str, dict[str, tuple[Body, str]]] = {
         "response_format": ({"response_format": {"type": "json_object"}}, "replay"),
     },
 }
+NATIVE = ("release", "early_ticket", "choices", "resume", "ticket_reuse")
+RESUMED: dict[str, tuple[Body, Body]] = {
+    "greedy": (GREEDY, {}),
+    "sampled": ({}, {}),
+    "seed": (SEEDED, {}),
+    "token ids": ({"return_token_ids": True}, {}),
+    "penalties": ({"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.2}, {}),
+    "stop": ({"stop": "d and"}, {}),
+    "stop, greedy": (GREEDY | {"stop": "d and"}, {}),
+    "max_tokens": ({"max_tokens": 8, "min_tokens": 7}, {}),
+    "and the like": ({"top_p": 0.9, "top_k": 5, "stop_token_ids": [3], "ignore_eos": True}, {}),
+    "logprobs": ({"logprobs": 1}, {"logprobs": True, "top_logprobs": 2}),
+}
+"""Fields for our own instances, which always go on in the same way; where a chat has others, these."""
 FROM_AND_TO = ((1, 1), (1, 3), (2, 3))
 """Tokens in an event of the first and of the second worker."""
 
@@ -151,6 +165,30 @@ async def breaks_everywhere(path: str, fields: Body, way: str, sizes: tuple[int,
 def test_at_whatever_event_it_breaks(path: str, feature: str, sizes: tuple[int, int]) -> None:
     fields, way = FEATURES[path][feature]
     uvloop.run(asyncio.wait_for(breaks_everywhere(path, fields, way, sizes), 25))
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHATS])
+@pytest.mark.parametrize("feature", RESUMED)
+def test_our_own_instances_go_on_with_whatever_was_asked_for(path: str, feature: str) -> None:
+    of_completions, of_chats = RESUMED[feature]
+    body = asked(path, (path == CHATS and of_chats) or of_completions)
+
+    async def scenario() -> None:
+        for events in (2, 5):
+            async with rigged(prefill=vllm(), decode=(vllm(), vllm()), capabilities=NATIVE) as rig:
+                rig.decode.script = vllm(events=events, blow=resets)
+                told, error = await streamed(rig, path, body)
+                assert error is None, (events, error)
+                expected = undisturbed(rig.decode.bodies[0])
+                if not body.get("return_token_ids"):
+                    expected.tokens = []
+                assert together(told) == expected, events
+                assert await rig.metric('tandem_gateway_continuations_total{way="resume"}') == 1
+                again = dict(rig.decodes[1].bodies[0])
+                assert len(again.pop("resume")["output_token_ids"]) == events - (path == CHATS)
+                assert again == rig.decode.bodies[0]
+
+    uvloop.run(asyncio.wait_for(scenario(), 25))
 
 
 @pytest.mark.parametrize("fields", [GREEDY, SEEDED, GREEDY | {"logprobs": 1}, {"stop": "never said"}])
