@@ -40,7 +40,7 @@ def gateway(
 ) -> None:
     """Run the gateway in front of running instances.
 
-    Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:9101.
+    Clients talk to it as to OpenAI's API. Give each instance's base URL, such as http://127.0.0.1:8101.
 
     Args:
         prefill: URL of a prefill instance; repeatable. Default: none, so that the --decode instances do both.
