@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tandem.errors import RequestError
 from tandem.gateway.request.body import ClientBody
 from tandem.gateway.request.internal import INTERNAL, XARGS, without_tickets
+from tandem.gateway.request.refusals import RANGES
 
 JSON = st.recursive(
     st.none()
@@ -25,7 +26,7 @@ JSON = st.recursive(
 )
 
 
-KNOWN = {*INTERNAL, XARGS, "cache_salt", "model"}
+KNOWN = {*INTERNAL, XARGS, *RANGES, "cache_salt", "model"}
 """Fields that are looked at; Hypothesis draws the names that it finds in our code, too."""
 
 
