@@ -82,5 +82,5 @@ def test_a_pipe_that_nobody_reads_holds_up_nothing(tmp_path: Path, caplog: pytes
 
 def test_a_pipe_that_nobody_reads_is_refused_at_the_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log")
-    with pytest.raises(UsageError, match="--access-log .*/log: No such device or address; choose a file"):
+    with pytest.raises(UsageError, match=r"--access-log .*/log: No such device or address; choose a file"):
         LogFile(tmp_path / "log")
