@@ -11,6 +11,7 @@ from fake_worker import early_ticket, never, whole_with_ticket, words
 from gateway_rig import BODY, EARLY, SOON_S, Rig, rigged, trial, until
 
 from tandem.gateway.workers import budget
+from tandem.gateway.workers.breaker import FAILURES_TO_OPEN
 from tandem.gateway.workers.patience import Patience
 
 NAMED = (*EARLY, "named_ticket")
@@ -49,6 +50,16 @@ async def test_a_prefill_that_is_frozen_costs_its_client_a_moment_and_no_more() 
         assert await rig.metric("tandem_gateway_retries_in_flight") == 0
         await rig.gateway._legs.finish()
         assert rig.prefills[1].released.empty()
+
+
+@trial
+async def test_who_answers_health_checks_and_gives_no_ticket_is_left_alone_after_a_while() -> None:
+    async with rigged(prefill=(never, prompt_ticket), capabilities=NAMED, patience=HASTY) as rig:
+        for _ in range(2 * FAILURES_TO_OPEN):
+            async with rig.post(BODY) as response:
+                assert response.headers["X-Tandem-Prefill"] == "prefill-1"
+        assert len(rig.prefill.bodies) == FAILURES_TO_OPEN
+        assert rig.gateway.pool.breaker_state(rig.gateway.pool.workers[0]) == "open"
 
 
 @trial

@@ -165,6 +165,8 @@ class Legs:
         self._metrics.hedged(leg.worker, won=first is not leg)
         if isinstance(other.failure, WorkerError):
             self._blame(other.failure)
+        elif other is leg:  # it may be well but for this one; who never gives a ticket has lost three times in a row
+            self._pool.failed(leg.worker)
         legs.remove(other)
         self._begin_end(other, used=False)
         return first
