@@ -23,6 +23,12 @@ from tandem.errors import TandemError
 LARGEST_JSON = 1 << 28
 """Bytes. The largest that models have, indices and vocabularies, take some tens of megabytes."""
 
+FIXES = {  # of a file that could not be opened
+    errno.ENOENT: "check its name",
+    errno.ENOTDIR: "check its name",
+    errno.EACCES: "let this user read it",
+}
+
 
 class NotRegularError(OSError):
     """What bears a name is no regular file: a folder, a pipe, a socket, a device."""
@@ -58,7 +64,8 @@ def read_bytes(path: Path, error: type[TandemError], most: int = -1) -> bytes:
         with path.open("rb") as file:
             return file.read(most)
     except OSError as reason:
-        raise error(f"{path}: cannot be read ({reason.strerror}); copy the file again") from None
+        fix = FIXES.get(reason.errno or 0, "copy the file again")
+        raise error(f"{path}: cannot be read ({reason.strerror}); {fix}") from None
 
 
 def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:

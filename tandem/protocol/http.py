@@ -86,13 +86,19 @@ async def read_body(request: web.Request) -> bytes:
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        limit = request.client_max_size / 2**20
+        limit = _size(request.client_max_size)
         raise RequestError(
-            f"the body is larger than {limit:g} MiB; send a shorter prompt", status=413, code="body_too_large"
+            f"the body is larger than {limit}; send a shorter prompt", status=413, code="body_too_large"
         ) from None
     except (web.RequestPayloadError, HttpProcessingError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"the body cannot be read: {reason}; send it plain", code="invalid_body") from None
+
+
+def _size(count: int) -> str:
+    """So many bytes, in the largest unit of which they are whole ones."""
+    unit, name = next(one for one in ((2**20, "MiB"), (2**10, "KiB"), (1, "bytes")) if count % one[0] == 0)
+    return f"{count // unit} {name}"
 
 
 def json_response(payload: Any, status: int = 200) -> web.Response:

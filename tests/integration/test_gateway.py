@@ -687,14 +687,34 @@ async def test_refusals_of_the_gateway_itself() -> None:
             await assert_error(response, 405, "use POST")
             assert response.headers["Allow"] == "POST"
         async with rig.post(BODY | {"prompt": "x" * 3000}) as response:
-            await assert_error(response, 413, "MiB")
+            await assert_error(response, 413, "the body is larger than 2000 bytes; send a shorter prompt")
         for raw, reason in ((b"[1]", "must be a JSON object"), (b"{", "not valid JSON"), (b"", "not valid JSON")):
             async with rig.http.post(rig.url + "/v1/completions", data=raw, headers=JSON) as response:
                 await assert_error(response, 400, reason)
         for wrong in ({"n": 0}, {"n": 129}, {"n": 65, "prompt": ["a", "b"]}):
             async with rig.post(BODY | wrong) as response:
                 await assert_error(response, 400, f"n: {wrong['n']} answers")
+        for path in ("/v1/completions", "/v1/nope"):
+            async with rig.post(BODY, path, headers={"Expect": "foo"}) as response:
+                await assert_error(response, 417, "Expect: nothing but 100-continue is understood")
         assert rig.prefill.bodies == []
+
+
+def test_a_body_that_cannot_be_unpacked_is_no_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    @trial
+    async def scenario() -> None:
+        async with rigged() as rig:
+            packed = {**JSON, "Content-Encoding": "gzip"}
+            async with rig.http.post(rig.url + "/v1/completions", data=b"abc", headers=packed) as response:
+                await assert_error(response, 400, "the body cannot be read")
+            await until(lambda: said("the rest of a body cannot be read"))
+
+    async def said(line: str) -> bool:
+        return line in caplog.text
+
+    with caplog.at_level("INFO"):
+        scenario()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @trial

@@ -18,6 +18,8 @@ from tandem.protocol.http import refusal_response
 
 SLOWEST: Final = 8192
 """Bytes per second at which a body may come."""
+CLIENTS_FAULTS: Final = (HttpProcessingError, web.RequestPayloadError, RequestError)
+"""What reading a body raises."""
 
 
 class Doorkeeper(Protocol):
@@ -97,13 +99,29 @@ class ClientConnection(web.RequestHandler):
                 RequestError("the body came too slowly; send it again", status=408, code="body_too_slow")
             )
 
+    def log_exception(self, *args: Any, **options: Any) -> None:
+        """Log what aiohttp did not foresee; that a client's body cannot be read is no error of ours."""
+        if isinstance(options.get("exc_info"), CLIENTS_FAULTS):
+            self.logger.info("the rest of a body cannot be read")
+        else:
+            super().log_exception(*args, **options)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; an expectation is refused before any middleware, and here gets OpenAI's error shape."""
+        if isinstance(resp, web.HTTPExpectationFailed):
+            message = "Expect: nothing but 100-continue is understood; leave the header out"
+            resp = refusal_response(RequestError(message, status=resp.status, code="unknown_expectation"))
+        return await super().finish_response(request, resp, start_time)
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Refuse what is no HTTP, or too much of it, in OpenAI's error shape."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
-        self.log_exception("no HTTP from %s", request.remote, exc_info=exc)
+        self.logger.info("no HTTP from %s", request.remote)
         response = refusal_response(_refusal(exc))
         response.force_close()
         return response

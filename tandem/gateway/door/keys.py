@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ from tandem.protocol.json_body import UNREADABLE
 PREFIX: Final = "tdm-"
 """How a key begins, so that one that was leaked is recognised by what looks for such."""
 SCHEME: Final = "bearer"
+RATES: Final = (1e-6, 1e9)
+"""Requests in a minute that a key may be allowed, from one in two years: beyond them nothing can be reckoned."""
 
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._@-]{1,64}\Z")]
 
@@ -36,7 +40,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     name: Name
     """Of whoever has it; it stands in metrics."""
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-    requests_per_minute: Annotated[float, Meta(gt=0)] | None = None
+    requests_per_minute: Annotated[float, Meta(ge=RATES[0], le=RATES[1])] | None = None
     in_flight: Annotated[int, Meta(ge=1)] | None = None
     """Requests at a time."""
 
@@ -53,8 +57,8 @@ class Account:
         self.key = key
         self._board = board
         self._in_flight = board.counter(f"{key.sha256} in flight")
-        # Requests that may be sent at once, which grows with time, up to a minute's worth; and when that was reckoned,
-        # in seconds of the clock.
+        # Requests that may be sent at once, which grows with time, up to a minute's worth, or one; and when that was
+        # reckoned, in seconds of the clock.
         self._allowance = board.common(f"{key.sha256} allowance")
         self._reckoned = board.common(f"{key.sha256} reckoned at")
 
@@ -85,7 +89,8 @@ class Account:
         if (rate := self.key.requests_per_minute) is None:
             return
         grown = self._allowance.value + (now - self._reckoned.value) * rate / 60
-        allowance = min(rate, grown) if self._reckoned.value else rate
+        most = max(1.0, rate)
+        allowance = min(most, grown) if self._reckoned.value else most
         left = allowance - 1 if allowance >= 1 else allowance
         self._allowance.value, self._reckoned.value = left, now
         if allowance < 1:
@@ -175,6 +180,9 @@ def add_key(path: Path, name: str, requests_per_minute: float | None, in_flight:
     Raises:
         UsageError: The name or a limit cannot be, the name is there already, or the file is none.
     """
+    least, most = RATES
+    if requests_per_minute is not None and not least <= requests_per_minute <= most:
+        raise UsageError(f"--requests-per-minute {requests_per_minute:g}: must be a number of {least:g}..{most:g}")
     key = new_key()
     limits = {"requests_per_minute": requests_per_minute, "in_flight": in_flight}
     given = {what: value for what, value in limits.items() if value is not None}
@@ -199,8 +207,8 @@ def _keys(path: Path) -> tuple[Key, ...]:
     if not keys:
         raise UsageError(f"{path}: holds no key, so nobody could ask; make one with `tandem gateway-key`")
     for what in ("name", "sha256"):
-        values = [getattr(key, what) for key in keys]
-        if twice := next((value for value in values if values.count(value) > 1), None):
+        counts = Counter(getattr(key, what) for key in keys)
+        if twice := next((value for value, count in counts.items() if count > 1), None):
             raise UsageError(f"{path}: {what} {twice} stands there twice; keep one")
     return keys
 
@@ -214,5 +222,5 @@ def _key(path: Path, number: int, line: bytes) -> Key:
 
 def _too_many(why: str, wait_s: float) -> RequestError:
     return RequestError(
-        f"{why}; try again in {wait_s:.0f} s", status=429, code="rate_limit_exceeded", retry_after=wait_s
+        f"{why}; try again in {math.ceil(wait_s)} s", status=429, code="rate_limit_exceeded", retry_after=wait_s
     )

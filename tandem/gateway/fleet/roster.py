@@ -5,7 +5,8 @@ A roster is all there is to a change: whoever adopts the one with the greatest e
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from itertools import count
 from typing import Annotated
 
@@ -174,8 +175,8 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True):
             RequestError: 409, naming whom it is about.
         """
         for what in ("name", "url"):
-            values = [getattr(worker, what) for worker in self.workers]
-            if twice := next((value for value in values if values.count(value) > 1), None):
+            counts = Counter(getattr(worker, what) for worker in self.workers)
+            if twice := next((value for value, count in counts.items() if count > 1), None):
                 raise RequestError(
                     f"{what}: {twice} is there already; give each worker once, with a name and an address of its own",
                     status=409,
@@ -197,12 +198,17 @@ def _named(entries: Collection[Entry], there: Collection[Worker], taken: Collect
         RequestError: 400, an address is none.
     """
     names = {worker.name for worker in there} | {entry.name for entry in entries if entry.name} | set(taken)
+    free = {part: _free(part, names) for part in ("prefill", "decode")}
     made = []
     for entry in entries:
-        name = entry.name or next(free for n in count() if (free := f"{_part(entry.role)}-{n}") not in names)
-        names.add(name)
+        name = entry.name or next(free[_part(entry.role)])
         made.append(Worker(name=name, url=_address(entry.url), role=entry.role))
     return tuple(made)
+
+
+def _free(part: str, taken: Collection[str]) -> Iterator[str]:
+    """Names of a role that nobody has, each once."""
+    return (name for n in count() if (name := f"{part}-{n}") not in taken)
 
 
 def _part(role: Role) -> Role:

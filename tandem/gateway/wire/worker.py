@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from tandem.errors import UsageError
 from tandem.protocol.identity import Role
+
+BASE_URL: Final = re.compile(r"(?i:https?)://(\[[\w:.%]+\]|[\w.-]+)(:[0-9]*)?/?")
+"""Nothing that a header, a line of the log or a page could take for something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +50,12 @@ def base_url(what: str, url: str) -> str:
     Raises:
         UsageError: It is none.
     """
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number, or out of range
-        sound = False
-    if not sound or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(f"{what}: {url!r} is not an instance's base URL; write http://HOST:PORT")
-    if "@" in parts.netloc:  # and is not repeated, because it may hold a password
+    if "@" in url:  # and is not repeated, because it may hold a password
         raise UsageError(f"{what}: an instance's URL holds a user; write http://HOST:PORT")
+    try:
+        sound = BASE_URL.fullmatch(url) is not None and urlsplit(url).port != 0
+    except ValueError:  # an address of IPv6 that is none, or a port out of range
+        sound = False
+    if not sound:
+        raise UsageError(f"{what}: {url!r} is not an instance's base URL; write http://HOST:PORT")
     return url.rstrip("/")

@@ -88,6 +88,33 @@ def test_so_many_a_minute() -> None:
         ask()
 
 
+def test_less_than_one_a_minute_is_one_now_and_then() -> None:
+    clock = Clock()
+    key, keys = keys_of(clock, requests_per_minute=0.5)
+    for _ in range(2):
+        with keys.admitted(bearer(key)):
+            pass
+        with pytest.raises(RequestError, match=r"may ask 0.5 times a minute, and has; try again in 120 s"):
+            keys.admitted(bearer(key)).__enter__()
+        clock.now += 119.7
+        with pytest.raises(RequestError, match="try again in 1 s"):
+            keys.admitted(bearer(key)).__enter__()
+        clock.now += 0.4
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-inf", "0", "5e-324", "1e+300"])
+def test_a_rate_that_cannot_be_is_refused_by_name(
+    rate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys"
+    assert run(["gateway-key", "a", "--file", str(file), f"--requests-per-minute={rate}"]) == 2
+    assert f"--requests-per-minute {float(rate):g}: must be a number of 1e-06..1e+09" in capsys.readouterr().err
+    line = {"name": "a", "sha256": "0" * 64, "requests_per_minute": "RATE"}
+    file.write_text(json.dumps(line).replace('"RATE"', rate))
+    with pytest.raises(UsageError, match="line 1: "):
+        Keys.from_file(file)
+
+
 def test_a_key_is_made_and_kept_as_a_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys"
     for words in (["a"], ["b", "--requests-per-minute", "60", "--in-flight", "8"]):
@@ -124,6 +151,8 @@ def test_a_wrong_key_file_is_refused_by_line(text: str, said: str, tmp_path: Pat
     assert str(refusal.value).startswith(f"{file}: {said}")
     with pytest.raises(UsageError, match="cannot be read"):
         Keys.from_file(tmp_path)
+    with pytest.raises(UsageError, match=r"none: cannot be read \(No such file or directory\); check its name$"):
+        Keys.from_file(tmp_path / "none")
 
 
 @pytest.mark.parametrize("words", [["a b"], ["a", "--in-flight", "0"], ["a", "--requests-per-minute", "-1"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -42,6 +43,36 @@ def test_a_name_or_an_address_twice_is_refused() -> None:
     )
     refused(409, "worker_exists", lambda: START.added(Entry(role="decode", url="http://x", name="decode-0")))
     refused(400, None, lambda: START.added(Entry(role="decode", url="ftp://x")))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a\nb",
+        "http://a\0",
+        "http://a b",
+        " http://a",
+        'http://a"><b',
+        "http://a/x",
+        "http://a:0",
+        "http://[x",
+        "//a",
+    ],
+)
+def test_an_address_that_something_else_could_be_made_of_is_refused(url: str) -> None:
+    assert "write http://HOST:PORT" in refused(400, None, lambda: START.added(Entry(role="decode", url=url)))
+
+
+@pytest.mark.parametrize("url", ["http://h_1.x-y:80", "HTTPS://h", "http://[fe80::1%eth0]:80/", "http://bücher.de"])
+def test_other_addresses_are_taken(url: str) -> None:
+    assert START.added(Entry(role="decode", url=url)).workers[-1].url == url.rstrip("/")
+
+
+def test_a_long_list_takes_no_longer_for_each() -> None:
+    many = tuple(Entry(role="decode", url=f"http://h{number}") for number in range(20_000))
+    began = time.monotonic()
+    assert names(START.replaced(Wanted(epoch=1, workers=many)))[-1] == "decode-19999"
+    assert time.monotonic() - began < 2
 
 
 def test_somebody_is_left() -> None:

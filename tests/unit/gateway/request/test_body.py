@@ -45,6 +45,14 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         ClientBody.decode(b'{"prompt": "\xff"}')
 
 
+@pytest.mark.parametrize("model", ["tandem-seat/decode/0@h/ab", "\\u0074andem-seat/x", "tandem\\u002dseat/x"])
+def test_a_seat_is_no_model_however_it_is_spelled(model: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        ClientBody.decode(b'{"model":"%s"}' % model.encode())
+    assert (caught.value.status, caught.value.code) == (404, "model_not_found")
+    assert ClientBody.decode(b'{"model":"org\\/m"}').value("model") == "org/m"
+
+
 def test_numbers_keep_their_spelling() -> None:
     assert ClientBody.decode(b'{"temperature": 1.0e-0, "prompt": "\\u00e9"}').decode_leg(None, None) == (
         b'{"temperature":1.0e-0,"prompt":"\\u00e9"}'
