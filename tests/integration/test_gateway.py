@@ -19,6 +19,7 @@ import aiohttp
 import openai
 import pytest
 import uvloop
+from aiohttp import web
 from fake_worker import (
     TICKET,
     WORDS,
@@ -569,6 +570,51 @@ async def test_a_refusal_of_either_leg_reaches_the_client_as_it_is() -> None:
         async with rig.post(BODY) as response:
             assert (response.status, await response.json()) == (422, said)
         assert await asyncio.wait_for(rig.prefill.released.get(), SOON_S) == TICKET["remote_request_id"]
+
+
+@trial
+async def test_a_refusal_says_nothing_of_where_instances_are() -> None:
+    said = {"error": {"message": "h at fd00::17", "kv_transfer_params": TICKET}, "kv_transfer_params": TICKET}
+    challenge = 'Bearer realm="http://10.0.0.1:5/"'
+
+    async def refuses(_: Any, __: dict[str, Any]) -> Any:
+        return web.json_response(said, status=401, headers={"WWW-Authenticate": challenge})
+
+    async with rigged(decode=refuses) as rig, rig.post(BODY) as response:
+        assert (response.status, await response.json()) == (401, {"error": {"message": "h at (address)"}})
+        assert response.headers["WWW-Authenticate"] == 'Bearer realm="(address)"'
+
+    async def mumbles(_: Any, __: dict[str, Any]) -> Any:
+        return web.Response(text='no "kv_transfer_params": "decode-a"', status=400)
+
+    async with rigged(decode=mumbles) as rig:
+        async with rig.post(BODY) as response:
+            assert response.status == 200, "prefill serves alone"
+        assert await rig.metric('tandem_gateway_worker_failures_total{worker="decode-0",cause="bad_answer"}') == 1
+
+
+@trial
+async def test_a_refusal_of_many_words_keeps_its_status_alone() -> None:
+    async def repeats(_: Any, __: dict[str, Any]) -> Any:
+        return web.Response(text="::" * 2**17 + "!", status=422)
+
+    async with rigged(decode=repeats) as rig, rig.post(BODY) as response:
+        await assert_error(response, 422, f"refused the request with status 422 and {2**18 + 1} bytes of words")
+
+
+@pytest.mark.parametrize("said", ['{"kv_transfer_params":1,,}', '{"kv_transfer_params":1, "x":"\xff"}'])
+def test_a_stream_whose_ticket_cannot_be_taken_out_is_a_bad_answer(said: str) -> None:
+    async def spoilt(request: Any, _: dict[str, Any]) -> Any:
+        return await stream(request, [f"data: {said}\n\ndata: [DONE]\n\n".encode("latin-1")])
+
+    async def scenario() -> None:
+        async with rigged(decode=[spoilt, words]) as rig:
+            async with rig.post(BODY | {"stream": True}) as response:
+                assert (response.status, (await response.read()).count(b"[DONE]")) == (200, 1)
+            bad = 'tandem_gateway_worker_failures_total{worker="decode-0",cause="bad_answer"}'
+            assert await rig.metric(bad) == 1
+
+    uvloop.run(scenario())
 
 
 @trial

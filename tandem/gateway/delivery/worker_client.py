@@ -12,13 +12,14 @@ from typing import Final
 import msgspec
 
 from tandem.errors import RequestError
-from tandem.gateway.request.internal import without_addresses
+from tandem.gateway.request.addresses import without_addresses
+from tandem.gateway.request.internal import without_nested_tickets
 from tandem.gateway.wire.exchange import Cause, Exchange, WorkerError
 from tandem.gateway.wire.peer import Peers
 from tandem.gateway.wire.worker import Worker
 from tandem.gateway.wire.worker_access import WorkerAccess
 from tandem.gateway.workers.pool import Pool
-from tandem.protocol.answers import ENDINGS
+from tandem.protocol.answers import ENDINGS, error_body
 from tandem.protocol.http import VerbatimError
 from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.renewal import Renewal
@@ -37,6 +38,9 @@ LOGGED_BYTES: Final = 1000
 
 REFUSAL_TIMEOUT_S: Final = 5.0
 """For the few bytes of an error's body."""
+
+REFUSAL_BYTES: Final = 2**18
+"""Of a refusal that reaches the client, each of which is looked at; an engine may repeat a whole prompt in its own."""
 
 
 def open_peers(access: WorkerAccess, renewal: Renewal) -> Peers:
@@ -135,10 +139,23 @@ class WorkerClient:
             told = status if status in TELLING else 502
             how = f"answered with status {status}"
             raise self.reported(worker, _reason(body), how, cause="status_5xx", status=told)
-        shown = {name: value for name in SHOWN if (value := response.header(name.lower()))}
-        body = self._seen(body)
+        raise self._refusal(exchange, body)
+
+    def _refusal(self, exchange: Exchange, body: bytes) -> RequestError:
+        """A worker's 4xx as the client gets it."""
+        worker, status = exchange.worker, exchange.response.status
+        told = {name: value for name in SHOWN if (value := exchange.response.header(name.lower()))}
+        shown = {name: self._seen(value.encode("latin-1")).decode("latin-1") for name, value in told.items()}
         message = f"{worker.name} refused the request with status {status}"
-        raise VerbatimError(message, status=status, body=body, headers=shown)
+        if len(body) > REFUSAL_BYTES:
+            message += f" and {len(body)} bytes of words; more than {REFUSAL_BYTES} are not passed on: look at its log"
+            body = msgspec.json.encode(error_body(message, status=status))
+            shown["Content-Type"] = "application/json"
+        try:
+            seen = self._seen(without_nested_tickets(body))
+        except UNREADABLE:
+            return WorkerError(worker, f"refused with status {status} in no words for a client", cause="bad_answer")
+        return VerbatimError(message, status=status, body=seen, headers=shown)
 
     def _seen(self, words: bytes) -> bytes:
         """A worker's words as a client may see them."""

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from tandem.gateway.delivery.worker_client import WorkerClient
+from tandem.gateway.request.internal import lines_without_tickets
 from tandem.gateway.request.progress import Chunk, Event
 from tandem.gateway.wire.exchange import Exchange, WorkerError
 from tandem.protocol.json_body import UNREADABLE
@@ -21,7 +22,7 @@ LONGEST_LINE: Final = 2**25
 
 
 async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[bytes]:
-    """Whole lines, up to `[DONE]`, which comes as `DONE`; what follows that is read and is nobody's.
+    """Whole lines without tickets, up to `[DONE]`, which comes as `DONE`; what follows that is read and is nobody's.
 
     Raises:
         WorkerError: The stream broke off before that, or its worker says that it failed.
@@ -32,7 +33,7 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
         async for piece in exchange.pieces():
             if is_whole:
                 continue
-            lines = whole.feed(piece)
+            lines = _without_tickets(exchange, whole.feed(piece))
             if not lines:
                 check_line(exchange, whole.held)
             elif (end := END.search(lines)) is None:
@@ -49,6 +50,13 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
             raise
     if not is_whole:
         raise exchange.lost("ended its stream before [DONE]", "cut")
+
+
+def _without_tickets(exchange: Exchange, lines: bytes) -> bytes:
+    try:
+        return lines_without_tickets(lines)
+    except UNREADABLE:
+        raise _unreadable(exchange) from None
 
 
 def check_line(exchange: Exchange, held: int) -> None:
@@ -76,6 +84,9 @@ def _decoded(exchange: Exchange, data: bytes) -> Event:
         event = msgspec.json.decode(data, type=Event)
         msgspec.convert(event, Chunk)
     except UNREADABLE:
-        how = "streamed something other than OpenAI's JSON"
-        raise WorkerError(exchange.worker, how, cause="bad_answer") from None
+        raise _unreadable(exchange) from None
     return {"choices": []} | event
+
+
+def _unreadable(exchange: Exchange) -> WorkerError:
+    return WorkerError(exchange.worker, "streamed something other than OpenAI's JSON", cause="bad_answer")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
-from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,7 +17,6 @@ XARGS: Final = "vllm_xargs"
 """What vLLM puts in the same place as its own `kv_transfer_params`."""
 MARK: Final = b'_transfer_params"'
 """Stands in every event that holds a ticket; not in texts, where a quote has a backslash before it."""
-HIDDEN: Final = b"(address)"
 
 
 def drop_from_request(fields: Fields) -> None:
@@ -41,40 +36,34 @@ def without_tickets(answer: bytes) -> bytes:
     """A whole answer as the client may see it.
 
     Raises:
-        msgspec.DecodeError: The answer is not a JSON object.
+        Exception: One of `UNREADABLE`: the answer is not a JSON object.
     """
     fields = msgspec.json.decode(answer, type=Fields)
     found = [name for name in OF_ANSWERS if fields.pop(name, None) is not None]
-    return msgspec.json.encode(fields) if found else answer
+    return without_nested_tickets(msgspec.json.encode(fields) if found else answer)
+
+
+def without_nested_tickets(told: bytes) -> bytes:
+    """JSON without tickets, wherever in it they are; it is only decoded if there may be any.
+
+    Raises:
+        Exception: One of `UNREADABLE`: it is no JSON, although it seems to hold a ticket.
+    """
+    return msgspec.json.encode(_stripped(msgspec.json.decode(told))) if MARK in told else told
 
 
 def lines_without_tickets(lines: bytes) -> bytes:
-    """Lines of a stream without the tickets that an engine may have put into its events."""
-    return b"\n".join(_without_ticket(line) for line in lines.split(b"\n"))
+    """Lines of a stream without the tickets that an engine may have put into its events; raises like the above."""
+    return b"\n".join(map(_without_ticket, lines.split(b"\n"))) if MARK in lines else lines
 
 
 def _without_ticket(line: bytes) -> bytes:
     if MARK not in line or not line.startswith(b"data:"):
         return line
-    event: dict[str, Any] = msgspec.json.decode(line.removeprefix(b"data:"))
-    for name in OF_ANSWERS:
-        event.pop(name, None)
-    return b"data: " + msgspec.json.encode(event)
+    return b"data: " + without_nested_tickets(line.removeprefix(b"data:"))
 
 
-def without_addresses(words: bytes, urls: Collection[str]) -> bytes:
-    """An instance's words as a client may see them: without addresses and ports, its own or another one's.
-
-    Args:
-        words: What it said.
-        urls: Of all instances.
-    """
-    return _addresses(frozenset(filter(None, (urlsplit(url).hostname for url in urls)))).sub(HIDDEN, words)
-
-
-@lru_cache(8)
-def _addresses(hosts: frozenset[str]) -> re.Pattern[bytes]:
-    ipv4 = rb"\d{1,3}(?:\.\d{1,3}){3}"
-    named = [re.escape(host).encode() for host in sorted(hosts, key=len, reverse=True)]
-    with_port = rb"(?:" + rb"|".join([*named, ipv4, rb"\[[0-9a-f:.]+\]"]) + rb"):\d{1,5}"
-    return re.compile(rb"(?:https?://)?(?<![\w.-])(?:" + with_port + rb"|" + ipv4 + rb")(?![\w-])", re.IGNORECASE)
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _stripped(one) for name, one in value.items() if name not in OF_ANSWERS}
+    return [_stripped(one) for one in value] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tandem.gateway.request.internal import MARK, OF_ANSWERS, lines_without_tickets
+from tandem.gateway.request.internal import OF_ANSWERS
 from tandem.gateway.request.progress import Chunk, Progress
 from tandem.protocol.json_body import UNREADABLE
 from tandem.protocol.sse import EventParser
@@ -48,8 +48,7 @@ class Journal:
         self._kept_bytes += len(lines)
         if self._kept_bytes > KEPT_BYTES:
             self._decode()
-        seen = lines if self._wants_ids else IDS.sub(b"", lines)
-        return seen if MARK not in seen else lines_without_tickets(seen)
+        return lines if self._wants_ids else IDS.sub(b"", lines)
 
     @property
     def size(self) -> int:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.gateway.request import journal
-from tandem.gateway.request.internal import lines_without_tickets
 from tandem.gateway.request.journal import Journal
 from tandem.gateway.request.progress import Chunk
 from tandem.protocol import sse
@@ -107,15 +106,6 @@ def test_what_is_passed_on_counts_as_what_is_given_by_itself(events: list[dict[s
         both.progress.add(msgspec.convert(event, Chunk))
         assert both.seen(event) == without_ids(event)
     assert whole.progress == both.progress
-
-
-def test_tickets_of_other_engines_stay_here() -> None:
-    one = Journal(wants_ids=True)
-    said = b'data: {"choices":[{"text":"kv_transfer_params"}],'
-    line = said + b'"kv_transfer_params":{"remote_host":"h"},"token_ids":[1]}\n\n'
-    assert one.pass_on(line) == said + b'"token_ids":[1]}\n\n'
-    innocent = b'data: {"text":"\\"kv_transfer_params\\""}\n'
-    assert lines_without_tickets(innocent) == innocent
 
 
 def test_blanks_between_fields_make_no_difference() -> None:
