@@ -149,8 +149,9 @@ class Fleet:
         self._is_told = True
         self._is_taken |= roster == self._proposed
         self.roster = roster
+        known = set(self._pool.workers)
         for worker in roster.workers:
-            self._keep(worker, draining=worker.name in roster.draining)
+            self._keep(worker, is_new=worker not in known, draining=worker.name in roster.draining)
         for worker in set(self._pool.workers) - set(roster.workers):
             self._let_go(worker, hurried=worker.name in roster.hurried)
         names = (f"{one.name} (draining)" if one.name in roster.draining else one.name for one in roster.workers)
@@ -194,8 +195,8 @@ class Fleet:
         counter = self._open.setdefault(worker, self._board.counter(f"{worker.name} {worker.url} open"))
         counter.add(in_flight - counter.own)
 
-    def _keep(self, worker: Worker, *, draining: bool) -> None:
-        if worker not in self._pool.workers:
+    def _keep(self, worker: Worker, *, is_new: bool, draining: bool) -> None:
+        if is_new:
             self._pool.add(worker)
             self._pool.try_out(worker)
         elif self._pool.vitals(worker).is_draining and not draining:

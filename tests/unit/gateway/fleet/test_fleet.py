@@ -61,6 +61,16 @@ class Clocked:
         return sorted(worker.name for worker in self.pool.workers)
 
 
+def test_many_who_are_new_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, looks = Clocked(), []
+    workers = named([], [f"http://h{number}" for number in range(50)])
+    everybody = cast(property, Pool.workers).fget
+    assert everybody is not None
+    monkeypatch.setattr(Pool, "workers", property(lambda pool: looks.append(1) or everybody(pool)))
+    fleet.fleet.adopt(Roster(workers=workers, epoch=2))
+    assert len(looks) < len(workers)  # each is a walk through all of them
+
+
 def test_who_is_new_is_on_trial_and_so_is_who_is_taken_back() -> None:
     clocked = Clocked()
     roster = clocked.start.added(Entry(role="decode", url="http://d2"))
