@@ -60,7 +60,7 @@ class Ticket:
         try:
             bytes(raw).decode()
             msgspec.json.decode(raw, type=Fields)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNREADABLE:
             raise WorkerError(holder, "gave a ticket that is no JSON object", cause="bad_answer") from None
         return cls(holder=holder, raw=raw.copy())
 
@@ -74,7 +74,7 @@ class Ticket:
         """The ticket's id on its holder, if it has one that is text."""
         try:
             return msgspec.json.decode(self.raw, type=Named).remote_request_id
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return None
 
     @property
