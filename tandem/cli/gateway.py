@@ -70,7 +70,8 @@ def gateway(
     from tandem.gateway.config import GatewayConfig
     from tandem.gateway.door.keys import Keys
     from tandem.gateway.fleet.fleet import ChangeConfig
-    from tandem.gateway.server import Gateway, run_gateway
+    from tandem.gateway.run import run_gateway
+    from tandem.gateway.server import Gateway
     from tandem.protocol.lifeline import hold_lifeline
 
     def announce(started: Gateway) -> None:

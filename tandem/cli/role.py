@@ -48,7 +48,7 @@ def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> No
 
 def run_scheduler(options: Options, surroundings: Surroundings, part: Part) -> None:
     """Run the gateway in front of the table's instances; no device is needed, and torch is not imported."""
-    from tandem.gateway.server import run_gateway
+    from tandem.gateway.run import run_gateway
     from tandem.protocol.lifeline import hold_lifeline
 
     def announce(started: Gateway) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import uvloop
-
-from tandem.errors import TandemError, TopologyError
+from tandem.errors import TopologyError
 from tandem.gateway.admission.admission import Admission
 from tandem.gateway.admission.capacity_watch import CapacityWatch
 from tandem.gateway.admission.reservation import Reservations
@@ -31,11 +27,10 @@ from tandem.gateway.fleet.roster import Roster
 from tandem.gateway.fleet.topology_watch import TopologyWatch, read_roster
 from tandem.gateway.front import Front
 from tandem.gateway.observability.access_log import AccessLog
-from tandem.gateway.observability.metrics import GatewayMetrics, count_as
+from tandem.gateway.observability.metrics import GatewayMetrics
 from tandem.gateway.observability.tracing import Tracing
 from tandem.gateway.processes.commons import Commons
 from tandem.gateway.service import Service
-from tandem.gateway.supervisor import supervise
 from tandem.gateway.watch import kept_up
 from tandem.gateway.wire.worker import named
 from tandem.gateway.workers.budget import RetryBudget
@@ -53,8 +48,6 @@ SHOW_S: Final = 1.0
 
 LAST_WORDS_S: Final = 1.0
 """For telling clients that their time is over."""
-ALIKE: Final = ("tandem.gateway.workers.health", "tandem.gateway.fleet")
-"""What all processes find out alike, the first one says."""
 
 
 class Gateway:
@@ -240,53 +233,6 @@ class Gateway:
         self._access_log.close()
         if self._tracing is not None:
             await self._tracing.close()
-
-
-def run_gateway(config: GatewayConfig, announce: Callable[[Gateway], None]) -> None:
-    """Run a gateway in the foreground until it is told to stop.
-
-    Args:
-        config: What to run.
-        announce: Called once the gateway listens.
-
-    Raises:
-        UsageError: The address cannot be listened on, or somebody else than expected answers at an instance's.
-        ProcessError: Those expected have not come in time, or the gateway's processes die again and again.
-    """
-    commons = Commons.inherited()
-    if commons is None and config.workers > 1:
-        first_roster(config, Commons())  # so that what is wrong with it is told once
-        supervise(config.workers, listen(config.host, config.port), config.grace_s)
-    else:
-        if commons is not None:
-            count_as(commons.row)
-        uvloop.run(_process(Gateway(config, commons), announce))
-
-
-async def _process(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
-    """One process from start to end; what it cannot go on for is its supervisor's to say, if it has one."""
-    if gateway.commons.row:
-        for name in ALIKE:
-            logging.getLogger(name).setLevel(logging.ERROR)
-    bus = gateway.commons.bus
-    await bus.start()
-    try:
-        await _serve(gateway, announce)
-    except TandemError as error:
-        if not await bus.fail(error):
-            raise
-    finally:
-        await bus.stop()
-
-
-async def _serve(gateway: Gateway, announce: Callable[[Gateway], None]) -> None:
-    await gateway.start()
-    try:
-        if gateway.commons.speaks:
-            announce(gateway)
-        await gateway.run()
-    finally:
-        await gateway.stop()
 
 
 def first_roster(config: GatewayConfig, commons: Commons) -> Roster:
