@@ -13,7 +13,6 @@ from tandem.cli.serve import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tandem.cli.log_lines import log_lines
     from tandem.engine.config import InstanceConfig
     from tandem.gateway.config import GatewayConfig
     from tandem.gateway.server import Gateway
@@ -29,6 +28,7 @@ app = cyclopts.App(name="role", help_flags=(), version_flags=(), end_of_options_
 @app.default
 def role(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
     """Start the role that a rank table gives this process."""
+    from tandem.cli.log_lines import log_lines
     from tandem.launch.options import Options
     from tandem.launch.part import find_part
     from tandem.launch.surroundings import Surroundings

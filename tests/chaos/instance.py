@@ -200,13 +200,20 @@ class Instance:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
 
+GIVEN: set[int] = set()
+"""Ports of this process' instances, which may not listen yet."""
+
+
 def free_port() -> int:
     """Below those the kernel gives away, so that it is still free when its process starts again."""
     while True:
         port = random.SystemRandom().randrange(15000, 32000)
+        if port in GIVEN:
+            continue
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            GIVEN.add(port)
             return port

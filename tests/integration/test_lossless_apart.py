@@ -237,8 +237,8 @@ def test_prompts_of_a_prefill_instance_that_is_struck_are_read_by_another(
             strike(struck)
             await asyncio.gather(*reading)
             page = rig.gateway.metrics.page().decode()
-            blamed = set(re.findall(r'^tandem_gateway_worker_failures_total{.*worker="([^"]+)"}', page, re.MULTILINE))
-            assert blamed == {"prefill-0"}
+            late = r'^tandem_gateway_(?:worker_failures|hedges)_total{.*worker="([^"]+)"}'
+            assert set(re.findall(late, page, re.MULTILINE)) == {"prefill-0"}
             rig.mark(struck, up=False)
             for told, body in zip(streams, bodies, strict=True):
                 told.check(await rig.undisturbed(body))

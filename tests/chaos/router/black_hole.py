@@ -26,7 +26,9 @@ class BlackHole:
         one.setblocking(False)
         one.connect_ex(self._listening.getsockname())
         self._filling.append(one)
-        return not select.select([], [one], [], FULL_S)[1]
+        poll = select.poll()  # `select` takes no descriptor over 1024
+        poll.register(one, select.POLLOUT)
+        return not poll.poll(FULL_S * 1000)
 
     def close(self) -> None:
         """The address is nobody's again."""
