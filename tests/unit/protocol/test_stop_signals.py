@@ -20,7 +20,11 @@ def test_each_of_them_stops(number: int) -> None:
         os.kill(os.getpid(), number)
         await asyncio.wait_for(asked.wait(), 5)
 
-    asyncio.run(scenario())
+    before = signal.signal(number, signal.SIG_DFL)  # whatever the tests themselves were started with
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.signal(number, before)
 
 
 def test_who_was_started_with_nohup_outlives_its_terminal() -> None:
