@@ -123,9 +123,9 @@ def test_whom_nobody_answers_for_is_told_with_the_reason_and_leaves_no_metric(tm
             await ops.ask("POST", "workers", {"role": "decode", "url": "http://127.0.0.1:9", "name": "lost"})
 
             async def is_told() -> bool:
-                return "nothing answers /health there" in (await ops.ask("GET", "topology"))[1]["workers"][2].get(
-                    "remark", ""
-                )
+                return "answers no health check with status 200; is it started?" in (await ops.ask("GET", "topology"))[
+                    1
+                ]["workers"][2].get("remark", "")
 
             await until(is_told)
             for present in (True, False):

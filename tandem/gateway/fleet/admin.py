@@ -101,8 +101,11 @@ class Admin:
             digest=said.digest,
             version=said.version,
             engine_id=said.engine_id,
-            remark="; ".join(filter(None, (self._probation.remark(worker), known.remark))),
+            remark="; ".join(filter(None, (self._probation.remark(worker), known.remark or self._absence(worker)))),
         )
+
+    def _absence(self, worker: Worker) -> str:
+        return "" if self._pool.is_up(worker) else "its address answers no health check with status 200; is it started?"
 
     def _state(self, worker: Worker) -> State:
         vitals = self._pool.vitals(worker)

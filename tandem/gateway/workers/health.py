@@ -125,10 +125,8 @@ class HealthWatch:
     async def _look_at(self, worker: Worker) -> None:
         known = self.known(worker)
         status, body = await self._get(worker, "/health")
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE or not status:
             known.remark = ""
-        if not status:
-            known.remark = f"nothing answers /health there within {TIMEOUT_S:g} s; is it started?"
         if status not in (0, HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE):
             known.remark = f"it answers /health with status {status}; is it an instance of this service?"
         is_same = known.misses == 0 and not is_another(known.said, body)

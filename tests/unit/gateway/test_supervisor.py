@@ -116,7 +116,7 @@ def test_a_process_that_hangs_is_killed_and_started_again(
 ) -> None:
     async def scenario(rig: Rig) -> None:
         (_, pid), _ = await rig.until("started", 2)
-        await asyncio.sleep(4 * BEAT_S)  # who says that it lives is left alone
+        await asyncio.sleep(2 * BEAT_S)  # who says that it lives is left alone
         assert len(rig.notes("started")) == 2
         os.kill(pid, signal.SIGSTOP)
         await rig.until("started", 3)
