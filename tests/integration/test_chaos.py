@@ -63,6 +63,7 @@ def run(folder: Path, logs: Path, shape: Shape, requests: int, strikes: int) -> 
     return report
 
 
+@pytest.mark.full
 def test_every_request_ends_as_it_should_and_no_block_is_lost(tiny_model: Path, tmp_path: Path) -> None:
     report = run(tiny_model, tmp_path, SHAPES["2+2"], requests=200, strikes=5)
     for what in ("preemptions", "prefix_cache_evictions", "prefix_cache_hits", "kv_leases_expired"):
@@ -101,6 +102,7 @@ def job(number: int, way: Way) -> Job:
     return Job(number=number, body=body, way=way, seed=number)
 
 
+@pytest.mark.full
 def test_a_client_that_is_gone_is_gone_on_both_sides_within_a_second(roomy: Standing) -> None:
     """At many moments between the question and the answer's end."""
     client = Client(roomy.fleet, Ledger())

@@ -216,7 +216,8 @@ def stops(seeded: Stream) -> dict[str, Any]:
     return BODIES["seeded"] | {"stop": [text[late : late + 5]]}
 
 
-@pytest.mark.parametrize("strike", [kill, pytest.param(freeze, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("strike", [kill, freeze])
 def test_prompts_of_a_prefill_instance_that_is_struck_are_read_by_another(
     there: Standing, strike: Callable[[Instance], None]
 ) -> None:

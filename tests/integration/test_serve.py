@@ -85,7 +85,7 @@ def test_it_answers_under_its_name_and_role(tiny_model: Path, tmp_path: Path) ->
         ([signal.SIGINT], 0),
         pytest.param([signal.SIGTERM], 0, marks=pytest.mark.full),
         pytest.param([signal.SIGINT, signal.SIGINT], None, marks=pytest.mark.full),
-        ([signal.SIGKILL], -signal.SIGKILL),
+        pytest.param([signal.SIGKILL], -signal.SIGKILL, marks=pytest.mark.full),
     ],
     ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice", "SIGKILL"],
 )
