@@ -49,9 +49,14 @@ TICKET = {
 ROUTER = shutil.which("vllm-router", path=str(Path(sys.executable).parent)) or shutil.which("vllm-router")
 
 
-def chunk(position: int, *, ids: bool) -> bytes:
+def chunk(position: int, *, ids: bool, last: bool) -> bytes:
     """One event of a completion, as vLLM writes it."""
-    choice: dict[str, Any] = {"index": 0, "text": " token", "logprobs": None, "finish_reason": None}
+    choice: dict[str, Any] = {
+        "index": 0,
+        "text": " token",
+        "logprobs": None,
+        "finish_reason": "length" if last else None,
+    }
     if ids:
         choice |= {"prompt_token_ids": list(range(200)) if position == 0 else None, "token_ids": [position]}
     head = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "m"}
@@ -59,7 +64,7 @@ def chunk(position: int, *, ids: bool) -> bytes:
 
 
 STREAMS = {
-    (length, ids): b"".join(chunk(i, ids=ids) for i in range(length)) + b"data: [DONE]\n\n"
+    (length, ids): b"".join(chunk(i, ids=ids, last=i == length - 1) for i in range(length)) + b"data: [DONE]\n\n"
     for length in LENGTHS
     for ids in (False, True)
 }

@@ -17,6 +17,8 @@ from tandem.protocol.sse import DONE, EventParser, WholeLines
 
 END: Final = re.compile(rb'^data:[ \t]*(?:(\[DONE\])|\{\s*"(?:error"|object"\s*:\s*"error"))', re.MULTILINE)
 """What ends a stream, and how an error begins; no text can hold these bytes, because quotes in it are escaped."""
+WORDS: Final = (b"[DONE]", b'"error"')
+"""Without one of them, no line is an end."""
 LONGEST_LINE: Final = 2**25
 """Bytes of a line: the ids of a prompt of 128k tokens have 1 MiB, each token with 20 alternatives less than 2 KiB."""
 
@@ -36,7 +38,7 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
             lines = _without_tickets(exchange, whole.feed(piece))
             if not lines:
                 check_line(exchange, whole.held)
-            elif (end := END.search(lines)) is None:
+            elif (end := _end_of(lines)) is None:
                 yield lines
             elif end[1]:
                 yield lines[: end.start()] + DONE
@@ -50,6 +52,12 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
             raise
     if not is_whole:
         raise exchange.lost("ended its stream before [DONE]", "cut")
+
+
+def _end_of(lines: bytes) -> re.Match[bytes] | None:
+    """What ends the stream in these lines; most have no such word, and are not looked at any closer."""
+    first = min((place for word in WORDS if (place := lines.find(word)) >= 0), default=-1)
+    return None if first < 0 else END.search(lines, lines.rfind(b"\n", 0, first) + 1)
 
 
 def _without_tickets(exchange: Exchange, lines: bytes) -> bytes:
