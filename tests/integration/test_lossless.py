@@ -246,6 +246,23 @@ def test_a_status_of_200_makes_no_answer(dialect: str, streams: bool, said: str)
     run(scenario())
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_events_stay_apart_where_a_hollow_end_cuts_between_them(dialect: str) -> None:
+    async def cut(request: web.Request, response: web.StreamResponse) -> None:
+        await response.write(b": ping\n")
+        await asyncio.sleep(0.05)  # what comes next is a piece of its own
+        await response.write(b"\n" + DONE)
+
+    async def scenario() -> None:
+        async with rigged(prefill=model, decode=(failing_after(3, cut), model), capabilities=DIALECTS[dialect]) as rig:
+            async with rig.post(asked()[1]) as response:
+                raw = await response.read()
+            assert b"\n: ping\n\ndata: " in raw
+            assert b"".join(raw.partition(b": ping\n\n")[::2]).count(b"\n\n") == raw.count(b"data: ")
+
+    run(scenario())
+
+
 WORD = b'data: {"id": "x", "choices": [{"index": 0, "text": "a", "finish_reason": null}]}\n\n'
 LAST = WORD.replace(b"null", b'"stop"')
 

@@ -142,15 +142,15 @@ class Delivery:
             self.headers = place.route.headers
             async with self._answered(place, self._first_body(place.route)) as exchange:
                 self.headers = place.route.with_prefill(exchange.source).headers
-                lines, counted = b"", self._asked.body.wants_usage
+                last, counted = b"", self._asked.body.wants_usage
                 try:
                     async for lines in told_lines(exchange, self._courier.client):
                         if lines.endswith(sse.DONE) and not (journal.is_finished or is_finish(lines)):
                             raise exchange.lost("ended its stream and had not ended its answer", "cut")
-                        seen = journal.pass_on(lines)
+                        last, seen = lines, journal.pass_on(lines)
                         yield self._tally.lines(seen, alone=exchange.prefilled is None) if counted else seen
                 except WorkerError:
-                    if lines and not lines.endswith((b"\n\n", b"\r\n\r\n")):  # it lacks only the line that ends it
+                    if last and not last.endswith((b"\n\n", b"\r\n\r\n")):  # it lacks only the line that ends it
                         yield b"\n"
                     raise
 

@@ -18,7 +18,7 @@ def test_each_of_them_stops(number: int) -> None:
         asked = asyncio.Event()
         on_stop(asked.set)
         os.kill(os.getpid(), number)
-        await asyncio.wait_for(asked.wait(), 5)
+        assert await asyncio.wait_for(asked.wait(), 5)
 
     before = signal.signal(number, signal.SIG_DFL)  # whatever the tests themselves were started with
     try:
