@@ -7,6 +7,7 @@ TCP_NODELAY is on by default on uvloop's and asyncio's connections; nothing wait
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Protocol
@@ -68,6 +69,7 @@ class Relay:
             response = EventStream(headers={**sse.HEADERS, **headers, **answer.headers})
             await response.prepare(request)
             await response.write(first)
+            await asyncio.sleep(0)  # uvloop sends when tasks pause
             asked.record.first_bytes(answer.exchange)
             self._metrics.first_bytes(asked.record)
             try:

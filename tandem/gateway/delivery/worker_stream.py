@@ -22,6 +22,9 @@ WORDS: Final = (b"[DONE]", b'"error"')
 LONGEST_LINE: Final = 2**25
 """Bytes of a line: the ids of a prompt of 128k tokens have 1 MiB, each token with 20 alternatives less than 2 KiB."""
 
+LONG_PIECE: Final = 2**12
+"""Bytes; as much as a packet or two bring is looked at as one."""
+
 
 async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[bytes]:
     """Whole lines without tickets, up to `[DONE]`, which comes as `DONE`; what follows that is read and is nobody's.
@@ -30,28 +33,36 @@ async def told_lines(exchange: Exchange, client: WorkerClient) -> AsyncIterator[
         WorkerError: The stream broke off before that, or its worker says that it failed.
         RequestError: It was ended because somebody wanted it so.
     """
-    whole, is_whole = WholeLines(), False
+    whole, has_begun, is_whole = WholeLines(), False, False
     try:
         async for piece in exchange.pieces():
-            if is_whole:
-                continue
-            lines = _without_tickets(exchange, whole.feed(piece))
-            if not lines:
-                check_line(exchange, whole.held)
-            elif (end := _end_of(lines)) is None:
-                yield lines
-            elif end[1]:
-                yield lines[: end.start()] + DONE
-                is_whole = True
-            else:
-                if end.start():
-                    yield lines[: end.start()]
-                raise client.told(exchange.worker, lines[end.start() :].splitlines()[0].removeprefix(b"data:"))
+            for part in (piece,) if has_begun else first_apart(piece):
+                has_begun = True
+                if is_whole:
+                    continue
+                lines = _without_tickets(exchange, whole.feed(part))
+                if not lines:
+                    check_line(exchange, whole.held)
+                elif (end := _end_of(lines)) is None:
+                    yield lines
+                elif end[1]:
+                    yield lines[: end.start()] + DONE
+                    is_whole = True
+                else:
+                    if end.start():
+                        yield lines[: end.start()]
+                    raise client.told(exchange.worker, lines[end.start() :].splitlines()[0].removeprefix(b"data:"))
     except WorkerError:
         if not is_whole:
             raise
     if not is_whole:
         raise exchange.lost("ended its stream before [DONE]", "cut")
+
+
+def first_apart(piece: bytes) -> tuple[bytes, ...]:
+    """A stream's first bytes; where they are many, the first event by itself: it does not wait for work on the rest."""
+    end = piece.find(b"\n\n") + 2
+    return (piece[:end], piece[end:]) if len(piece) > LONG_PIECE and 1 < end < len(piece) else (piece,)
 
 
 def _end_of(lines: bytes) -> re.Match[bytes] | None:

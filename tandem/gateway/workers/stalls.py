@@ -5,6 +5,9 @@ elsewhere. One that does may take its time, but not for ever: where an exchange 
 others were, in proportion to what was asked for, that request goes on elsewhere, because a connection may be dead, or a
 request lost, while the worker is well. Such a request is given twice as long at the next one, and from the third on it
 is waited for, so that nothing is lost where everybody is slow.
+
+A worker that is starved, as where processors are shared, looks frozen. One that comes back after it was given up is
+therefore given twice as long to say that it lives, each time: or all requests would be begun again and again.
 """
 
 from __future__ import annotations
@@ -28,6 +31,10 @@ PROBES: Final = 2
 """Health checks in a row that a suspect must miss."""
 MOST_TOO_SLOW: Final = 2
 """So many workers may be given up as too slow for one request."""
+MOST_ALARMS: Final = 5
+"""Doublings of the time for a health check: of one that was given up before and came back."""
+ALARM_S: Final = 60.0
+"""Seconds after which one of these is forgotten."""
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +48,8 @@ class StallWatch:
         self._patience = patience
         self._probing: set[Worker] = set()
         self._probes: set[asyncio.Task[None]] = set()
+        self._alarms: dict[str, tuple[int, float]] = {}
+        """By URL: how often a worker was given up of late, and when it last was."""
 
     async def run(self) -> None:
         """Look for ever; cancel the task to end it."""
@@ -112,14 +121,20 @@ class StallWatch:
                 if await self._lives(worker):
                     return
             log.warning("%s is silent and answers no health check; its requests go on elsewhere", worker.name)
+            self._alarms[worker.url] = (self._alarms_of(worker) + 1, time.monotonic())
             self._pool.mark(worker, up=False)
         finally:
             self._probing.discard(worker)
 
     async def _lives(self, worker: Worker) -> bool:
         try:
-            timeout_s = self._patience.probe_seconds
+            timeout_s = self._patience.probe_seconds * 2.0 ** min(self._alarms_of(worker), MOST_ALARMS)
             status, _ = await self._peers.ask(worker.url, "GET", "/health", timeout_s=timeout_s, anew=True)
         except OSError:
             return False
         return status == HTTPStatus.OK
+
+    def _alarms_of(self, worker: Worker) -> int:
+        """How often it was given up of late."""
+        alarms, since = self._alarms.get(worker.url, (0, 0.0))
+        return max(0, alarms - int((time.monotonic() - since) / ALARM_S))
