@@ -256,6 +256,7 @@ async def closed(_: Any) -> AsyncIterator[int]:
 PLACES = [(closed, None), (black_hole, None), *((speaker, speak) for speak in SPEAKERS)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("place", "speak"), PLACES, ids=[(speak or place).__name__ for place, speak in PLACES])
 def test_addresses_of_the_clients_choice_do_not_use_up_sockets(there: Standing, place: Any, speak: Any) -> None:
     """CVE-2026-94624: three times as many as are admitted at once, and others between them."""
@@ -409,6 +410,7 @@ def test_the_number_of_choices_must_be_the_tickets(there: Standing) -> None:
     there.do(scenario())
 
 
+@pytest.mark.full
 def test_expired_and_released_tickets_are_refused(there: Standing) -> None:
     async def scenario() -> None:
         expiring, released = await ticket(there, prompt(12)), await ticket(there, prompt(13))

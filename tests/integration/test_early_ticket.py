@@ -160,7 +160,8 @@ def test_a_deadline_ends_the_request_everywhere(apart: Service, kv_port: int) ->
     asyncio.run(nothing_left(apart))
 
 
-@pytest.mark.parametrize("stream", [True, pytest.param(False, marks=pytest.mark.full)], ids=["streamed", "whole"])
+@pytest.mark.full
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_a_client_that_goes_at_any_moment_leaves_nothing(apart: Service, kv_port: int, stream: bool) -> None:
     """Through the whole life of a request: the moments lie denser where less time has passed."""
     moments = [0.0005 * 1.25**number for number in range(36)]

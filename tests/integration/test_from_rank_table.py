@@ -137,6 +137,7 @@ def wait_until(holds: Callable[[], bool], starts: Starts) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.full
 def test_the_documented_example(model: Path, tables: Path, tmp_path: Path) -> None:
     with starting(model, tables, tmp_path) as starts:
         prefill, decode, port = starts.ports

@@ -15,6 +15,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CODE = """
 import sys
 from tandem.text import sandbox
@@ -36,6 +38,7 @@ def post(url: str, body: dict[str, Any]) -> int:
         return 0
 
 
+@pytest.mark.full
 def test_completions_and_the_end_do_not_wait(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "m")
     (folder / "chat_template.jinja").write_text(ENDLESS)

@@ -18,9 +18,9 @@ from tandem.model.families import read_config
 from tandem.model.folder import load
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role
-from tandem.training.config import build_recipe
 from tandem.training.pipeline import prepare_and_train
 from tandem.training.progress import Silence
+from tandem.training.settings.config import build_recipe
 
 STAGE = {"steps": 25, "seq_length": 64, "global_batch": 4, "micro_batch": 4, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 2, "save_every": 25}  # fmt: skip
@@ -50,7 +50,8 @@ def trained(run_folder: Path) -> Decoder:
     """The model as the trainer last had it: its final checkpoint, not the exported folder."""
     (checkpoint,) = (run_folder / "sft" / "checkpoints").glob("iter_0000025")
     decoder = Decoder(read_config(run_folder / "sft" / "model"))
-    decoder.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    stored = load_file(checkpoint / "rank_00000.safetensors")
+    decoder.load_state_dict({name[6:]: tensor for name, tensor in stored.items() if name.startswith("model.")})
     return decoder.eval()
 
 

@@ -124,6 +124,28 @@ def test_the_frozen_are_given_up_whatever_they_said(said: bytes) -> None:
     scenario()
 
 
+def test_who_was_given_up_and_came_back_has_longer_to_say_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    @trial
+    async def scenario() -> None:
+        async with bench() as one:
+
+            async def given_up_after() -> float:
+                began = time.monotonic()
+                one.pool.mark(one.worker, up=True)
+                with pytest.raises(WorkerError, match="decode-0 does not answer its health checks"):
+                    await one.read()
+                return time.monotonic() - began
+
+            await given_up_after()
+            # It is suspected after 0.1 s, and then asked twice: for 0.2 s each, then for 0.4 s each.
+            assert await given_up_after() >= 0.5
+            assert (longest := await given_up_after()) >= 0.9
+            monkeypatch.setattr(stalls, "ALARM_S", 1e-3)
+            assert await given_up_after() < longest
+
+    scenario()
+
+
 @pytest.mark.parametrize("said", [b"", HEAD, HEAD + PIECE], ids=range(3))
 def test_the_slow_are_waited_for(said: bytes) -> None:
     @trial

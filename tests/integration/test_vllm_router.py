@@ -23,7 +23,10 @@ from tandem.topology.topology import Role
 
 ROUTER = shutil.which("vllm-router", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
-pytestmark = pytest.mark.skipif(ROUTER is None, reason="vllm-router is not installed; pip install vllm-router")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(ROUTER is None, reason="vllm-router is not installed; pip install vllm-router"),
+]
 
 COMPLETION = {"prompt": "def main(", "max_tokens": 12, "temperature": 0}
 IDS = {"prompt": [7, 8, 9] * 20, "max_tokens": 12, "temperature": 0.9, "seed": 3}

@@ -93,6 +93,7 @@ def test_a_holder_that_dies_or_freezes_is_noticed_in_time(transport: str, act: s
     asyncio.run(scenario())
 
 
+@pytest.mark.full
 def test_memory_is_mapped_once_and_let_go_when_nobody_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "UNUSED", 0.5)
 
@@ -109,6 +110,7 @@ def test_memory_is_mapped_once_and_let_go_when_nobody_pulls(monkeypatch: pytest.
     asyncio.run(scenario())
 
 
+@pytest.mark.full
 def test_memory_of_a_holder_that_died_is_let_go_at_once() -> None:
     async def scenario() -> None:
         shards, before = empty(LARGE, COUNT), mapped_caches()
