@@ -50,6 +50,9 @@ class CausalContext:
         device: Where the tokens are.
     """
 
+    samples: Tensor | None = None
+    """int64 [B]: which sample of a training run each row is, for what is random by it."""
+
     def __init__(self, batch: int, length: int, device: torch.device) -> None:
         self._positions = torch.arange(length, device=device).expand(batch, length)
 

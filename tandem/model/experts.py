@@ -5,6 +5,8 @@ Shapes: N tokens, E hidden, F inner, X experts, C chosen ones per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,13 +30,17 @@ class Router(nn.Module):
         """[N, E] -> weights, fp32 [N, C], and the experts they are for, int64 [N, C]."""
         if isinstance(self.mixture.router, GroupedSigmoidRouter):
             return self._grouped(x, self.mixture.router)
-        scores = F.linear(x, self.weight).float().softmax(dim=-1)
+        scores = F.linear(x, self.matrix()).float().softmax(dim=-1)
         weights, chosen = scores.topk(self.mixture.top_k, dim=-1)
         return weights / weights.sum(dim=-1, keepdim=True), chosen
 
+    def matrix(self) -> Tensor:
+        """What tokens are multiplied with, [X, E]; an adapter adds to it."""
+        return self.weight
+
     def _grouped(self, x: Tensor, router: GroupedSigmoidRouter) -> tuple[Tensor, Tensor]:
         """The best groups by their two best experts, and the best experts within them (DeepSeek-V3, 2024)."""
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        scores = F.linear(x.float(), self.matrix().float()).sigmoid()
         corrected = (scores + self.bias).view(len(x), router.groups, -1)
         best = corrected.topk(2, dim=-1).values.sum(dim=-1).topk(router.chosen_groups, dim=-1).indices
         outside = torch.ones_like(corrected[..., 0], dtype=torch.bool).scatter(-1, best, value=False)
@@ -59,9 +65,7 @@ class Experts(nn.Module):
         """[N, E], [N, C], [N, C] -> [N, E], summed in at least fp32; only experts that some token chose compute."""
         choices = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=len(self.gate)).tolist()
-        # Where gradients flow, taken apart at once: that of one expert cut out is as large as the whole stack.
-        stacks = (self.gate, self.up, self.down)
-        gates, ups, downs = (stack.unbind() if torch.is_grad_enabled() else stack for stack in stacks)
+        gate, up, down = (self.product(part) for part in ("gate", "up", "down"))
         out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         end = 0
         for expert, count in enumerate(counts):
@@ -70,10 +74,23 @@ class Experts(nn.Module):
                 mine = choices[end - count : end]
                 token = mine // chosen.shape[1]
                 rows = x[token]
-                inner = F.silu(F.linear(rows, gates[expert])) * F.linear(rows, ups[expert])
-                result = F.linear(inner, downs[expert]) * weights.flatten()[mine, None]
+                inner = F.silu(gate(rows, expert)) * up(rows, expert)
+                result = down(inner, expert) * weights.flatten()[mine, None]
                 out = out.index_add(0, token, result.to(out.dtype))
         return out.to(x.dtype)
+
+    def product(self, part: str) -> Callable[[Tensor, int], Tensor]:
+        """Rows and an expert's number -> these rows times that expert's gate, up or down; an adapter adds to it."""
+        matrices = unstacked(getattr(self, part))
+        return lambda rows, expert: F.linear(rows, matrices[expert])
+
+
+def unstacked(stack: Tensor) -> Sequence[Tensor] | Tensor:
+    """The experts' own matrices of a stack [X, ...].
+
+    Where gradients flow, taken apart at once: that of one expert cut out is as large as the whole stack.
+    """
+    return stack.unbind() if torch.is_grad_enabled() else stack
 
 
 class Mixture(nn.Module):

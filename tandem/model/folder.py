@@ -99,11 +99,14 @@ def save(
         max_shard_bytes: Weights larger than this are split into several files with an index.
 
     Raises:
-        ModelFolderError: Something of that name exists, the family's `config.json` cannot say what the model is, or
-            the system does not let it be written.
+        ModelFolderError: Something of that name exists, the family's `config.json` cannot say what the model is, it
+            has adapters that are not merged, or the system does not let it be written.
     """
     if folder.exists():
         raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
+    parameters = dict(decoder.named_parameters())
+    if surplus := sorted(parameters.keys() - parameter_shapes(decoder.config).keys()):
+        raise ModelFolderError(f"{folder}: a model folder cannot hold {surplus[0]}; merge the adapters first")
     files = {
         "config.json": json_bytes(_hf_config(decoder, generation, folder)),
         "generation_config.json": json_bytes(generation.as_json()),
@@ -113,7 +116,7 @@ def save(
         with whole_folder(folder) as part:
             for name, content in (files | dict(tokenizer_files)).items():
                 (part / name).write_bytes(content)
-            write_shards(part, outgoing(layout, dict(decoder.named_parameters())), max_shard_bytes)
+            write_shards(part, outgoing(layout, parameters), max_shard_bytes)
     except OSError as error:
         raise unwritable(folder, error) from None
 

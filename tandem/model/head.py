@@ -26,7 +26,7 @@ class NormHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, E] -> [T, V]."""
-        lengths = self._kept() if torch.is_inference_mode_enabled() and not self.training else self._measured()
+        lengths = self._kept() if torch.is_inference_mode_enabled() and not self.training else self.lengths()
         return (F.linear(hidden, self.weight) / lengths).to(hidden.dtype)
 
     def train(self, mode: bool = True) -> NormHead:
@@ -45,10 +45,10 @@ class NormHead(nn.Linear):
 
     def _kept(self) -> Tensor:
         if self._lengths is None:
-            self._lengths = self._measured()
+            self._lengths = self.lengths()
         return self._lengths
 
-    def _measured(self) -> Tensor:
+    def lengths(self) -> Tensor:
         """Lengths of the weight's rows, at least fp32 [V]; one of zeros counts as 1e-12 long, as for `normalize`."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         lengths: Tensor = torch.linalg.vector_norm(self.weight, dim=1, dtype=wide)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tandem.kernels.norm import rms_norm
+
 
 class RMSNorm(nn.Module):
     """Scale to a root mean square of one, in fp32, and weigh (Zhang and Sennrich, 2019).
@@ -26,6 +28,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, E] -> [T, E]."""
+        if x.dtype == self.weight.dtype == torch.float32:
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight).to(x.dtype) if self.weight_wide else self.weight * wide.to(x.dtype)

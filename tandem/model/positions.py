@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tandem.catalogue.config import GQA, ModelConfig
 from tandem.catalogue.position import DynamicNTK, LinearScaling, Llama3Scaling, QwenNTK, Rope, Yarn
+from tandem.kernels.rotation import rotate
 from tandem.model.context import AttentionContext
 
 
@@ -30,20 +31,7 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate the first 2 P dimensions of each head of [T, H, D]; the others stay."""
-        dims = 2 * self.cos.shape[-1]
-        rotated = (self._neighbours if self.interleaved else self._halves)(x[..., :dims])
-        return rotated if dims == x.shape[-1] else torch.cat((rotated, x[..., dims:]), dim=-1)
-
-    def _halves(self, x: Tensor) -> Tensor:
-        """Pairs (x[i], x[i + P])."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
-
-    def _neighbours(self, x: Tensor) -> Tensor:
-        """Pairs (x[2i], x[2i + 1])."""
-        first, second = x[..., 0::2], x[..., 1::2]
-        pairs = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.stack(pairs, dim=-1).flatten(-2)
+        return rotate(x, self.cos, self.sin, interleaved=self.interleaved)
 
 
 @dataclass(frozen=True)
