@@ -55,6 +55,15 @@ class TokenizerFolder:
         """`model_type` of `config.json`; empty where it is not said."""
         return str(self._json("config.json").get("model_type") or "")
 
+    @cached_property
+    def end_id(self) -> int | None:
+        """The first `eos_token_id` of `generation_config.json` or `config.json`, for folders that spell no end."""
+        for fields in (self.generation, self._json("config.json")):
+            ids = fields.get("eos_token_id")
+            if type(first := ids[0] if isinstance(ids, list) and ids else ids) is int:
+                return first
+        return None
+
     @property
     def tokenizer_class(self) -> str:
         """`tokenizer_class` of the settings; empty where it is not said."""

@@ -51,9 +51,14 @@ class ChatTemplate:
         """The folder's own template, from its own file or from `tokenizer_config.json`; None where there is none."""
         for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
             if (source := _source(folder, name)) is not None:
-                tokens = {kind: spelling(value) for kind, value in folder.named_tokens.items() if _is_one(value)}
-                return cls(source, tokens, str(folder.path / name))
+                return cls.for_folder(folder, source, str(folder.path / name))
         return None
+
+    @classmethod
+    def for_folder(cls, folder: TokenizerFolder, source: str, where: str) -> ChatTemplate:
+        """A template that may name the folder's special tokens."""
+        tokens = {kind: spelling(value) for kind, value in folder.named_tokens.items() if _is_one(value)}
+        return cls(source, tokens, where)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text; `add_generation_prompt` opens the assistant's next turn.
@@ -112,7 +117,7 @@ class TemplateFormat:
         text = self.render(messages, add_generation_prompt=False)
         spans = answer_spans(self._template, messages, text)
         ids, offsets = self._backend.encode_with_offsets(text, special=False)
-        return ids, [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
+        return ids, _begin_inside(offsets, spans)
 
 
 def answer_spans(template: ChatTemplate, messages: Sequence[Message], text: str) -> list[Span]:
@@ -126,11 +131,24 @@ def answer_spans(template: ChatTemplate, messages: Sequence[Message], text: str)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
             before = template.render(messages[:turn], add_generation_prompt=True)
-            through = template.render(messages[: turn + 1], add_generation_prompt=False)
+            last = turn == len(messages) - 1
+            through = text if last else template.render(messages[: turn + 1], add_generation_prompt=False)
             if not (text.startswith(through) and through.startswith(before)):
                 raise DataError(f"turn {turn}: the chat template renders it otherwise inside the whole conversation")
             spans.append((len(before), len(through)))
     return spans
+
+
+def _begin_inside(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Which offsets begin inside a span; empty ones do not. Neither go back, so each is looked at once."""
+    inside, number = [], 0
+    first, last = spans[0] if spans else (0, 0)
+    for begin, end in offsets:
+        while begin >= last and number + 1 < len(spans):
+            number += 1
+            first, last = spans[number]
+        inside.append(first <= begin < last and begin < end)
+    return inside
 
 
 def _source(folder: TokenizerFolder, name: str) -> str | None:

@@ -77,6 +77,15 @@ class Tokenizer:
                 chat = TemplateFormat(own, backend, *family)
             return cls(backend, chat)
 
+    def with_template(self, folder: Path, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template, which may name the folder's special tokens.
+
+        Raises:
+            ModelFolderError: The text is no template.
+        """
+        template = ChatTemplate.for_folder(TokenizerFolder(folder), source, "the chat template")
+        return Tokenizer(self._backend, TemplateFormat(template, self._backend))
+
     @property
     def vocab_size(self) -> int:
         """One above the highest id; a model's table may be larger, never smaller."""

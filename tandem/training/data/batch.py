@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens in each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,28 +30,51 @@ class Batch:
     segments: Tensor | None = None
     """int64 [B, T]: which of the packed conversations a token belongs to; None where a row is one sequence."""
 
+    widths: tuple[int, ...] | None = None
+    """[B]: columns of each row that hold anything; behind them is padding. None where every row is full."""
+    samples: Tensor | None = None
+    """int64 [B]: which sample of the run each row is, for what is random by it; None where nothing is."""
+
     def context(self) -> AttentionContext:
         """What each token may look at."""
-        if self.segments is not None:
-            return PackedContext(self.segments)
         batch, length = self.tokens.shape
-        return CausalContext(batch, length, self.tokens.device)
+        packed = None if self.segments is None else PackedContext(self.segments)
+        context = packed or CausalContext(batch, length, self.tokens.device)
+        context.samples = self.samples
+        return context
+
+    def numbered(self, first: int) -> Batch:
+        """The same batch, whose rows are the run's samples from `first` on."""
+        return replace(self, samples=torch.arange(first, first + len(self.tokens), device=self.tokens.device))
 
     def valid(self) -> int:
         """Number of targets that count."""
         return int((self.targets != IGNORED).sum())
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Micro-batches of `size` sequences, in order."""
+        """Micro-batches of `size` sequences, in order, each no wider than its widest row."""
         for begin in range(0, len(self.tokens), size):
             rows = slice(begin, begin + size)
-            segments = None if self.segments is None else self.segments[rows]
-            yield Batch(tokens=self.tokens[rows], targets=self.targets[rows], segments=segments)
+            widths = None if self.widths is None else self.widths[rows]
+            columns = slice(None if widths is None else max(widths))
+            yield Batch(
+                tokens=self.tokens[rows, columns],
+                targets=self.targets[rows, columns],
+                segments=None if self.segments is None else self.segments[rows, columns],
+                widths=widths,
+                samples=None if self.samples is None else self.samples[rows],
+            )
+
+    def blank(self) -> Batch:
+        """One sequence of the same length that nothing is learnt from."""
+        first = next(self.split(1))
+        return replace(first, targets=torch.full_like(first.targets, IGNORED))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        segments = None if self.segments is None else self.segments.to(device)
-        return Batch(tokens=self.tokens.to(device), targets=self.targets.to(device), segments=segments)
+        segments, samples = (None if part is None else part.to(device) for part in (self.segments, self.samples))
+        tokens, targets = self.tokens.to(device), self.targets.to(device)
+        return replace(self, tokens=tokens, targets=targets, segments=segments, samples=samples)
 
 
 class Batches(Protocol):

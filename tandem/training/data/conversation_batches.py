@@ -1,66 +1,89 @@
-"""Batches to fine-tune on: whole conversations packed into rows, each blind to its neighbours."""
+"""Batches to fine-tune on: whole conversations, several in a row and each blind to its neighbours, or one in each.
+
+Tokens stay in their files until a batch asks for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tandem.errors import DataError
 from tandem.training.data.batch import IGNORED, Batch
-from tandem.training.data.conversations import Example
-from tandem.training.data.order import SampleOrder
+from tandem.training.data.indexed import IndexedTokens
+from tandem.training.data.order import SampleOrder, permutation
+from tandem.training.data.packing import best_fit, one_each
 
 
 class ConversationBatches:
-    """Packed rows: as many whole conversations one after the other as fit, the rest padded and never learnt.
+    """Rows of whole conversations, padded with what is never learnt.
+
+    Packed rows have `segments`, from 1, and 0 where padded, and are T long. Others are as long as the longest of the
+    batch, and after `Batch.split` as the longest of the micro-batch.
 
     Args:
-        examples: At least one.
-        seq_length: T, at least as long as the longest example.
+        ids: Tokens of each conversation.
+        labels: As `ids` where they are learnt, else -100; shifted here, so that each stands under the token before.
+        seq_length: T, at least as long as the longest conversation.
         pad: Token id behind the last conversation of a row.
-        seed: Of the conversations' order within the rows, and of the rows' order.
+        seed: Of the order in which rows are filled, and of the rows' order.
+        pack: Whether rows are shared.
+
+    Raises:
+        DataError: There is no conversation, one is longer than T, or ids and labels do not belong together.
     """
 
-    def __init__(self, examples: Sequence[Example], seq_length: int, pad: int, seed: int) -> None:
-        if not examples:
-            raise DataError("no conversation can be trained on; see the file of skipped rows for the reasons")
-        order = SampleOrder(seed, len(examples))
-        rows = _pack([examples[order.at(place)] for place in range(len(examples))], seq_length)
-        self.samples = len(rows)
+    def __init__(
+        self, ids: IndexedTokens, labels: IndexedTokens, seq_length: int, pad: int, seed: int, *, pack: bool = True
+    ) -> None:
+        _check(ids, labels, seq_length)
+        self._ids, self._labels, self._pad = ids, labels, pad
+        order = permutation(seed, len(ids), 0)
+        self._packing = best_fit(ids.lengths, order, seq_length) if pack else one_each(len(ids))
+        self._width = seq_length if pack else None
+        self.samples = len(self._packing)
         """Rows in one epoch."""
-        self._tokens, self._targets, self._segments = _fill(rows, seq_length, pad)
         self._order = SampleOrder(seed, self.samples)
 
     def at(self, position: int, count: int) -> Batch:
         """Rows `position` to `position + count - 1` of an endless run: [count, T]."""
-        rows = torch.tensor([self._order.at(place) for place in range(position, position + count)])
-        return Batch(tokens=self._tokens[rows], targets=self._targets[rows], segments=self._segments[rows])
+        rows = [self._packing.row(self._order.at(place)) for place in range(position, position + count)]
+        widths = tuple(int(self._ids.lengths[row].sum()) for row in rows)
+        width = self._width or max(widths)
+        shape = (count, width)
+        tokens, targets = np.full(shape, self._pad, np.int64), np.full(shape, IGNORED, np.int64)
+        segments = np.zeros(shape, np.int64)
+        for place, row in enumerate(rows):
+            self._fill(row, tokens[place], targets[place], segments[place])
+        return Batch(
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(targets),
+            segments=None if self._width is None else torch.from_numpy(segments),
+            widths=None if self._width else widths,
+        )
+
+    def _fill(self, row: NDArray[np.int64], tokens: Row, targets: Row, segments: Row) -> None:
+        edges = np.cumsum([0, *self._ids.lengths[row]]).tolist()
+        for segment, (conversation, (begin, end)) in enumerate(zip(row.tolist(), pairwise(edges), strict=True), 1):
+            tokens[begin:end] = self._ids[conversation]
+            targets[begin : end - 1] = self._labels[conversation][1:]
+            segments[begin:end] = segment
 
 
-def _pack(examples: Sequence[Example], seq_length: int) -> list[list[Example]]:
-    """Greedy and in order, so that it can be followed by hand; the waste is under half a conversation a row."""
-    rows: list[list[Example]] = [[]]
-    room = seq_length
-    for example in examples:
-        if len(example.ids) > room:
-            rows.append([])
-            room = seq_length
-        rows[-1].append(example)
-        room -= len(example.ids)
-    return rows
+Row = NDArray[Any]
 
 
-def _fill(rows: list[list[Example]], length: int, pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    tokens = np.full((len(rows), length), pad, dtype=np.int64)
-    targets = np.full((len(rows), length), IGNORED, dtype=np.int64)
-    segments = np.zeros((len(rows), length), dtype=np.int64)
-    for row, examples in enumerate(rows):
-        edges = np.cumsum([0, *(len(example.ids) for example in examples)])
-        for number, (example, (begin, end)) in enumerate(zip(examples, pairwise(edges), strict=True), start=1):
-            tokens[row, begin:end] = example.ids
-            targets[row, begin : end - 1] = np.where(example.loss_mask[1:], example.ids[1:], IGNORED)
-            segments[row, begin:end] = number
-    return torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(segments)
+def _check(ids: IndexedTokens, labels: IndexedTokens, seq_length: int) -> None:
+    if not len(ids):
+        raise DataError("no conversation can be trained on; see the file of skipped rows for the reasons")
+    if not np.array_equal(ids.lengths, labels.lengths):
+        raise DataError("input_ids and labels have other lengths, so they are not of one run; prepare the data again")
+    if longer := int((ids.lengths > seq_length).sum()):
+        raise DataError(
+            f"{longer} of {len(ids)} conversations are longer than seq_length {seq_length}, the longest has "
+            f"{ids.lengths.max()} tokens; raise it, or prepare the data with it, which skips them by name"
+        )

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -56,14 +57,13 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
 
     Args:
         prefix: Path without suffix.
-        vocab_size: Decides the token type.
+        dtype: One of `TOKEN_TYPES`; signed where -100 is to be held.
     """
 
-    def __init__(self, prefix: Path, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, dtype: type[np.integer[Any]]) -> None:
         self._prefix = prefix
-        self._type = token_type(vocab_size)
-        self._vocab_size = vocab_size
-        self._lengths: list[int] = []
+        self._type = np.dtype(dtype).newbyteorder("<")
+        self._lengths = array("i")
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._part = prefix.with_name(f".{prefix.name}.{os.getpid()}.bin.part")
         self._bin = self._part.open("wb")
@@ -72,16 +72,25 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
         """Append one document.
 
         Raises:
-            DataError: A token is outside the vocabulary.
+            DataError: A token does not fit the type.
         """
-        ids = np.asarray(tokens, dtype=np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+        self.add_many(np.asarray(tokens, dtype=np.int64), [len(tokens)])
+
+    def add_many(self, tokens: NDArray[np.integer[Any]], lengths: Iterable[int]) -> None:
+        """Append documents that lie one after the other; as `add` for each.
+
+        Args:
+            tokens: [N].
+            lengths: Tokens in each document, N in all.
+        """
+        bounds = np.iinfo(self._type)
+        if tokens.size and not bounds.min <= tokens.min() <= tokens.max() <= bounds.max:
             raise DataError(
-                f"{self._prefix}: document {len(self._lengths)} holds ids from {ids.min()} to {ids.max()}, outside a "
-                f"vocabulary of {self._vocab_size}; use the tokenizer the vocabulary belongs to"
+                f"{self._prefix}: document {len(self._lengths)} or one after it holds ids from {tokens.min()} to "
+                f"{tokens.max()}, which {self._type.name} cannot hold; use the tokenizer the vocabulary belongs to"
             )
-        self._bin.write(ids.astype(self._type).tobytes())
-        self._lengths.append(len(ids))
+        self._bin.write(tokens.astype(self._type).tobytes())
+        self._lengths.extend(lengths)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,7 +110,7 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
         index, data = paths_of(self._prefix)
         index.unlink(missing_ok=True)
         self._part.replace(data)
-        write_whole(index, _index(self._lengths, self._type))
+        write_whole(index, _index(np.frombuffer(self._lengths, np.intc), self._type))
 
 
 class IndexedTokens:
@@ -119,10 +128,11 @@ class IndexedTokens:
         for path in (index, data):
             if not path.exists():
                 raise DataError(f"{path}: is missing; tokenise the corpus again")
-        content = index.read_bytes()
-        if len(content) < HEADER.size or not content.startswith(MAGIC):
+        content = np.memmap(index, np.uint8, "r") if index.stat().st_size >= HEADER.size else np.empty(0, np.uint8)
+        header = content[: HEADER.size].tobytes()
+        if not header.startswith(MAGIC):
             raise DataError(f"{index}: is no Megatron index; tokenise the corpus again")
-        _, version, code, sequences, boundaries = HEADER.unpack_from(content)
+        _, version, code, sequences, boundaries = HEADER.unpack(header)
         if version != 1 or code not in TOKEN_TYPES or len(content) < HEADER.size + 12 * sequences + 8 * boundaries:
             raise DataError(
                 f"{index}: is cut off or of an unknown kind (version {version}, type {code}); write it anew"
@@ -151,10 +161,10 @@ class IndexedTokens:
         return np.memmap(data, dtype=dtype, mode="r") if size else np.empty(0, dtype)
 
 
-def _index(lengths: list[int], dtype: type[np.generic]) -> bytes:
-    code = next(code for code, known in TOKEN_TYPES.items() if known is dtype)
-    sizes = np.asarray(lengths, dtype="<i8")
-    pointers = (np.cumsum(sizes) - sizes) * np.dtype(dtype).itemsize
+def _index(lengths: NDArray[np.intc], dtype: np.dtype[Any]) -> bytes:
+    code = next(code for code, known in TOKEN_TYPES.items() if np.dtype(known) == dtype)
+    sizes = lengths.astype("<i8")
+    pointers = (np.cumsum(sizes) - sizes) * dtype.itemsize
     documents = np.arange(len(lengths) + 1, dtype="<i8")
     parts = (sizes.astype("<i4"), pointers.astype("<i8"), documents)
     return HEADER.pack(MAGIC, 1, code, len(lengths), len(documents)) + b"".join(part.tobytes() for part in parts)

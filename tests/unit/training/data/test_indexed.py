@@ -12,7 +12,7 @@ from tandem.training.data.indexed import IndexedTokens, IndexedWriter, token_typ
 
 
 def write(prefix: Path, documents: list[list[int]], vocab_size: int = 1000) -> None:
-    with IndexedWriter(prefix, vocab_size) as writer:
+    with IndexedWriter(prefix, token_type(vocab_size)) as writer:
         for document in documents:
             writer.add(document)
 
@@ -52,8 +52,8 @@ def test_reads_back_what_was_written(
 
 
 def test_failing_writer_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="document 1 holds ids from 7 to 1000"):
-        write(tmp_path / "d", [[1], [1000, 7]])
+    with pytest.raises(DataError, match="document 1 or one after it holds ids from 7 to 66000, which uint16"):
+        write(tmp_path / "d", [[1], [66000, 7]])
     assert not list(tmp_path.iterdir())
 
 
@@ -81,3 +81,10 @@ def test_cut_off_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.idx").write_bytes(index[:-1])
     with pytest.raises(DataError, match="cut off"):
         IndexedTokens(tmp_path / "d")
+
+
+def test_labels_hold_what_is_not_learnt(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "d", np.int32) as writer:
+        writer.add_many(np.array([-100, 7, -100], np.int32), [2, 1])
+    tokens = IndexedTokens(tmp_path / "d")
+    assert [tokens[n].tolist() for n in range(len(tokens))] == [[-100, 7], [-100]]

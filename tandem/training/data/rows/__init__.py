@@ -1,0 +1,1 @@
+"""Rows of every known kind to texts or conversations."""

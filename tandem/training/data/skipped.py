@@ -1,0 +1,58 @@
+"""Rows that are not trained on: each with its file, its place there, the reason, and the row itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from tandem.training.data.encoding import Skipped
+
+NUMBER = re.compile(r"\d+")
+
+
+class SkippedRows(AbstractContextManager["SkippedRows"]):
+    """Counts rows and writes them to a JSON Lines file, which is there only if there are some.
+
+    Args:
+        path: Of the file; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._path = path
+        self._file: TextIO | None = None
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, Skipped] = {}
+
+    def add(self, rows: Iterable[Skipped]) -> None:
+        """Count and write some rows."""
+        for row in rows:
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8")
+            # ASCII: a row may hold half a surrogate pair, which is why it is here.
+            self._file.write(json.dumps(vars(row), default=str) + "\n")
+            kind = NUMBER.sub("N", row.reason)
+            self._examples.setdefault(kind, row)
+            self._reasons[kind] += 1
+            self.count += 1
+
+    def reasons(self, most: int = 3) -> str:
+        """The most frequent reasons, each with how often, and where it was met first."""
+        return "; ".join(
+            f"{count} times: {first.reason} ({first.file}, row {first.row})"
+            for kind, count in self._reasons.most_common(most)
+            for first in (self._examples[kind],)
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
