@@ -1,13 +1,14 @@
 """Writes the documents' tree of tools out of the package.
 
-The files lie in this package as they are written, llm_tools/ and all below it; a script that is added there is written
-too.
+Files below llm_tools/ lie in this package as they are written; a script that is added there is written too. Training
+scripts are filled in for every named model (`training_scripts.py`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tandem.compat.training_scripts import training_scripts
 from tandem.errors import UsageError
 from tandem.files import NotRegularError, require_regular, write_whole
 
@@ -33,7 +34,7 @@ def write_scripts(out: Path, *, force: bool = False) -> list[Path]:
         for tree in TREES
         for path in sorted((SOURCE / tree).rglob("*"))
         if path.suffix in SUFFIXES
-    }
+    } | {out / path: text.encode() for path, text in training_scripts().items()}
     for path, content in scripts.items():
         require_free(path, content, force=force)
     for path, content in scripts.items():

@@ -8,8 +8,8 @@ import yaml
 
 from tandem.catalogue.arithmetic import parameters
 from tandem.errors import RecipeError
-from tandem.training.config import build_recipe
-from tandem.training.recipe import built_in_recipes, read_recipe
+from tandem.training.settings.config import build_recipe
+from tandem.training.settings.recipe import built_in_recipes, read_recipe
 
 STAGE = {"steps": 4, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 1, "save_every": 2}  # fmt: skip

@@ -1,0 +1,1 @@
+exec tandem train "$stage" "$MODEL_NAME" --out "$root" "$@"

@@ -1,0 +1,1 @@
+"""One stage of a named model, from files to an exported folder."""

@@ -1,0 +1,88 @@
+"""The prepared data of a run: the user's own, or made from the raw data, once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tandem.errors import DataError
+from tandem.training.data.fingerprint import read_mark
+from tandem.training.data.indexed import paths_of
+from tandem.training.data.output import packed_prefix, text_prefix
+from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.inputs import digest
+from tandem.training.progress import Progress
+from tandem.training.settings.run import Run
+
+NAME = "data"
+"""How the files' names begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What there is to train on."""
+
+    prefix: Path
+    key: str
+    """Digest of what it was made from; of its index where somebody else made it."""
+    chat_template: str | None
+    """Taken in place of the tokenizer's own; belongs beside an exported model."""
+
+
+def prepared_data(run: Run, progress: Progress) -> RunData:
+    """The data of a run, prepared if it is not yet.
+
+    Raises:
+        DataError: It cannot be read or recognised, or there is none.
+    """
+    if run.paths.prepared is not None:
+        prefix = _prefix(run.paths.prepared, run)
+        progress.note(f"data: {prefix} was prepared before; nothing is prepared")
+        return RunData(prefix=prefix, key=_key(prefix, run), chat_template=None)
+    assert run.paths.data is not None, "a run without prepared data has raw data"
+    done = prepare(_spec(run, run.paths.data), progress)
+    return RunData(prefix=done.prefix, key=_key(done.prefix, run), chat_template=done.chat_template)
+
+
+def _spec(run: Run, raw: Path) -> PrepareSpec:
+    folder = {"pretrain": "pretrain", "sft": "finetune"}[run.reads]
+    return PrepareSpec(
+        input=raw,
+        tokenizer=run.paths.tokenizer,
+        prefix=run.paths.processed / "data" / folder / NAME,
+        stage=run.reads,
+        kind=run.data.kind,
+        text_key=run.data.text_key,
+        seq_length=run.training.seq_length,
+        workers=run.data.workers,
+    )
+
+
+def _prefix(path: Path, run: Run) -> Path:
+    """The prefix of files that lie in a folder, or that the path itself is."""
+    if not path.is_dir():
+        return path
+    ending = _index(Path("x"), run).name.removeprefix("x")
+    found = sorted(path.glob(f"*{ending}"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise DataError(
+            f"{path}: must hold one file *{ending} for {run.stage}, and has {names}; give the files' prefix"
+        )
+    return path / found[0].name.removesuffix(ending)
+
+
+def _key(prefix: Path, run: Run) -> str:
+    mark = read_mark(prefix)
+    if mark:
+        return digest(mark["inputs"])
+    index = _index(prefix, run)
+    if not index.is_file():
+        raise DataError(f"{index}: is missing; prepare the data for {run.stage}, or give another prefix")
+    return hashlib.sha256(index.read_bytes()).hexdigest()
+
+
+def _index(prefix: Path, run: Run) -> Path:
+    """The file through which the data of a stage is found."""
+    return paths_of(text_prefix(prefix) if run.stage == "pretrain" else packed_prefix(prefix, "input_ids"))[0]

@@ -1,0 +1,131 @@
+"""One stage of a named model: data prepared, weights loaded, trained, exported; what is done already is used again.
+
+    <processed>/data/{pretrain,finetune}/    the prepared data
+    <checkpoints>/iter_0000010/ ...          checkpoints
+    <checkpoints>/<stage>_hf/                the exported model
+    <checkpoints>/<stage>_hf.json            what it was made from
+    <logs>/metrics.jsonl, loss.png           one line for each step, and the same as a picture
+    <process logs>/run_log-<hosts>-<rank>.txt    what each rank but the first says
+    <process logs>/run-<host>.json               the run, as the ranks read it
+
+The process that the user starts prepares the data. Then it trains itself, or starts this host's ranks, which read the
+run from a file. torch is imported only by those that train.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tandem.errors import UsageError
+from tandem.files import write_whole
+from tandem.parallel.place import Place
+from tandem.training.alone import alone_at
+from tandem.training.launch.ranks import Hosts, run_ranks
+from tandem.training.named.data import prepared_data
+from tandem.training.progress import Progress, Silence
+from tandem.training.settings.resolve import Resolved
+from tandem.training.settings.run import Run
+
+if TYPE_CHECKING:
+    from tandem.parallel.device import DeviceName
+
+
+def run_named(
+    resolved: Resolved, progress: Progress, *, device: DeviceName = "cpu", fresh: bool = False, data_only: bool = False
+) -> Path:
+    """Do one stage; returns the exported folder, or that of the checkpoints where nothing is exported.
+
+    Args:
+        resolved: What to do.
+        progress: Is told what happens.
+        device: What to train on.
+        fresh: Remove this run's own checkpoints, logs and export first.
+        data_only: Stop when the data is prepared, and return its folder.
+
+    Raises:
+        CheckpointError: There are checkpoints of another run, or none where some are asked for.
+        DataError: The data is broken, or too little.
+        DivergenceError: Training diverged.
+        ModelFolderError: The weights or the tokenizer cannot be used.
+        ProcessError: A rank failed.
+        UsageError: Another process trains there.
+    """
+    run = resolved.run
+    for note in resolved.notes:
+        progress.note(note)
+    _require_files(run)
+    # Hosts may share the folder; each is alone in its own name.
+    with alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False):
+        if fresh and run.launch.node_rank == 0:
+            _clear(run)
+        data = prepared_data(run, progress)
+        if data_only:
+            return data.prefix.parent
+        progress.note(f"weights: {run.paths.weights} is read as it is; no conversion is needed")
+        _launch(run, progress, device)
+    return run.exported if run.export else run.paths.checkpoints
+
+
+def _require_files(run: Run) -> None:
+    """Name all that is missing before anything begins."""
+    paths = run.paths
+    wanted = {
+        "raw data (ORIGINAL_TRAIN_DATA_PATH, --data)": None if paths.prepared else paths.data,
+        "model folder (ORIGINAL_HF_WEIGHT, --weights)": paths.weights / "config.json",
+        "tokenizer (TOKENIZER_PATH, --tokenizer)": paths.tokenizer,
+    }
+    missing = [f"{path}: is not there; {what}" for what, path in wanted.items() if path and not path.exists()]
+    if missing:
+        raise UsageError("; ".join(missing))
+
+
+def _launch(run: Run, progress: Progress, device: DeviceName) -> None:
+    """Train in this process, or in one for each rank."""
+    _tell_runtime(run)
+    launch = run.launch
+    hosts = Hosts(ranks=ranks_here(run, device), count=launch.nodes, rank=launch.node_rank, master=launch.master_addr,
+                  port=launch.master_port)  # fmt: skip
+    if not hosts.needs_processes:
+        take_part(run, progress, Place(), device)
+        return
+    file = run.paths.process_logs / f"run-{launch.node_rank}.json"
+    write_whole(file, run.model_dump_json(indent=2).encode())
+    command = [sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device]
+    run_ranks(command, hosts, run.paths.process_logs)
+
+
+def ranks_here(run: Run, device: DeviceName) -> int:
+    """Processes of this host: as many as it has devices, where nobody says."""
+    if run.launch.ranks is not None or device == "cpu":
+        return run.launch.ranks or 1
+    from tandem.parallel.device import choose_device, device_count
+
+    return device_count(choose_device(device))
+
+
+def take_part(run: Run, progress: Progress, place: Place, device: DeviceName) -> None:
+    """Train as one of the ranks; the data is prepared. Arguments and errors as `train_and_export`."""
+    from tandem.training.named.stage import train_and_export
+
+    data = prepared_data(run, Silence())
+    train_and_export(run, data, progress, place, device)
+
+
+def _clear(run: Run) -> None:
+    """Remove what this run made; whatever else is in its folders stays."""
+    own, logs = run.paths.checkpoints, run.paths.logs
+    for path in (*own.glob("iter_*"), run.exported, run.adapter):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (own / "latest_checkpointed_iteration.txt", run.mark, logs / "metrics.jsonl", logs / "guard.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def _tell_runtime(run: Run) -> None:
+    """Where Ascend's runtime writes its logs; and torch's threads sleep while they wait. Before torch is imported."""
+    run.paths.process_logs.mkdir(parents=True, exist_ok=True)
+    os.environ["ASCEND_PROCESS_LOG_PATH"] = str(run.paths.process_logs)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,0 +1,1 @@
+"""What a run shall do: its recipe, read and checked."""

@@ -1,0 +1,160 @@
+"""`Run`: one stage of one named model, with everything it depends on; what recipes, variables and options lead to.
+
+    section     says                                      the documents' variables
+    paths       what is read, what is written             ORIGINAL_TRAIN_DATA_PATH ... ASCEND_PROCESS_LOG_PATH
+    data        how rows become samples                   DATA_TYPE
+    training    batch, learning rate, saving              MBS, GBS, SEQ_LEN, LR, MIN_LR, SAVE_INTERVAL
+    length      steps, or samples and epochs              SN, EPOCH, TRAIN_ITERS
+    layout      over how many cards                       TP, PP, CP
+    resume      what the weights are and where it begins  CKPT_LOAD_TYPE, USER_CONVERTED_CKPT_PATH
+    launch      which processes, where                    MASTER_ADDR, NNODES, NODE_RANK
+
+No torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tandem.training.data.rows.kinds import AUTO
+from tandem.training.settings.config import LoraConfig, Section, StageConfig, StepConfig
+
+StageName = Literal["pretrain", "sft", "lora"]
+
+
+class Paths(Section):
+    """Files and folders; where one is not given, the documents' rule says where it is (`paths.py`)."""
+
+    data: Path | None = Field(default=None, description="Raw data: a file or a folder.")
+    weights: Path = Field(description="Model folder in Hugging Face format.")
+    tokenizer: Path = Field(description="Folder of the tokenizer files.")
+    processed: Path = Field(description="Gets the prepared data.")
+    prepared: Path | None = Field(default=None, description="Data prepared before, as a prefix or the folder with it.")
+    out: Path = Field(description="Parent of checkpoints, logs and process logs.")
+    checkpoints: Path = Field(description="Gets checkpoints and the exported model.")
+    logs: Path = Field(description="Gets metrics and pictures.")
+    process_logs: Path = Field(description="Gets what each process says, and its stacks.")
+
+
+class DataOptions(Section):
+    """How rows become samples."""
+
+    kind: str = Field(
+        default=AUTO, description="Kind of rows, or the documents' handler; by default what they look like."
+    )
+    text_key: str = Field(default="text", min_length=1, description="Key of the text to pretrain on.")
+    pack: bool = Field(default=True, description="Several conversations share a sample, blind to each other.")
+    workers: int | None = Field(
+        default=None, gt=0, description="Processes that tokenise; by default as many as it is worth."
+    )
+
+
+class Length(Section):
+    """How long a run is: its steps, or the samples that they follow from."""
+
+    steps: int | None = Field(default=None, gt=0, description="Optimisation steps; outranks samples and epochs.")
+    samples: int | None = Field(default=None, gt=0, description="Samples of the data; counted by default.")
+    epochs: int = Field(gt=0, description="Times every sample is seen.")
+    warmup: float = Field(ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+
+    def count(self, global_batch: int, counted: int) -> int:
+        """Steps of a run over `counted` samples: SAMPLES * EPOCHS / GLOBAL_BATCH without the rest, and at least one."""
+        samples = self.samples or counted
+        return self.steps or max(1, samples * self.epochs // global_batch)
+
+
+class Layout(Section):
+    """The layout wished for. The result does not depend on it."""
+
+    tp: int = Field(default=1, gt=0, description="Tensor parallel.")
+    pp: int = Field(default=1, gt=0, description="Pipeline parallel.")
+    cp: int = Field(default=1, gt=0, description="Context parallel.")
+    cards: int = Field(default=1, gt=0, description="Recommended number of cards.")
+
+    @property
+    def wishes(self) -> str:
+        """What is above 1, such as `TP 8, PP 4`; empty where nothing is."""
+        return ", ".join(f"{name.upper()} {size}" for name in ("tp", "pp", "cp") if (size := getattr(self, name)) > 1)
+
+
+class Resume(Section):
+    """What a run begins from."""
+
+    load: Literal[0, 1, 2] = Field(
+        default=1, description="0: random weights; 1: weights only; 2: a checkpoint with optimizer and position."
+    )
+    checkpoint: Path | None = Field(default=None, description="Folder of checkpoints of another run to load from.")
+    auto: bool | None = Field(
+        default=None,
+        description="Go on from the latest own checkpoint. Outranks `checkpoint`. Not given: go on if there is one.",
+    )
+
+
+class Launch(Section):
+    """The processes of a run."""
+
+    master_addr: str = Field(default="localhost", min_length=1, description="Address of the first host.")
+    master_port: int = Field(default=6000, gt=0, lt=65536, description="Port there.")
+    nodes: int = Field(default=1, gt=0, description="Hosts.")
+    node_rank: int = Field(default=0, ge=0, description="Which of them this one is.")
+    ranks: int | None = Field(default=None, gt=0, description="Processes on this host; one for each device by default.")
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"node_rank {self.node_rank} is none of {self.nodes} nodes; they count from 0")
+        if self.nodes > 1 and self.master_addr in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError(f"{self.nodes} nodes need an address of the first that all of them reach, not localhost")
+        return self
+
+
+class Run(Section):
+    """One stage of one named model."""
+
+    model: str = Field(description="A name of `tandem train list`.")
+    stage: StageName = Field(description="pretrain, sft or lora; the command's.")
+    seed: int = Field(default=1234, ge=0, description="Of data order and random weights.")
+    threads: int | None = Field(default=None, gt=0, description="CPU threads; left as they are by default.")
+    max_position: int | None = Field(default=None, gt=1, description="Bound on seq_length; by default the model's own.")
+    export: bool = Field(default=True, description="Write a model folder in Hugging Face format at the end.")
+    paths: Paths
+    data: DataOptions = DataOptions()
+    training: StepConfig
+    length: Length
+    lora: LoraConfig | None = Field(default=None, description="The adapters; for the stage lora alone.")
+    layout: Layout = Layout()
+    resume: Resume = Resume()
+    launch: Launch = Launch()
+
+    @property
+    def reads(self) -> Literal["pretrain", "sft"]:
+        """What the data of the stage is."""
+        return "pretrain" if self.stage == "pretrain" else "sft"
+
+    @property
+    def exported(self) -> Path:
+        """Where the exported model goes."""
+        return self.paths.checkpoints / f"{self.stage}_hf"
+
+    @property
+    def adapter(self) -> Path:
+        """Where adapters go, in PEFT's format."""
+        return self.paths.checkpoints / f"{self.stage}_adapter"
+
+    @property
+    def mark(self) -> Path:
+        """The file that says what the exported model was made from."""
+        return self.paths.checkpoints / f"{self.stage}_hf.json"
+
+    def stage_config(self, samples: int) -> StageConfig:
+        """The stage with its length, for so many samples in the data.
+
+        Args:
+            samples: Counted in the prepared data; not looked at where the run says how long it is.
+        """
+        steps = self.length.count(self.training.global_batch, samples)
+        warmup = int(self.length.warmup * steps)
+        return StageConfig(steps=steps, warmup_steps=warmup, **self.training.model_dump())

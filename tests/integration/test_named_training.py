@@ -1,0 +1,263 @@
+"""A named model by the documents' variables and script alone: from a parquet file to a model that is loaded again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from openai import OpenAI
+
+from tandem.catalogue.models import find_model
+from tandem.catalogue.shrink import chosen_config
+from tandem.cli import run as run_command
+from tandem.compat.scripts import write_scripts
+from tandem.deploy.port import free_ports
+from tandem.deploy.service import local_topology, running
+from tandem.errors import CheckpointError, TandemError
+from tandem.model.context import CausalContext
+from tandem.model.folder import load
+from tandem.model.random_folder import write_random_folder
+from tandem.text.tokenizer import Tokenizer
+from tandem.topology.topology import Role
+from tandem.training.adapters.lora import merge
+from tandem.training.adapters.peft_folder import load_adapter
+from tandem.training.named.run import run_named
+from tandem.training.progress import Recording
+from tandem.training.settings.resolve import Resolved, assignments, resolve
+from tandem.training.settings.run import StageName
+from tandem.training.watch.metrics import read_metrics
+
+MODEL = "qwen2-0.5b"
+SMALL = {"SEQ_LEN": "128", "GBS": "4", "MBS": "2", "TRAIN_ITERS": "6", "SAVE_INTERVAL": "3", "LR": "1e-3"}
+FLOAT32 = "training.precision=float32"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables that must be set: a model of the family's own layout, and data as Stanford's Alpaca."""
+    folder = tmp_path_factory.mktemp("given")
+    named = find_model(MODEL)
+    config = chosen_config(named.config, tiny=True, shape=None, full=False)
+    write_random_folder(config, named.tokenizer, folder / "weights", dtype="bfloat16", seed=0)
+    rows = [
+        {"instruction": f"What follows {n}?", "input": "", "output": f"It is {n + 1}.", "text": f"{n}, {n + 1}. " * 9}
+        for n in range(60)
+    ]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), folder / "train-00000-of-00001-a09b74b3ef9c3b56.parquet"
+    )
+    data = str(folder / "train-00000-of-00001-a09b74b3ef9c3b56.parquet")
+    return {"ORIGINAL_TRAIN_DATA_PATH": data, "ORIGINAL_HF_WEIGHT": str(folder / "weights")} | SMALL
+
+
+def resolved(given: dict[str, str], root: Path, *sets: str, stage: StageName = "sft", **variables: str) -> Resolved:
+    return resolve(MODEL, stage, environment=given | variables, options=assignments((FLOAT32, *sets)), root=root)
+
+
+def losses(run: Resolved) -> list[float]:
+    return [report.loss for report in read_metrics(run.run.paths.logs / "metrics.jsonl")]
+
+
+def same(first: Path, second: Path) -> bool:
+    return (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_the_documents_script_makes_a_model(given: dict[str, str], tmp_path: Path) -> None:
+    write_scripts(tmp_path)
+    (tmp_path / "tandem").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tandem "$@"\n')
+    (tmp_path / "tandem").chmod(0o755)
+    work = tmp_path / "llm_train" / "AscendSpeed"
+    environment = {**os.environ, **given, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NO_COLOR": "1"}
+    done = subprocess.run(
+        ["sh", work / "scripts" / "qwen2" / "0_pl_sft_0.5b.sh"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = work / "saved_dir_for_output" / "saved_models" / MODEL
+    assert done.stdout == f"{saved}/sft_hf\n"
+    assert "no conversion is needed" in done.stderr
+    assert (work / "processed_for_input" / MODEL / "data" / "finetune").is_dir()
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == "6\n"
+    curve = [json.loads(line)["loss"] for line in (saved / "log" / "metrics.jsonl").read_text().splitlines()]
+    assert len(curve) == 6
+    assert curve[-1] < curve[0] - 0.2
+    tokenizer = Tokenizer.from_folder(saved / "sft_hf")
+    assert tokenizer.chat is not None
+    ids = torch.tensor([tokenizer.chat.encode([{"role": "user", "content": "What follows 3?"}])])
+    with torch.no_grad():
+        logits = load(saved / "sft_hf", torch.device("cpu"))(ids, CausalContext(1, ids.shape[1], ids.device))
+    assert logits.dtype == torch.bfloat16
+    assert torch.isfinite(logits).all()
+
+
+def test_a_run_is_used_again_and_goes_on_where_it_was_stopped(given: dict[str, str], tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(Recording):
+        def step(self, report: Any) -> None:
+            super().step(report)
+            if report.step == 4:
+                raise StoppedError
+
+    whole, broken = resolved(given, tmp_path / "whole"), resolved(given, tmp_path / "broken")
+    model = run_named(whole, Recording())
+    again = Recording()
+    assert run_named(whole, again) == model
+    assert again.reused == ["prepare data", "sft"]
+    with pytest.raises(StoppedError):
+        run_named(broken, Stopping())
+    refused = resolved(given, tmp_path / "broken", train_auto_resume="false")
+    with pytest.raises(CheckpointError, match="holds a checkpoint of step 3, and the run may not go on from it"):
+        run_named(refused, Recording())
+    progress = Recording()
+    resumed = run_named(broken, progress)
+    assert [report.step for report in progress.reports] == [4, 5, 6]
+    assert losses(broken) == losses(whole)
+    assert same(resumed, model)
+    with pytest.raises(
+        CheckpointError, match=r"sft_hf: was trained from other inputs: stage\.lr was 0\.001, now 0\.002"
+    ):
+        run_named(resolved(given, tmp_path / "whole", LR="2e-3"), Recording())
+    anew = Recording()
+    run_named(resolved(given, tmp_path / "whole", LR="2e-3"), anew, fresh=True)
+    assert [report.step for report in anew.reports] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
+    text = {"stage": "pretrain", "TRAIN_ITERS": "3"}
+    first = resolved(given, tmp_path / "first", **text)  # type: ignore[arg-type]
+    model = run_named(first, Recording())
+    checkpoints = str(first.run.paths.checkpoints)
+
+    random = run_named(resolved(given, tmp_path / "random", CKPT_LOAD_TYPE="0", **text), Recording())  # type: ignore[arg-type]
+    assert not same(random, model)
+
+    on = Recording()  # weights, optimizer and position of another run, here already at its end
+    other = {"CKPT_LOAD_TYPE": "2", "USER_CONVERTED_CKPT_PATH": checkpoints}
+    assert same(run_named(resolved(given, tmp_path / "second", **other, **text), on), model)  # type: ignore[arg-type]
+    assert on.reports == []
+
+    weights = {"USER_CONVERTED_CKPT_PATH": str(model)}
+    progress = Recording()
+    run_named(resolved(given, tmp_path / "third", **weights, **text), progress)  # type: ignore[arg-type]
+    assert progress.reports[0].loss < losses(first)[0]
+
+    wrong: dict[str, dict[str, str]] = {
+        "holds no checkpoint to go on from": {"CKPT_LOAD_TYPE": "2"},
+        "is no model folder, and weights alone are taken from one": {"USER_CONVERTED_CKPT_PATH": checkpoints},
+    }
+    for message, variables in wrong.items():
+        with pytest.raises(CheckpointError, match=message):
+            run_named(resolved(given, tmp_path / message, **variables, **text), Recording())  # type: ignore[arg-type]
+
+
+def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) -> None:
+    prepared = run_named(resolved(given, tmp_path / "one"), Recording(), data_only=True)
+    without = {name: text for name, text in given.items() if name != "ORIGINAL_TRAIN_DATA_PATH"}
+    progress = Recording()
+    run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=str(prepared)), progress)
+    assert len(progress.reports) == 6
+    assert progress.begun == ["sft"]
+    with pytest.raises(TandemError, match="must hold one file"):
+        run_named(
+            resolved(without, tmp_path / "three", stage="pretrain", USER_PROCESSED_DATA_DIR=str(prepared)), Recording()
+        )
+
+
+def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_path: Path) -> None:
+    run = resolved(given, tmp_path, stage="lora")
+    merged = run_named(run, Recording())
+    curve = losses(run)
+    assert curve[-1] < curve[0]
+    base = load(Path(given["ORIGINAL_HF_WEIGHT"]), torch.device("cpu"), torch.float32)
+    load_adapter(base, run.run.adapter)
+    merge(base)
+    ours = load(merged, torch.device("cpu"), torch.float32)
+    for name, parameter in base.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), parameter.bfloat16().float(), msg=name)
+
+
+def test_another_family_is_refused(given: dict[str, str], tmp_path: Path) -> None:
+    other = resolve("yi-6b", "sft", environment=given, options={}, root=tmp_path)
+    with pytest.raises(TandemError, match="holds a qwen2 model, yi-6b is a llama; give its own"):
+        run_named(other, Recording())
+
+
+@pytest.mark.full
+def test_what_was_trained_is_served_apart_and_chats(given: dict[str, str], tmp_path: Path) -> None:
+    longer = {"TRAIN_ITERS": "160", "SAVE_INTERVAL": "160", "LR": "5e-3", "MIN_LR": "5e-4"}
+    exported = run_named(resolved(given, tmp_path, **longer), Recording())
+    topology = local_topology(exported, prefill=1, decode=1, port=0, served_model_name="alpaca")
+    with running(topology, tmp_path / "service", timeout=120):
+        client = OpenAI(base_url=f"{topology.of(Role.GATEWAY)[0].url}/v1", api_key="none")
+        for number in (3, 30):
+            asked: Any = [{"role": "user", "content": f"What follows {number}?"}]
+            answer = client.chat.completions.create(model="alpaca", messages=asked, temperature=0, max_tokens=32)
+            assert (answer.choices[0].message.content or "").startswith("It is")
+            assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.full
+def test_two_hosts_that_share_a_folder(given: dict[str, str], tmp_path: Path) -> None:
+    alone = resolved(given, tmp_path / "alone")
+    run_named(alone, Recording())
+    [port] = free_ports("127.0.0.2", 1)
+    hosts = []
+    for number in ("0", "1"):
+        said = {"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(port), "NNODES": "2", "NODE_RANK": number,
+                "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+        command = [sys.executable, "-m", "tandem", "train", "sft", MODEL, "--set", FLOAT32, "--out", str(tmp_path)]
+        hosts.append(subprocess.Popen(command, env={**os.environ, **given, **said}, stdout=subprocess.PIPE, text=True))
+    said = [host.communicate(timeout=200)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], said
+    two = resolved(given, tmp_path)
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
+    assert said[0].strip() == str(two.run.exported)
+    assert (two.run.exported / "model.safetensors").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("stage", "precision", "relative"), [("sft", "float32", 1e-5), ("lora", "bfloat16", 1e-2)])
+def test_two_ranks_of_one_host(
+    stage: StageName, precision: str, relative: float, given: dict[str, str], tmp_path: Path
+) -> None:
+    sets = (f"training.precision={precision}",)
+    alone = resolved(given, tmp_path / "alone", *sets, stage=stage)
+    run_named(alone, Recording())
+    two = resolved(given, tmp_path / "two", *sets, "launch.ranks=2", stage=stage, TP="2")
+    assert two.notes[0].startswith("TP 2: taken as a wish; the weights are sharded over all ranks by FSDP")
+    exported = run_named(two, Recording())
+    assert (exported / "model.safetensors").exists()
+    assert losses(two) == pytest.approx(losses(alone), rel=relative)
+    assert (two.run.paths.process_logs / "run_log-1-1.txt").exists()
+
+
+def test_a_plan_says_where_values_come_from(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LR", "3e-5")
+    (tmp_path / "mine.yaml").write_text("model: qwen2-0.5b\ntraining: {clip: 0.5}\n")
+    words = ["sft", str(tmp_path / "mine.yaml"), "--data", "d", "--weights", given["ORIGINAL_HF_WEIGHT"],
+             "--set", "seed=7", "--set", "training.seq_length=64"]  # fmt: skip
+    assert run_command(["train", *words, "--plan"]) == 0
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert shown["memory"][:3] == ["of", "each", "rank,"]
+    assert shown["training.lr"] == ["3e-05", "LR"]
+    assert shown["training.clip"] == ["0.5", "recipe", "file"]
+    assert shown["seed"] == ["7", "--set"]
+    assert shown["paths.data"] == ["d", "--data"]
+    assert run_command(["train", *words, "--json", "--no-resume"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["run"]["model"], plan["run"]["resume"]["auto"]) == (MODEL, False)
+    assert plan["origins"]["layout.pp"].startswith("catalogue: ")
+    assert plan["memory"]["fits"]
+    assert 0 < plan["memory"]["weights"] < plan["memory"]["total"] < plan["memory"]["capacity"]
