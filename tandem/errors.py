@@ -9,7 +9,7 @@
     ├── RequestError (ValueError)      one HTTP request is refused: carries status, code and parameter
     ├── DataError                      a data file is broken or does not fit what it is used for
     ├── CheckpointError                a checkpoint is damaged or belongs to another run
-    ├── DivergenceError                training produced no number any more
+    ├── DivergenceError                training produced no number any more, or a wild one, and was to stop
     ├── TransferError                  a KV hand-off was refused or broke off
     └── ProcessError                   a process of ours did not start, died or stopped answering
 
@@ -85,7 +85,7 @@ class CheckpointError(TandemError):
 
 
 class DivergenceError(TandemError):
-    """Training produced no number any more."""
+    """Training produced no number any more, or a wild one where it was told to stop."""
 
 
 class TransferError(TandemError):

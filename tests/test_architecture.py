@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "tandem"
 
 FLOORS = {
     "errors": 0, "files": 0,
-    "protocol": 1, "topology": 1, "text": 1, "catalogue": 1,
+    "protocol": 1, "topology": 1, "text": 1, "catalogue": 1, "curves": 1,
     "parallel": 2, "kernels": 2,
     "model": 3, "kv": 3,
     "gateway": 4, "engine": 4, "training": 4, "deploy": 4, "compat": 4, "launch": 4,
@@ -27,9 +27,13 @@ FLOORS = {
 }  # fmt: skip
 
 TORCH_FREE = [
-    "errors", "files", "protocol", "topology", "text", "catalogue", "gateway", "deploy", "compat", "launch", "cli",
+    "errors", "files", "protocol", "topology", "text", "catalogue", "curves",
+    "gateway", "deploy", "compat", "launch", "cli",
 ]  # fmt: skip
 
+TRAINING_ROOMS = [
+    "data", "settings", "adapters", "compute", "checkpoints", "guard", "watch", "launch", "plan", "named",
+]  # fmt: skip
 GATEWAY_ROOMS = [
     "processes", "wire", "request", "workers", "observability", "admission", "delivery", "door", "fleet",
 ]  # fmt: skip
@@ -83,19 +87,39 @@ def test_imports_go_down(path: Path) -> None:
 
 
 def test_the_documented_rooms_of_the_gateway_are_these() -> None:
-    text = (ROOT.parent / "docs" / "architecture.md").read_text()
-    section = text.partition("### Rooms of the gateway")[2].partition("\n### ")[0]
-    there = {path.name for path in (ROOT / "gateway").iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == GATEWAY_ROOMS
-    assert there == set(GATEWAY_ROOMS)
+    check_documented("gateway", GATEWAY_ROOMS)
 
 
 @pytest.mark.parametrize("room", GATEWAY_ROOMS)
 def test_a_room_of_the_gateway_imports_those_before_it(room: str) -> None:
-    allowed = GATEWAY_ROOMS[: GATEWAY_ROOMS.index(room) + 1]
-    for path in (ROOT / "gateway" / room).glob("*.py"):
+    check_walls("gateway", room, GATEWAY_ROOMS[: GATEWAY_ROOMS.index(room) + 1])
+
+
+def test_the_documented_rooms_of_training_are_these() -> None:
+    check_documented("training", TRAINING_ROOMS)
+
+
+@pytest.mark.parametrize("room", TRAINING_ROOMS)
+def test_a_room_of_training_imports_those_before_it(room: str) -> None:
+    above = {"plan": ["loop"], "named": ["stage"]}.get(room, [])
+    before = TRAINING_ROOMS[: TRAINING_ROOMS.index(room) + 1]
+    check_walls("training", room, [*before, "progress", "inputs", "interruption", "alone", *above])
+
+
+def check_documented(package: str, expected: list[str]) -> None:
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    section = text.partition(f"### Rooms of {'the ' if package == 'gateway' else ''}{package}")[2].partition("\n### ")[
+        0
+    ]
+    there = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == expected
+    assert there == set(expected)
+
+
+def check_walls(package: str, room: str, allowed: list[str]) -> None:
+    for path in (ROOT / package / room).rglob("*.py"):
         for module in imports(path):
-            if module.startswith("tandem.gateway."):
+            if module.startswith(f"tandem.{package}."):
                 assert module.split(".")[2] in allowed, f"{path.relative_to(ROOT)} may not import {module}"
 
 

@@ -67,7 +67,7 @@ def train(out: Path, *, fresh: bool) -> Path:
     from tandem.cli.training_bar import show_training
     from tandem.model.families import read_config
     from tandem.training.pipeline import prepare_and_train
-    from tandem.training.recipe import read_recipe
+    from tandem.training.settings.recipe import read_recipe
 
     with show_training(Console()) as progress:
         model = prepare_and_train(read_recipe("quickstart"), out, progress, fresh=fresh)

@@ -1,7 +1,8 @@
-"""`tandem train`: pretrain a model, fine-tune it on conversations."""
+"""`tandem train`: pretrain a model, fine-tune it, whole or with LoRA."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,68 +13,119 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tandem.training.progress import Progress
+    from tandem.training.settings.config import Recipe
+    from tandem.training.settings.run import StageName
+    from tandem.training.settings.values import Values
 
-STAGES = ("pretrain", "sft")
+STAGES = ("pretrain", "sft", "lora")
 
-app = cyclopts.App(name="train", help="Train a model: pretrain, sft.")
+app = cyclopts.App(name="train", help="Train a model: pretrain, sft, lora; report how it went.")
+
+app.command("tandem.cli.train_report:report", name="report", help="Show how a run went.")
 
 Device = Literal["auto", "cpu", "cuda", "npu"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all stages take."""
+
+    out: Path | None = None
+    """Folder of the run; what is there from the same inputs is used again. Named models: here, by default."""
+    data: Path | None = None
+    """Raw data for a named model: a file or a folder (ORIGINAL_TRAIN_DATA_PATH)."""
+    weights: Path | None = None
+    """Model folder to begin from (ORIGINAL_HF_WEIGHT)."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer files; by default where the weights are (TOKENIZER_PATH)."""
+    prepared: Path | None = None
+    """Data prepared before, in place of `--data` (USER_PROCESSED_DATA_DIR)."""
+    set: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """A setting of a named model, as in `--set training.lr=1e-5`; `tandem train settings` lists them."""
+    plan: Annotated[bool, Parameter(negative="")] = False
+    """Only show what would be done, with where each value comes from."""
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Show the plan as JSON."""
+    resume: bool | None = None
+    """Go on from the latest checkpoint, as is done by default; else the stage begins anew."""
+    fresh: Annotated[bool, Parameter(negative="")] = False
+    """Make everything in the folder of the run anew."""
+    data_only: Annotated[bool, Parameter(negative="")] = False
+    """Stop when the data is prepared; for a named model."""
+    device: Device = "cpu"
+    """What to train on."""
+
+
+Given = Annotated[Options, Parameter(name="*")]
+
+
 @app.command
-def pretrain(
-    recipe: str,
-    *,
-    out: Path,
-    resume: bool = True,
-    fresh: Annotated[bool, Parameter(negative="")] = False,
-    device: Device = "cpu",
-) -> None:
-    """Train a new model: corpus, tokenizer, tokens, pretraining; the base model is OUT/pretrain/model.
+def pretrain(what: str, /, *, options: Given = Options()) -> None:
+    """Train on plain text: a new model from a recipe of one, or a named model further.
 
     Args:
-        recipe: A built-in recipe, such as quickstart, or a path to a .yaml file.
-        out: Folder of the run; what is there from the same inputs is used again.
-        resume: Go on from the latest checkpoint; else pretraining begins anew.
-        fresh: Make everything in OUT anew, corpus and tokenizer too.
-        device: What to train on.
+        what: A built-in recipe, such as quickstart, a model of `tandem train list`, or a path to a .yaml file.
+        options: See below.
     """
-    from tandem.training.pipeline import prepare_and_pretrain
-    from tandem.training.recipe import read_recipe
-
-    resolved = read_recipe(recipe)
-    with _shown() as progress:
-        model = prepare_and_pretrain(resolved, out, progress, fresh=fresh, resume=resume, device=device)
-    print(model)
+    train("pretrain", what, options)
 
 
 @app.command
-def sft(
-    recipe: str,
-    *,
-    out: Path,
-    resume: bool = True,
-    fresh: Annotated[bool, Parameter(negative="")] = False,
-    device: Device = "cpu",
-) -> None:
-    """Fine-tune the base model of the same run on conversations; the result is OUT/sft/model.
-
-    Stages before it that are not done yet are done first.
+def sft(what: str, /, *, options: Given = Options()) -> None:
+    """Fine-tune a model on conversations; of a recipe for a new one, stages before it are done first.
 
     Args:
-        recipe: A built-in recipe, such as quickstart, or a path to a .yaml file.
-        out: Folder of the run; what is there from the same inputs is used again.
-        resume: Go on from the latest checkpoint; else fine-tuning begins anew.
-        fresh: Make everything in OUT anew, the base model too.
+        what: A built-in recipe, such as quickstart, a model of `tandem train list`, or a path to a .yaml file.
+        options: See below.
+    """
+    train("sft", what, options)
+
+
+@app.command
+def lora(what: str, /, *, options: Given = Options()) -> None:
+    """Fine-tune small factors beside a named model's frozen weights.
+
+    Args:
+        what: A model of `tandem train list`, or a path to a .yaml file.
+        options: See below.
+    """
+    train("lora", what, options)
+
+
+@app.command(show=False)
+def rank(run: Path, /, *, device: Device) -> None:
+    """Take one rank's part in a run: what the command that a user gives starts.
+
+    Args:
+        run: The run, as that command wrote it.
         device: What to train on.
     """
-    from tandem.training.pipeline import prepare_and_train
-    from tandem.training.recipe import read_recipe
+    import os
 
-    resolved = read_recipe(recipe)
-    with _shown() as progress:
-        model = prepare_and_train(resolved, out, progress, fresh=fresh, resume=resume, device=device)
-    print(model)
+    from tandem.parallel.place import Place
+    from tandem.training.launch.rank import one_of_several
+    from tandem.training.named.run import take_part
+    from tandem.training.settings.run import Run
+
+    place = Place.told(os.environ) or Place()
+    with one_of_several(), _shown() as progress:
+        take_part(Run.model_validate_json(run.read_bytes()), progress, place, device)
+
+
+@app.command(name="list")
+def list_recipes() -> None:
+    """List the recipes: what each named model is trained with, for every stage."""
+    from tandem.cli.training_plan import print_recipes
+
+    print_recipes()
+
+
+@app.command
+def settings() -> None:
+    """List the settings of a named model's run, and the documents' variable for each."""
+    from tandem.cli.training_plan import print_settings
+
+    print_settings()
 
 
 @app.default
@@ -84,7 +136,52 @@ def refuse(*words: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tru
     if not words:
         app.help_print()
     else:
-        raise UsageError(f"train {words[0]}: there is no such stage; use {' or '.join(STAGES)}")
+        raise UsageError(f"train {words[0]}: there is no such stage; use {', '.join(STAGES)}")
+
+
+def train(stage: StageName, what: str, options: Options) -> None:
+    """Do one stage of whatever was asked for, or show the plan."""
+    import os
+
+    from tandem.training.settings.choice import choose
+    from tandem.training.settings.config import Recipe
+
+    given = choose(what, stage, environment=os.environ, options=_values(options), root=options.out)
+    if options.plan or options.json:
+        from tandem.cli.training_plan import print_plan
+
+        print_plan(given, options.device, json=options.json)
+        return
+    with _shown() as progress:
+        if isinstance(given, Recipe):
+            assert options.out is not None, "a recipe for a new model was chosen with its folder"
+            result = _from_nothing(given, stage, options, options.out, progress)
+        else:
+            from tandem.training.named.run import run_named
+
+            result = run_named(
+                given, progress, device=options.device, fresh=options.fresh, data_only=options.data_only
+            )  # fmt: skip
+    print(result)
+
+
+def _from_nothing(given: Recipe, stage: StageName, options: Options, out: Path, progress: Progress) -> Path:
+    from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
+
+    do = prepare_and_pretrain if stage == "pretrain" else prepare_and_train
+    resume = options.resume is not False
+    return do(given, out, progress, fresh=options.fresh, resume=resume, device=options.device)
+
+
+def _values(options: Options) -> Values:
+    from tandem.training.settings.resolve import assignments
+    from tandem.training.settings.values import Value
+
+    paths = ("data", "weights", "tokenizer", "prepared")
+    values = {f"paths.{name}": Value(path, f"--{name}") for name in paths if (path := getattr(options, name))}
+    if options.resume is not None:
+        values["resume.auto"] = Value(options.resume, "--resume" if options.resume else "--no-resume")
+    return values | assignments(options.set)
 
 
 def _shown() -> AbstractContextManager[Progress]:

@@ -35,7 +35,7 @@ def show_training(console: Console) -> Iterator[Progress]:
 
 
 class LiveBar:
-    """One bar for each stage: step, loss, tokens per second, time left.
+    """One bar for each stage: step, loss, tokens per second, MFU, time left.
 
     Args:
         bar: Running; needs the task field `numbers`.
@@ -54,6 +54,10 @@ class LiveBar:
     def step(self, report: StepReport) -> None:
         """The bar grows."""
         self._bar.update(self._task, completed=report.step, numbers=_numbers(report))
+
+    def advance(self, done: int, numbers: str) -> None:
+        """The bar grows."""
+        self._bar.update(self._task, completed=done, numbers=numbers)
 
     def end(self, stage: str) -> None:
         """The bar is full."""
@@ -95,6 +99,12 @@ class PlainLines:
             self._said = self._clock()
             self._print(f"step {report.step}/{self._steps}  {_numbers(report)}")
 
+    def advance(self, done: int, numbers: str) -> None:
+        """A line, if the last one is long enough ago."""
+        if self._clock() - self._said >= PLAIN_EVERY:
+            self._said = self._clock()
+            self._print(f"{done}/{self._steps} {numbers}")
+
     def end(self, stage: str) -> None:
         """The stage."""
         self._print(f"{stage}: done")
@@ -112,4 +122,5 @@ class PlainLines:
 
 
 def _numbers(report: StepReport) -> str:
-    return f"loss {report.loss:.3f}  {report.tokens_per_s:,.0f} tokens/s"
+    mfu = "" if report.mfu is None else f"  MFU {report.mfu:.1%}"
+    return f"loss {report.loss:.3f}  {report.tokens_per_s:,.0f} tokens/s{mfu}"

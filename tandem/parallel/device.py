@@ -68,3 +68,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         return host_memory()
     free, total = torch.get_device_module(device).mem_get_info(device)
     return int(free), int(total)
+
+
+def device_count(device: torch.device) -> int:
+    """How many devices of this kind this process may use; of CPUs, one."""
+    return 1 if device.type == "cpu" else torch.get_device_module(device).device_count()

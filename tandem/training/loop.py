@@ -1,138 +1,286 @@
-"""The training loop: batches to steps to checkpoints.
+"""The training loop: batches to steps to checkpoints, on one rank or many.
 
 Data order, learning rate and everything else are functions of `TrainState`, so a run that goes on from a checkpoint
-takes the same steps, bit for bit on the same machine with the same number of threads, as one that never stopped.
+takes the same steps, bit for bit on the same ranks with the same number of threads, as one that never stopped.
+
+A step's samples are shared out over the ranks; what any rank must know of all is a sum: of valid targets before the
+losses are divided by them, of losses after. So decisions that follow from them are the same everywhere.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tandem.errors import DivergenceError
-from tandem.model.decoder import Decoder
-from tandem.training.checkpoint import CheckpointStore, TrainState
-from tandem.training.config import StageConfig
-from tandem.training.data.batch import IGNORED, Batch, Batches
+from tandem.errors import CheckpointError, TandemError
+from tandem.parallel.world import World, named
+from tandem.training.checkpoints.state import Proof, TrainState
+from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.clipping import clip_gradients
+from tandem.training.compute.loss import LossModel
+from tandem.training.compute.optimizer import build_optimizer, optimizer_tensors
+from tandem.training.compute.parallelize import let_go, trained
+from tandem.training.compute.precision import computing_in
+from tandem.training.compute.schedule import Schedule, set_learning_rate
+from tandem.training.data.batch import Batch, Batches
+from tandem.training.guard.guard import Guard, Outcome, remember
+from tandem.training.guard.hang import HangWatch, Unwatched
+from tandem.training.guard.journal import Action
 from tandem.training.interruption import between_steps
-from tandem.training.metrics import MetricsLog
-from tandem.training.optimizer import build_optimizer
-from tandem.training.progress import Progress, StepReport
-from tandem.training.schedule import Schedule, set_learning_rate
+from tandem.training.progress import Progress, StepLog, StepReport
+from tandem.training.settings.config import StageConfig
+from tandem.training.watch.meter import Meter
+from tandem.training.watch.work import Work
+
+SAVING_S = 1800.0
+"""Seconds that a checkpoint may take beyond those of a step, before a rank is thought to hang."""
+PROOF_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Relative difference that a checkpoint's proof may have: other ranks, threads and devices round otherwise."""
 
 
 class Trainer:
-    """One stage of training.
+    """One stage of training, on this rank.
 
     Args:
-        model: Trained in place, where its parameters are.
-        batches: What it learns from.
+        model: Trained in place, where its parameters are; already shared out over the ranks (`parallelize`).
+        batches: What it learns from; the same on all ranks.
         config: How.
         store: Where its checkpoints are.
+        world: The ranks.
+        guard: Judges every step before its update; by default one that keeps no file.
     """
 
-    def __init__(self, model: Decoder, batches: Batches, config: StageConfig, store: CheckpointStore) -> None:
+    def __init__(
+        self,
+        model: LossModel,
+        batches: Batches,
+        config: StageConfig,
+        store: CheckpointStore,
+        world: World | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self.state = TrainState()
         self._batches = batches
         self._config = config
         self._store = store
-        self._device = model.embedding.weight.device
-        self._schedule = Schedule(peak=config.lr, minimum=config.min_lr, warmup=config.warmup_steps, steps=config.steps)
+        self._guard = guard or Guard(config.guard)
+        self._world = world or World()
+        self.meter = Meter.of(model.decoder, getattr(torch, config.precision), self._world.ranks)
+        self._schedule = Schedule.of(config)
+        # FSDP computes with rounded copies itself.
+        self._dtype = getattr(torch, config.precision) if self._world.mesh is None else torch.float32
 
-    def resume(self) -> None:
-        """Go on from the latest checkpoint; without one, from the beginning.
+    def resume(self, store: CheckpointStore | None = None) -> None:
+        """Go on from the latest checkpoint, of another run if one is given; without one, from the beginning.
+
+        The model must make of the samples that the checkpoint names what it made of them when it was written.
 
         Raises:
-            CheckpointError: The checkpoint is damaged or belongs to another run.
+            CheckpointError: The checkpoint is damaged, belongs to another run, or is not what it was.
         """
-        step = self._store.latest()
-        if step is not None:
-            self.state = self._store.load(self.model, self.optimizer, step)
+        self.model.train()  # as it was when the checkpoint's loss was taken
+        store = store or self._store
+        step = store.latest()
+        state = TrainState() if step is None else store.load(self._tensors(), step)
+        self.state = self._guard.resume(state)
+        if state.proof is not None:
+            self._check_proof(state.proof)
 
-    def run(self, log: MetricsLog, progress: Progress) -> None:
+    def run(self, log: StepLog | None, progress: Progress, watch: HangWatch | Unwatched | None = None) -> None:
         """Take all steps that are left, with a checkpoint every so often, at the end, and where it is interrupted.
+
+        Args:
+            log: Of the rank that leads; None on the others.
+            progress: Is told of each step.
+            watch: Is told of each step, and of what takes longer than one.
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the steps until then are in a checkpoint.
         """
         self.model.train()
-        with between_steps() as interrupted:
-            while self.state.step < self._config.steps:
-                report = self.step()
+        watch = watch or Unwatched()
+        try:
+            with between_steps() as asked:
+                self._run(log, progress, asked, watch)
+        except BaseException:
+            with suppress(TandemError):  # the first error is the one to tell
+                self._store.wait()
+            raise
+        with watch.allowing(SAVING_S):
+            self._store.wait()
+
+    def _run(
+        self, log: StepLog | None, progress: Progress, asked: Callable[[], bool], watch: HangWatch | Unwatched
+    ) -> None:
+        while self.state.step < self._config.steps:
+            report, stops = self.step(asked)
+            watch.ended(self.state.step)
+            if report is None:
+                if log is not None:
+                    log.go_back(self.state.step)
+                continue
+            if log is not None:
                 log.append(report)
-                progress.step(report)
-                if interrupted() or self._saves_now():
-                    self._store.save(self.model, self.optimizer, self.state)
-                if interrupted():
-                    progress.note(f"stopped after step {self.state.step}; the same command goes on from there")
-                    raise KeyboardInterrupt
+            progress.step(report)
+            stops = stops or (self._world.mesh is None and asked())
+            if stops or self._saves_now():
+                with watch.allowing(SAVING_S):
+                    self._save()
+            if stops:
+                self._store.wait()
+                progress.note(f"stopped after step {self.state.step}; the same command goes on from there")
+                raise KeyboardInterrupt
 
     def _saves_now(self) -> bool:
         return self.state.step % self._config.save_every == 0 or self.state.step == self._config.steps
 
-    def step(self) -> StepReport:
-        """One optimisation step.
+    def step(self, asked: Callable[[], bool] = lambda: False) -> tuple[StepReport | None, bool]:
+        """One optimisation step; returns its report, and whether any rank was asked to stop.
+
+        There is no report where the guard had its batch left out, or the run go back to a checkpoint.
 
         Raises:
-            DivergenceError: The loss or the gradient is no number any more; nothing was updated.
+            DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
+            ProcessError: A rank is gone.
         """
+        with named(f"step {self.state.step + 1}"):
+            return self._step(asked)
+
+    def _step(self, asked: Callable[[], bool]) -> tuple[StepReport | None, bool]:
         began = time.perf_counter()
         lr = self._schedule.at(self.state.step + 1)
-        batch = self._batches.at(self.state.consumed_samples, self._config.global_batch).to(self._device)
+        batch = self._share(self.state.consumed_samples, self._config.global_batch)
+        work = self._all_work(batch)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
-        loss = float(backward(self.model, batch, self._config.micro_batch))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip))
-        self._refuse_divergence(loss, norm)
+        own = backward(self.model, self._parts(batch, self._config.global_batch), work.learnt, self._dtype)
+        told = self._world.total(torch.stack([own, torch.tensor(float(asked()), device=own.device)]))
+        loss, stops = (float(number) for number in told)
+        norm = clip_gradients(self.model.parameters(), self._config.clip)
+        outcome = Outcome(loss=loss, grad_norm=norm, samples=self._config.global_batch)
+        action = self._guard.decide(self.state, outcome, self._latest)
+        if action is not Action.UPDATE:
+            self._leave_out(action, outcome)
+            return None, bool(stops)
         self.optimizer.step()
-        return self._advance(batch, loss, lr, norm, time.perf_counter() - began)
+        return self._advance(work, outcome, lr, time.perf_counter() - began), bool(stops)
 
-    def _refuse_divergence(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergenceError(
-                f"step {self.state.step + 1}: loss {loss} with gradient norm {norm}: training diverged; lower lr "
-                f"({self._config.lr}) or raise warmup_steps ({self._config.warmup_steps}) and train anew"
-            )
+    def _latest(self) -> int | None:
+        self._store.wait()
+        return self._store.latest()
 
-    def _advance(self, batch: Batch, loss: float, lr: float, norm: float, seconds: float) -> StepReport:
+    def _leave_out(self, action: Action, outcome: Outcome) -> None:
+        """Take up the data behind this batch, at this step or at the checkpoint's."""
+        if action is Action.ROLLBACK:
+            self.resume()
+        else:
+            self.state = replace(self.state, consumed_samples=self.state.consumed_samples + outcome.samples)
+
+    def _share(self, position: int, count: int) -> Batch:
+        """This rank's samples of `count` from `position` on; the ranks' numbers differ by one at most."""
+        rank, ranks = self._world.rank, self._world.ranks
+        begin, end = count * rank // ranks, count * (rank + 1) // ranks
+        if begin == end:
+            return self._batches.at(position, 1).numbered(position).blank().to(self._world.device)
+        batch = self._batches.at(position + begin, end - begin).numbered(position + begin)
+        return batch.to(self._world.device)
+
+    def _parts(self, batch: Batch, count: int) -> list[Batch]:
+        """Micro-batches; as many on every rank, because ranks sum their gradients after each."""
+        size = self._config.micro_batch
+        parts = list(batch.split(size))
+        most = math.ceil(math.ceil(count / self._world.ranks) / size)
+        return parts + [batch.blank()] * (most - len(parts))
+
+    def _all_work(self, batch: Batch) -> Work:
+        """What the step asks of all ranks together."""
+        own = torch.tensor(astuple(self.meter.work(batch)), device=self._world.device)
+        return Work(*self._world.total(own).tolist())
+
+    def _advance(self, work: Work, outcome: Outcome, lr: float, seconds: float) -> StepReport:
+        losses, grad_norms = remember(self.state, outcome)
         self.state = TrainState(
             step=self.state.step + 1,
-            consumed_samples=self.state.consumed_samples + self._config.global_batch,
-            tokens=self.state.tokens + batch.valid(),
+            consumed_samples=self.state.consumed_samples + outcome.samples,
+            tokens=self.state.tokens + work.learnt,
             elapsed=self.state.elapsed + seconds,
-            loss=loss,
+            loss=outcome.loss,
+            losses=losses,
+            grad_norms=grad_norms,
         )
+        nominal = self._config.global_batch * self._config.seq_length
         return StepReport(
             step=self.state.step,
-            loss=loss,
+            loss=outcome.loss,
             lr=lr,
-            grad_norm=norm,
+            grad_norm=outcome.grad_norm,
             tokens=self.state.tokens,
-            tokens_per_s=batch.tokens.numel() / seconds,
             consumed_samples=self.state.consumed_samples,
             elapsed=self.state.elapsed,
+            skipped=self.state.consumed_samples // self._config.global_batch - self.state.step,
+            **self.meter.measure(work, seconds, nominal),
         )
 
+    def _save(self) -> None:
+        count = min(self._config.global_batch, self._config.micro_batch * self._world.ranks)
+        position = self.state.consumed_samples - self._config.global_batch
+        proof = Proof(position=position, count=count, loss=self._loss_of(position, count))
+        self._store.save(self._tensors(), replace(self.state, proof=proof))
 
-def backward(model: Decoder, batch: Batch, micro_batch: int) -> Tensor:
-    """Add the batch's gradient to the parameters, micro-batch by micro-batch; returns the mean loss, in nats.
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that changes in training, by name, as it is sharded."""
+        decoder = self.model.decoder
+        parameters = {f"model.{name}": parameter.detach() for name, parameter in trained(decoder).items()}
+        state = optimizer_tensors(decoder, self.optimizer)
+        return parameters | {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
-    Every micro-batch is divided by the valid targets of the whole batch and not by its own: where they differ, as in
-    fine-tuning, a mean of means would weigh tokens by their neighbours and depend on the split.
+    def _check_proof(self, proof: Proof) -> None:
+        loss = self._loss_of(proof.position, proof.count)
+        if abs(loss - proof.loss) > PROOF_TOLERANCE[self._config.precision] * max(1.0, abs(proof.loss)):
+            raise CheckpointError(
+                f"{self._store.folder}: step {self.state.step} had a loss of {proof.loss:.6f} over samples "
+                f"{proof.position} to {proof.position + proof.count - 1}, and has {loss:.6f} now: the data, the frozen "
+                "weights or the code are not those it was trained with; bring them back, or train anew with --fresh"
+            )
+
+    @torch.no_grad()
+    def _loss_of(self, position: int, count: int) -> float:
+        """Mean loss over the valid targets of some samples, in nats."""
+        batch = self._share(position, count)
+        total = torch.zeros(2, device=self._world.device, dtype=torch.float32)
+        for part in self._parts(batch, count):
+            with computing_in(self.model, self._dtype):
+                loss = self.model(part.tokens, part.targets, part.context())
+            total += torch.stack([loss, torch.tensor(float(part.valid()), device=loss.device)])
+        let_go(self.model)
+        loss, valid = self._world.total(total)
+        return float(loss / valid.clamp(min=1))
+
+
+def backward(model: LossModel, parts: Sequence[Batch], valid: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Add the gradient of micro-batches to the parameters; returns their part of the mean loss, in nats, fp32 scalar.
+
+    Every micro-batch is divided by the valid targets of the whole batch of all ranks and not by its own: where they
+    differ, as in fine-tuning, a mean of means would weigh tokens by their neighbours and depend on the split.
+
+    Args:
+        model: Its parameters' gradients are added to.
+        parts: At least one.
+        valid: Valid targets of the whole batch.
+        dtype: What is computed in.
     """
-    valid = max(1, batch.valid())
-    total = torch.zeros((), device=batch.tokens.device)
-    for part in batch.split(micro_batch):
-        logits = model(part.tokens, part.context())
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), part.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        (loss / valid).backward()  # type: ignore[no-untyped-call]
+    total = torch.zeros((), device=parts[0].tokens.device)
+    for part in parts:
+        with computing_in(model, dtype):
+            loss = model(part.tokens, part.targets, part.context()) / max(1, valid)
+            loss.backward()
         total += loss.detach()
-    return total / valid
+    return total

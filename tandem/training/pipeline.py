@@ -2,7 +2,7 @@
 
     <directory>/corpus/       corpus.parquet, instructions.jsonl, corpus.json
     <directory>/tokenizer/    tokenizer.json, tokenizer_config.json, special_tokens_map.json
-    <directory>/tokens/       corpus_text_document.bin and .idx
+    <directory>/tokens/       corpus_text_document.bin and .idx, instructions_packed_*_document.bin and .idx
     <directory>/pretrain/     see run.py; its `model` is the base model
     <directory>/sft/          see run.py; its `model` is the result
 
@@ -14,28 +14,27 @@ torch is imported only when there is something to train.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import CheckpointError, UsageError
-from tandem.text.tokenizer import Tokenizer
-from tandem.text.trainer import EOS, train_tokenizer
-from tandem.training.config import Recipe, StageConfig
+from tandem.errors import CheckpointError
+from tandem.text.trainer import train_tokenizer
+from tandem.training.alone import alone_at
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
-from tandem.training.data.indexed import IndexedWriter
+from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.data.rows.kinds import Kind
 from tandem.training.inputs import Inputs, differences, digest, read_mark, write_mark
-from tandem.training.progress import Progress
+from tandem.training.progress import Progress, Silence
+from tandem.training.settings.config import Recipe, StageConfig
 
 if TYPE_CHECKING:
     from tandem.parallel.device import DeviceName
 
-TOKENS = "corpus_text_document"
-"""The prefix other trainers would give the tokens."""
+TEXTS, CONVERSATIONS = "corpus", "instructions"
+"""How the files of tokens begin."""
 
 
 def prepare_and_train(
@@ -63,7 +62,7 @@ def prepare_and_train(
         DivergenceError: Training diverged.
         UsageError: Another process is at work in the directory.
     """
-    with _alone_in(directory):
+    with alone_at(directory / "run", progress, work="trains", wait=False):
         _clear(directory, fresh=fresh, stages=() if resume else ("sft",))
         run = _Run(recipe, directory, progress, device)
         run.prepare()
@@ -84,7 +83,7 @@ def prepare_and_pretrain(
 
     Without `resume`, pretraining begins anew, and so will the fine-tuning that stood on it.
     """
-    with _alone_in(directory):
+    with alone_at(directory / "run", progress, work="trains", wait=False):
         _clear(directory, fresh=fresh, stages=() if resume else ("pretrain", "sft"))
         run = _Run(recipe, directory, progress, device)
         run.prepare()
@@ -125,7 +124,7 @@ class _Run:
 
     def tokenise(self) -> None:
         inputs = {"corpus": self._key(self._corpus), "tokenizer": self._key(self._tokenizer)}
-        self._make(self._tokens, inputs, self._write_tokens)
+        self._make(self._tokens, inputs | {"longest": self._recipe.sft.seq_length}, self._write_tokens)
 
     def pretrain(self) -> Path:
         inputs = {"tokens": self._key(self._tokens)} | self._training_inputs(self._recipe.pretrain)
@@ -135,7 +134,7 @@ class _Run:
 
             job = Job(recipe=self._recipe, folder=self._pretrain, tokenizer=self._tokenizer, inputs=inputs,
                       device=self._device)  # fmt: skip
-            pretrain(job, self._tokens / TOKENS, self._progress)
+            pretrain(job, self._tokens / TEXTS, self._progress)
 
         return self._train(self._pretrain, inputs, train)
 
@@ -147,8 +146,8 @@ class _Run:
 
             job = Job(recipe=self._recipe, folder=self._sft, tokenizer=self._tokenizer, inputs=inputs,
                       device=self._device)  # fmt: skip
-            conversations, tokens = self._corpus / "instructions.jsonl", self._tokens / TOKENS
-            sft(job, self._pretrain / "model", conversations, tokens, self._progress)
+            conversations, texts = self._tokens / CONVERSATIONS, self._tokens / TEXTS
+            sft(job, self._pretrain / "model", conversations, texts, self._progress)
 
         return self._train(self._sft, inputs, train)
 
@@ -181,19 +180,25 @@ class _Run:
         return folder / "model"
 
     def _write_tokens(self) -> None:
-        tokenizer = Tokenizer.from_folder(self._tokenizer)
-        end = tokenizer.id_of(EOS)
-        assert end is not None, "our own tokenizer has an end token"
-        with IndexedWriter(self._tokens / TOKENS, tokenizer.vocab_size) as writer:
-            for ids in tokenizer.encode_many(read_texts(self._corpus)):
-                writer.add([*ids, end])
+        self._prepare("corpus.parquet", TEXTS, "text")
+        if (self._corpus / "instructions.jsonl").stat().st_size:  # files without docstrings can be pretrained on
+            self._prepare("instructions.jsonl", CONVERSATIONS, "openai")
+
+    def _prepare(self, name: str, prefix: str, kind: Kind) -> None:
+        spec = PrepareSpec(input=self._corpus / name, tokenizer=self._tokenizer, prefix=self._tokens / prefix,
+                           kind=kind, seq_length=self._recipe.sft.seq_length)  # fmt: skip
+        prepared = prepare(spec, Silence())
+        if prepared.skipped:
+            self._progress.note(f"{prepared.skipped} of {prepared.rows} {prefix} are not trained on; reasons in "
+                                f"{prepared.skipped_file}")  # fmt: skip
 
     def _corpus_inputs(self, sources: Sources) -> Inputs:
         return {"source": self._recipe.data.source, "digest": sources.digest}
 
     def _training_inputs(self, stage: StageConfig) -> Inputs:
-        # How often to save, and how many to keep, changes no result.
-        settings = stage.model_dump(exclude={"save_every", "keep_last"})
+        # How often to save, and how many to keep, changes no result. What to do about a spike is often decided only
+        # when it is there; what was done is in guard.jsonl.
+        settings = stage.model_dump(exclude={"save_every", "keep_last", "guard"})
         shape = self._recipe.model.model_dump()
         generation = self._recipe.generation.model_dump()
         return {"seed": self._recipe.seed, "model": shape, "stage": settings, "generation": generation}
@@ -216,15 +221,3 @@ def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:
     """Remove stages by name; whatever else is in the directory stays."""
     for name in ("corpus", "tokenizer", "tokens", "pretrain", "sft") if fresh else stages:
         shutil.rmtree(directory / name, ignore_errors=True)
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep other processes out of the directory; the lock goes with the process, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{directory}: another process trains here; wait for it or use another folder") from None
-        yield

@@ -24,6 +24,32 @@ class StepReport:
     consumed_samples: int
     elapsed: float
     """Seconds of training so far, over all processes that took part one after the other."""
+    seconds: float = 0.0
+    """Of this step."""
+    tokens_per_s_device: float = 0.0
+    """The documents' tokens/s/p: GBS x SEQ_LEN / (cards x milliseconds of the iteration) x 1000."""
+    real_tokens_per_s: float = 0.0
+    """In this step, without padding."""
+    learnt_tokens_per_s: float = 0.0
+    """In this step, only targets that count for the loss."""
+    mfu: float | None = None
+    """Share of the devices' peak that the model's own operations made up; see `catalogue/operations.py`."""
+    memory_peak: int | None = None
+    """Most bytes in use so far, of the device that reports; on a CPU, of its process."""
+    skipped: int = 0
+    """Batches that the guard has left out so far."""
+    session: int = 1
+    """Which of the processes that took part one after the other, counted from 1; stamped by `MetricsLog`."""
+
+
+class StepLog(Protocol):
+    """Keeps what a run did."""
+
+    def append(self, report: StepReport) -> None:
+        """One step."""
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after a step."""
 
 
 class Progress(Protocol):
@@ -34,6 +60,9 @@ class Progress(Protocol):
 
     def step(self, report: StepReport) -> None:
         """One optimisation step of the stage is done."""
+
+    def advance(self, done: int, numbers: str) -> None:
+        """Of a stage that does not train, `done` of its steps are done; `numbers` says what else there is to say."""
 
     def end(self, stage: str) -> None:
         """The stage is done and its output is on disk."""
@@ -52,6 +81,9 @@ class Silence:
         """Nothing."""
 
     def step(self, report: StepReport) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, numbers: str) -> None:
         """Nothing."""
 
     def end(self, stage: str) -> None:
@@ -73,6 +105,7 @@ class Recording:
     reused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reports: list[StepReport] = field(default_factory=list)
+    advances: list[str] = field(default_factory=list)
 
     def begin(self, stage: str, steps: int | None, done: int = 0) -> None:
         """Keep the stage's name."""
@@ -81,6 +114,10 @@ class Recording:
     def step(self, report: StepReport) -> None:
         """Keep the report."""
         self.reports.append(report)
+
+    def advance(self, done: int, numbers: str) -> None:
+        """Keep the numbers."""
+        self.advances.append(numbers)
 
     def end(self, stage: str) -> None:
         """Keep the stage's name."""

@@ -1,16 +1,12 @@
 """The two stages of training, each from its inputs on disk to an exported model folder.
 
-<folder>/checkpoints/        see checkpoint.py
-<folder>/metrics.jsonl       one line for each step
-<folder>/loss.png            the same as a picture
-<folder>/skipped.jsonl       fine-tuning only: rows not trained on, with reasons
+<folder>/checkpoints/        and more: see stage.py
 <folder>/model/              the Hugging Face folder, written last
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +15,16 @@ import torch
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load, save
 from tandem.parallel.device import DeviceName, choose_device
+from tandem.parallel.world import World
 from tandem.text.tokenizer import Tokenizer, tokenizer_files
 from tandem.text.trainer import BOS, END, EOS, PAD
-from tandem.training.checkpoint import CheckpointStore
-from tandem.training.config import Recipe, StageConfig
 from tandem.training.data.batch import Batches
-from tandem.training.data.batches import TokenBatches
-from tandem.training.data.conversation_batches import ConversationBatches
-from tandem.training.data.conversations import Example, encode_rows, read_conversations, write_skipped
-from tandem.training.data.indexed import IndexedTokens
+from tandem.training.data.open import open_batches
 from tandem.training.data.replay import ReplayBatches
 from tandem.training.inputs import Inputs
-from tandem.training.loop import Trainer
-from tandem.training.metrics import MetricsLog, read_metrics
-from tandem.training.picture import draw_loss
 from tandem.training.progress import Progress
+from tandem.training.settings.config import Recipe, StageConfig
+from tandem.training.stage import Stage, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,33 +55,31 @@ def pretrain(job: Job, tokens: Path, progress: Progress) -> Path:
     vocab_size = Tokenizer.from_folder(job.tokenizer).vocab_size
     decoder = Decoder(recipe.model.with_vocabulary(vocab_size))
     decoder.initialise(recipe.seed)
-    batches = TokenBatches(IndexedTokens(tokens).tokens, recipe.pretrain.seq_length, recipe.seed)
+    batches = open_batches(tokens, seq_length=recipe.pretrain.seq_length, seed=recipe.seed, pad=0)
     return _train_and_export(job, "pretrain", recipe.pretrain, decoder, batches, progress)
 
 
-def sft(job: Job, base: Path, conversations: Path, tokens: Path, progress: Progress) -> Path:
-    """Fine-tune the model folder `base` on the rows of a JSON Lines file; returns the exported folder.
+def sft(job: Job, base: Path, conversations: Path, texts: Path, progress: Progress) -> Path:
+    """Fine-tune the model folder `base` on the tokens under the prefix `conversations`; returns the exported folder.
 
-    Where the recipe asks for replay, documents under the prefix `tokens` are mixed in.
+    Where the recipe asks for replay, documents under the prefix `texts` are mixed in.
 
-    Goes on from the latest checkpoint in the job's folder, if there is one. Rows that cannot be trained on are counted
-    in a note and written to `skipped.jsonl`.
+    Goes on from the latest checkpoint in the job's folder, if there is one.
 
     Raises:
         CheckpointError: That checkpoint is damaged or belongs to another run.
-        DataError: No row can be trained on.
+        DataError: The tokens are missing or too few.
         ModelFolderError: `base` is no model folder.
         DivergenceError: Training diverged.
     """
     recipe = job.recipe
     decoder = load(base, torch.device("cpu"), torch.float32).unfreeze()
     tokenizer = Tokenizer.from_folder(job.tokenizer)
-    examples = _examples(job, tokenizer, conversations, progress)
-    length, seed = recipe.sft.seq_length, recipe.seed
-    batches: Batches = ConversationBatches(examples, length, _ids(tokenizer, PAD)[0], seed)
+    length, seed, pad = recipe.sft.seq_length, recipe.seed, _ids(tokenizer, PAD)[0]
+    batches: Batches = open_batches(conversations, seq_length=length, seed=seed, pad=pad)
     if recipe.sft.replay_every is not None:
-        texts = TokenBatches(IndexedTokens(tokens).tokens, length, seed)
-        batches = ReplayBatches(batches, texts, recipe.sft.replay_every)
+        replayed = open_batches(texts, seq_length=length, seed=seed, pad=pad)
+        batches = ReplayBatches(batches, replayed, recipe.sft.replay_every)
     return _train_and_export(job, "sft", recipe.sft, decoder, batches, progress)
 
 
@@ -99,16 +88,11 @@ def _train_and_export(
 ) -> Path:
     if job.recipe.threads is not None:
         torch.set_num_threads(job.recipe.threads)
-    decoder.to(choose_device(job.device))
-    store = CheckpointStore(job.folder / "checkpoints", job.inputs, config.keep_last)
-    trainer = Trainer(decoder, batches, config, store)
-    trainer.resume()
-    progress.begin(stage, config.steps, done=trainer.state.step)
-    metrics = job.folder / "metrics.jsonl"
-    with MetricsLog(metrics, trainer.state.step) as log:
-        trainer.run(log, progress)
-    draw_loss(read_metrics(metrics), f"{job.recipe.name}: {stage}", job.folder / "loss.png")
-    return _export(job, decoder)
+    stage_ = Stage(name=stage, title=f"{job.recipe.name}: {stage}", config=config, folder=job.folder, inputs=job.inputs,
+                   world=World(device=choose_device(job.device)))  # fmt: skip
+    trained = train(stage_, decoder, batches, progress)
+    assert trained is not None, "the only rank leads"
+    return _export(job, trained)
 
 
 def _export(job: Job, decoder: Decoder) -> Path:
@@ -119,15 +103,6 @@ def _export(job: Job, decoder: Decoder) -> Path:
     generation = job.recipe.generation.defaults(_ids(tokenizer, BOS)[0], tuple(_ids(tokenizer, EOS, END)))
     save(decoder, folder, generation, tokenizer_files(job.tokenizer))
     return folder
-
-
-def _examples(job: Job, tokenizer: Tokenizer, conversations: Path, progress: Progress) -> Sequence[Example]:
-    rows = read_conversations(conversations)
-    examples, skipped = encode_rows(rows, tokenizer, job.recipe.sft.seq_length)
-    write_skipped(path := job.folder / "skipped.jsonl", skipped)
-    if skipped:
-        progress.note(f"{len(skipped)} of {len(rows)} conversations are not trained on; reasons in {path}")
-    return examples
 
 
 def _ids(tokenizer: Tokenizer, *tokens: str) -> list[int]:

@@ -34,7 +34,7 @@ def test_from_nothing_to_an_answer_and_again(tmp_path: Path) -> None:
     ]
     assert said.count("computed 0 of them again") == 2
     for stage in ("pretrain", "sft"):
-        assert (tmp_path / stage / "loss.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / stage / "training_loss.png").read_bytes().startswith(b"\x89PNG")
 
     again = quickstart(tmp_path)
     assert again.count("there already, used again") == 5

@@ -7,21 +7,50 @@ from pathlib import Path
 import pytest
 
 from tandem.cli import run
+from tandem.training.settings.named_recipe import named_recipes
+from tandem.training.settings.resolve import fields_of
+from tandem.training.settings.variables import VARIABLES
 
 
 def test_stages_that_do_not_exist_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "lora", "quickstart", "--rank", "8"]) == 2
-    assert capsys.readouterr().err == "tandem: train lora: there is no such stage; use pretrain or sft\n"
-
-
-def test_recipes_that_do_not_exist_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "pretrain", "nothing", "--out", str(tmp_path / "out")]) == 2
-    assert "recipe nothing: is not built in; use quickstart" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert run(["train", "dpo", "quickstart", "--rank", "8"]) == 2
+    assert capsys.readouterr().err == "tandem: train dpo: there is no such stage; use pretrain, sft, lora\n"
 
 
 @pytest.mark.parametrize(
-    "words", [["train"], ["train", "--help"], ["train", "pretrain", "--help"], ["train", "sft", "--help"]]
+    ("words", "message"),
+    [
+        (["pretrain", "nothing"], "recipe nothing: is not built in; use quickstart, or a model of `tandem train list`"),
+        (["sft", "yi"], "recipe yi: is not built in; did you mean yi-6b, yi-34b?"),
+        (["lora", "quickstart"], "recipe quickstart: makes a new model and has no stage lora"),
+        (["sft", "quickstart"], "recipe quickstart: needs a folder for the run; give --out"),
+        (["sft", "quickstart", "--data", "x", "--set", "seed=1"], "takes no --data, --set; edit its file"),
+        (["sft", "yi-6b", "--set", "lr=1"], "--set lr: there is no such setting; did you mean"),
+        (["sft", "yi-6b", "--data", "/none", "--weights", "/no"], "/none: is not there; raw data"),
+        (["sft", "yi-6b", "--data", "/none", "--weights", "/no"], "/no/config.json: is not there; model folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [] if "needs a folder" in message else ["--out", str(tmp_path / "out")]
+    assert run(["train", *words, *out]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_lists_name_every_model_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*named_recipes(), "quickstart"))
+    assert run(["train", "settings"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*fields_of(), *VARIABLES))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train"], ["train", "--help"], ["train", "pretrain", "--help"], ["train", "sft", "--help"], ["train", "list"]],
 )
 def test_help_needs_no_torch(words: list[str]) -> None:
     code = (
@@ -29,7 +58,7 @@ def test_help_needs_no_torch(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "pretrain" in done.stdout or "RECIPE" in done.stdout
+    assert any(word in done.stdout for word in ("pretrain", "WHAT", "llama2-7b"))
 
 
 def test_a_recipe_file_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

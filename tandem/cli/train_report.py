@@ -1,0 +1,32 @@
+"""`tandem train report`: how a run went, from what it left in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show how a run went: steps, loss, speed, MFU, interruptions, what was skipped.
+
+    Args:
+        run: Its folder, or one stage's.
+        json: Print as JSON.
+    """
+    from dataclasses import asdict
+    from json import dumps
+
+    from rich.console import Console
+
+    from tandem.training.watch.report import draw_report, summaries
+
+    found = summaries(run)
+    if json:
+        print(dumps([asdict(summary) for summary in found], indent=2))
+        return
+    console = Console()
+    console.print(draw_report(found))
+    for formula in dict.fromkeys(summary.formula for summary in found if summary.formula):
+        console.print(formula, markup=False, highlight=False, soft_wrap=True)

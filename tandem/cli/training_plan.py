@@ -1,0 +1,98 @@
+"""Shows what can be trained, what can be set, and what a command would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tandem.cli.train import Device
+    from tandem.training.named.memory import Need
+    from tandem.training.settings.config import Recipe
+    from tandem.training.settings.resolve import Resolved
+
+
+def print_recipes() -> None:
+    """A line for each built-in recipe, and one for each named model."""
+    from tandem.catalogue.drawing import short_layout
+    from tandem.catalogue.models import MODELS
+    from tandem.training.settings.named_recipe import named_recipes
+    from tandem.training.settings.recipe import built_in_recipes
+    from tandem.training.settings.recommended import recommended
+
+    rows = []
+    for name in named_recipes():
+        of = recommended(name)
+        rows.append((name, f"{of.seq_length}", f"{of.micro_batch}", f"{of.lora_micro_batch}", f"{of.global_batch}",
+                     f"{of.lr:g}", f"{of.min_lr:g}", short_layout(MODELS[name].layouts[0])))  # fmt: skip
+    _print(_table(("model", "SEQ_LEN", "MBS", "MBS lora", "GBS", "LR", "MIN_LR", "TP×PP / cards"), rows))
+    print("* not stated by the documents; `tandem model show NAME` says where it comes from")
+    print(f"recipes for new models: {', '.join(built_in_recipes())}")
+
+
+def print_settings() -> None:
+    """A line for each setting, with the documents' variable for it."""
+    from tandem.training.settings.resolve import setting_rows
+
+    _print(_table(("setting", "variable", "meaning"), setting_rows()))
+
+
+def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
+    """What a command would do: every setting with where it comes from, and the memory of each rank."""
+    from tandem.training.settings.config import Recipe
+
+    if isinstance(given, Recipe):
+        fields = given.model_dump(mode="json")
+        print(dumps(fields, indent=2)) if json else _print(_table(("setting", "value"), _flat(fields)))
+        return
+    from tandem.training.named.memory import memory_need
+    from tandem.training.plan.drawing import advice, draw_plan
+
+    if json:
+        need = memory_need(given.run, device)
+        memory = need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": _what(need)}
+        run = given.run.model_dump(mode="json")
+        fields = {"run": run, "origins": dict(given.origins), "notes": given.notes, "memory": memory}
+        print(dumps(fields, indent=2))
+        return
+    rows = ((name, value, given.origins.get(name, "")) for name, value in _flat(given.run.model_dump(mode="json")))
+    _print(_table(("setting", "value", "from"), rows))
+    for note in given.notes:
+        print(f"note: {note}")
+    print(flush=True)  # the memory takes seconds
+    need = memory_need(given.run, device)
+    _print(draw_plan(need.plan, need.capacity))
+    if not need.fits:
+        print(advice(need.change))
+
+
+def _what(need: Need) -> str | None:
+    return need.change.what if need.change else None
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, "-" if value is None else str(value)
+
+
+def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print(table: Table) -> None:
+    """Whole lines, however narrow the terminal: they are read with `less -S` and `grep`."""
+    console = Console(markup=False, highlight=False)
+    console.width = Console(width=1000).measure(table).maximum
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))

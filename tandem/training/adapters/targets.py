@@ -1,0 +1,104 @@
+"""Which matrices an adapter's targets name, in our words or a checkpoint's.
+
+    attention.q, layers.0.attention.q      ours, from any dot on
+    q_proj, self_attn.q_proj               the family's Hugging Face layout, as PEFT takes them
+    query_key_value                        one that a checkpoint fuses: all our matrices that lie in it
+    w1, experts.gate_up_proj               of experts, as transformers 4 and 5 call them
+    all-linear                             everything but embedding and head, as PEFT means it: routers too
+
+A word that both could mean is the checkpoint's: Mixtral's `gate` is its router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.shapes import parameter_shapes
+from tandem.errors import RecipeError
+from tandem.model.families import FAMILIES
+
+ALL_LINEAR = "all-linear"
+TABLES = ("embedding.weight", "head.weight")
+STACKS = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
+"""The stacked experts of transformers 5 -> ours, one below the other."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A matrix of a checkpoint, which holds one or several of ours, one below the other."""
+
+    module: str
+    """Its name without `.weight`."""
+    ours: tuple[str, ...]
+    expert: int | None = None
+    """Which one of our stacks; None where they are no stacks, or whole ones."""
+
+
+def places(config: ModelConfig) -> list[Place]:
+    """Every matrix of a checkpoint in the family's published layout, each expert for itself."""
+    shapes = parameter_shapes(config)
+    return [
+        Place(theirs.removesuffix(".weight"), tuple(one.name for one in rows), rows[0].expert)
+        for theirs, rows in FAMILIES[config.family].tensors(config).items()
+        if len(shapes[rows[0].name]) > 1
+    ]
+
+
+def stacked_places(config: ModelConfig) -> list[Place]:
+    """Where transformers 5 has something else: stacks of experts, and a Mixtral's mixture under `mlp`."""
+    found = []
+    for place in places(config):
+        module = place.module.replace(".block_sparse_moe.", ".mlp.")
+        if place.expert is None and module != place.module:
+            found.append(Place(module, place.ours))
+        elif place.expert == 0 and place.ours[0].endswith(".gate"):
+            experts, stem = module.partition(".experts.0.")[0] + ".experts", place.ours[0].removesuffix("gate")
+            found += [
+                Place(f"{experts}.{name}", tuple(stem + part for part in parts)) for name, parts in STACKS.items()
+            ]
+    return found
+
+
+def resolved(config: ModelConfig, targets: str | Sequence[str]) -> list[str]:
+    """The parameters that are to be adapted, in the decoder's order.
+
+    Raises:
+        RecipeError: A target names nothing in this model, or what cannot be adapted.
+    """
+    known = [*places(config), *stacked_places(config)]
+    matrices = {ours for place in known for ours in place.ours}
+    wanted: set[str] = set()
+    for target in [targets] if isinstance(targets, str) else targets:
+        wanted |= matrices - set(TABLES) if target == ALL_LINEAR else _named(target, known, matrices)
+    refuse_tables(config, wanted)
+    return [name for name in parameter_shapes(config) if name in wanted]
+
+
+def _named(target: str, known: Iterable[Place], matrices: Iterable[str]) -> set[str]:
+    theirs = {ours for place in known if _ends(place.module, target) for ours in place.ours}
+    found = theirs or {ours for ours in matrices if _ends(ours.removesuffix(".weight"), target)}
+    if not found:
+        words = sorted({place.module.rpartition(".")[2] for place in known})
+        raise RecipeError(f"lora targets: {target} is no matrix of this model; it has {', '.join(words)}, {ALL_LINEAR}")
+    return found
+
+
+def refuse_tables(config: ModelConfig, wanted: Collection[str]) -> None:
+    """Refuse an embedding or a head whose adapter could not be merged, or not be said to PEFT.
+
+    Raises:
+        RecipeError: It is among the parameters.
+    """
+    if config.tied_embeddings and "embedding.weight" in wanted:
+        raise RecipeError(
+            "lora targets: the embedding is this model's head too, and PEFT adapts only the one of them, so it could "
+            "not be merged; leave it out"
+        )
+    if config.normalised_head and "head.weight" in wanted:
+        raise RecipeError("lora targets: PEFT cannot adapt a head whose rows are scaled to length one; leave it out")
+
+
+def _ends(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,43 @@
+"""One process at a time at a place: a run's folder, or a prefix whose preparation several hosts share."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tandem.errors import UsageError
+from tandem.training.progress import Progress
+
+
+@contextmanager
+def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Iterator[None]:
+    """Keep other processes away for as long as the block lasts; the lock goes with the process, however it ends.
+
+    Args:
+        place: What is worked at; the lock lies beside it.
+        progress: Is told who is waited for.
+        work: What is done there, for the message of another process: `prepares data`, `trains`.
+        wait: Whether to wait for another process.
+
+    Raises:
+        UsageError: Another process is at work there, and `wait` is off.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path = place.with_name(f".{place.name}.lock")
+    with path.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            other = f"another process ({lock.read().strip() or 'unknown'}) {work} there"
+            if not wait:
+                raise UsageError(f"{place}: {other}; wait for it, or work at another place") from None
+            progress.note(f"{place}: {other}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"{os.uname().nodename}, pid {os.getpid()}\n")
+        lock.flush()
+        yield

@@ -1,0 +1,104 @@
+"""Tensors of all ranks on disk: each rank writes its own part, and any number of ranks read what they need of it.
+
+    rank_00000.safetensors    rank 0's rows of every tensor, and what is whole on every rank
+    rank_00001.safetensors    rank 1's rows
+
+PyTorch's distributed checkpoints (DCP) in their safetensors form: which rows of which tensor a file holds stands in its
+header, so nothing has to be agreed between ranks, and nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from tandem.errors import CheckpointError
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in host memory: training goes on while they are written."""
+    return {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def write_shard(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Path:
+    """Write this rank's part; returns its file.
+
+    Args:
+        tensors: The same names on every rank; sharded ones as `DTensor`.
+        folder: Is there.
+        rank: Which one this is.
+
+    Raises:
+        CheckpointError: The disk is full, or the system does not let it be written.
+    """
+    path = folder / f"rank_{rank:05d}.safetensors"
+    own = {name: tensor for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
+    part = folder / f".rank_{rank:05d}"
+    try:
+        with _each_for_itself():
+            save(own, storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True), no_dist=True)
+        [file] = part.glob("*.safetensors")
+        file.rename(path)
+    except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
+        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}); free disk space and go on") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def read_shards(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill tensors from the parts of all ranks, however many these were.
+
+    Raises:
+        CheckpointError: A part cannot be read, or a tensor is missing, surplus or misshapen.
+    """
+    try:
+        reader = HuggingFaceStorageReader(str(folder))
+        _check_fit(tensors, reader.read_metadata().state_dict_metadata, folder)
+        with _each_for_itself():
+            load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({_first_line(error)})") from None
+
+
+@contextmanager
+def _each_for_itself() -> Iterator[None]:
+    """Without the warning that ranks are not asked: they need not be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def _check_fit(tensors: Mapping[str, Tensor], stored: Mapping[str, Any], folder: Path) -> None:
+    if different := sorted(tensors.keys() ^ stored.keys()):
+        what = "is not in it" if different[0] in tensors else "is none of the model's"
+        raise CheckpointError(f"{folder}: {different[0]} {what}; use the checkpoint's own recipe")
+    for name, tensor in tensors.items():
+        if tensor.shape != stored[name].size:
+            sizes = f"{list(stored[name].size)} in it and {list(tensor.shape)} in the model"
+            raise CheckpointError(f"{folder}: {name} has {sizes}; use the checkpoint's own recipe")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor.to("cpu", copy=True)
+    local = tensor.to_local().to("cpu", copy=True)
+    return DTensor.from_local(
+        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

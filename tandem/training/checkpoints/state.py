@@ -1,0 +1,37 @@
+"""`TrainState`: where a run is, in a few numbers; everything else is a function of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the weights of a checkpoint make of samples that it names: a run that resumes must find the same."""
+
+    position: int
+    """First sample."""
+    count: int
+    loss: float
+    """Mean over their valid targets, in nats, after the step's update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Where a run is."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    """The position in the data; the only one there is."""
+    tokens: int = 0
+    """Valid targets so far."""
+    elapsed: float = 0.0
+    """Seconds of training so far."""
+    loss: float | None = None
+    """Of the last step."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps of late, oldest first, by which the guard judges the next one."""
+    grad_norms: list[float] = field(default_factory=list)
+    """The same of the gradient's norms, before clipping."""
+    proof: Proof | None = None
+    """Only in checkpoints."""

@@ -1,0 +1,219 @@
+"""Checkpoints: all that a run needs to go on exactly where it was, whole and proven, or refused.
+
+    <folder>/latest_checkpointed_iteration.txt       the step to go on from; written last
+    <folder>/iter_0000200/rank_00000.safetensors     one part for each rank (shards.py): what is trained, AdamW's state
+    <folder>/iter_0000200/state.json                 TrainState, the run's inputs, SHA-256 of all parts and of itself
+
+Folder and file names are Megatron's, so that its users find their way; the contents are not. Any number of ranks can go
+on from it. A damaged checkpoint is an error and never a reason to take an older one silently: that would hide a failing
+disk.
+
+Training goes on while a checkpoint is written, in a thread; one at a time.
+
+    main thread    copy ──▶ steps … ──▶ wait for the last one ──▶ copy ──▶ …
+    writer              └─▶ own part ─▶ all ranks' hashes ─▶ rank 0: state.json, rename, name it, prune
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tandem.errors import CheckpointError
+from tandem.files import json_bytes, read_json_object, whole_folder, write_whole
+from tandem.parallel.world import World
+from tandem.training.checkpoints.shards import copied, read_shards, write_shard
+from tandem.training.checkpoints.state import Proof, TrainState
+from tandem.training.inputs import Inputs, differences
+
+LATEST = "latest_checkpointed_iteration.txt"
+STATE = "state.json"
+
+
+class CheckpointStore:
+    """The checkpoints of one run; the ranks call its methods together.
+
+    Args:
+        folder: Where they are, for all ranks; created by the first one.
+        inputs: All that the run's result depends on. A checkpoint made from others is refused.
+        keep_last: Older checkpoints than this many are removed once a new one is named.
+        world: The ranks.
+    """
+
+    def __init__(self, folder: Path, inputs: Inputs, keep_last: int, world: World | None = None) -> None:
+        self.folder = folder
+        self._inputs = inputs
+        self._keep_last = keep_last
+        self._world = world or World()
+        self._talk = self._world.talk()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], state: TrainState) -> None:
+        """Begin to write one checkpoint, once the one before is written; `wait` tells when it is there.
+
+        A kill at any moment leaves a good one.
+
+        Raises:
+            CheckpointError: The one before could not be written.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write, copied(tensors), state)
+
+    def wait(self) -> None:
+        """Return when the checkpoint that is being written is named as the latest.
+
+        Raises:
+            CheckpointError: It could not be written.
+            ProcessError: A rank is gone.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def latest(self) -> int | None:
+        """The step of the checkpoint to go on from, if there is one.
+
+        Raises:
+            CheckpointError: The file that names it holds no step.
+        """
+        path = self.folder / LATEST
+        if not path.exists():
+            # A kill between the first checkpoint and its naming; a folder that bears its name is whole.
+            return max(self._steps(), default=None)
+        content = path.read_bytes().strip()
+        if not re.fullmatch(rb"[0-9]{1,15}", content):
+            shown = content[:40].decode(errors="replace")
+            raise CheckpointError(f"{path}: holds {shown!r} and no step; write one of {self._steps()} into it")
+        return int(content)
+
+    def load(self, tensors: dict[str, Tensor], step: int) -> TrainState:
+        """Fill tensors from one checkpoint.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or made from other inputs.
+        """
+        folder = self._at(step)
+        state = self._checked(folder, step)
+        try:
+            read_shards(tensors, folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._way_out(step)}") from None
+        return state
+
+    def _write(self, tensors: Mapping[str, Tensor], state: TrainState) -> None:
+        target = self._at(state.step)
+        if self._world.leads:
+            # There already only if a run was killed between writing it and naming it.
+            _discard(target)
+        with whole_folder(target) if self._world.leads else nullcontext() as own:
+            part = Path(self._talk.gather(str(own or ""))[0])
+            hashes = self._all_hashes(tensors, part)
+            if self._world.leads:
+                (part / STATE).write_bytes(json_bytes(self._state_fields(hashes, state)))
+        if self._world.leads:
+            write_whole(self.folder / LATEST, f"{state.step}\n".encode())
+            self._prune(state.step)
+        self._talk.gather("")  # named, for everybody
+
+    def _all_hashes(self, tensors: Mapping[str, Tensor], part: Path) -> dict[str, str]:
+        """Write this rank's part; returns the hash of every rank's."""
+        try:
+            path = write_shard(tensors, part, self._world.rank)
+            told = json.dumps({path.name: _sha256_of(path)})
+        except CheckpointError as error:
+            told = json.dumps({"": str(error)})
+        hashes: dict[str, str] = {}
+        for one in self._talk.gather(told):
+            hashes |= json.loads(one)
+        if "" in hashes:
+            raise CheckpointError(hashes[""])
+        return hashes
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"iter_{step:07d}"
+
+    def _steps(self) -> list[int]:
+        names = (re.fullmatch(r"iter_([0-9]{7,15})", path.name) for path in self.folder.glob("iter_*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def _state_fields(self, hashes: Mapping[str, str], state: TrainState) -> dict[str, Any]:
+        surroundings = {
+            "ranks": self._world.ranks,
+            "device": self._world.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        fields = asdict(state) | {"inputs": self._inputs, "sha256": dict(hashes)} | surroundings
+        return fields | {"own_sha256": _sha256_of_fields(fields)}
+
+    def _checked(self, folder: Path, step: int) -> TrainState:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: is missing, though {LATEST} names it; {self._way_out(step)}")
+        fields = read_json_object(folder / STATE, CheckpointError)
+        if fields.pop("own_sha256", None) != _sha256_of_fields(fields):
+            raise self._damaged(folder / STATE, step)
+        if fields["step"] != step:
+            raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
+        if different := differences(fields["inputs"], self._inputs):
+            raise CheckpointError(
+                f"{folder}: belongs to a run with other inputs: {different}; go back to those, use another folder, or "
+                "train anew with --fresh"
+            )
+        self._check_parts(folder, fields["sha256"], step)
+        known = {name: fields[name] for name in TrainState.__dataclass_fields__}
+        return TrainState(**known | {"proof": Proof(**known["proof"]) if known["proof"] else None})
+
+    def _check_parts(self, folder: Path, hashes: Mapping[str, str], step: int) -> None:
+        """Each rank looks at some of the parts, and all hear what is wrong with any."""
+        own = list(hashes)[self._world.rank :: self._world.ranks]
+        bad = [name for name in own if not (folder / name).exists() or _sha256_of(folder / name) != hashes[name]]
+        if found := [name for name in self._talk.gather(bad[0] if bad else "") if name]:
+            raise self._damaged(folder / found[0], step)
+
+    def _damaged(self, path: Path, step: int) -> CheckpointError:
+        return CheckpointError(f"{path}: is damaged, its SHA-256 is not the one written; {self._way_out(step)}")
+
+    def _way_out(self, step: int) -> str:
+        older = [known for known in self._steps() if known < step]
+        if not older:
+            return "train anew with --fresh"
+        return f"to go on from step {older[-1]}, write {older[-1]} into {self.folder / LATEST}"
+
+    def _prune(self, newest: int) -> None:
+        # Later steps are of a stretch that was abandoned: the run went on from an earlier checkpoint.
+        abandoned = [step for step in self._steps() if step > newest]
+        kept = [step for step in self._steps() if step <= newest]
+        for step in abandoned + kept[: -self._keep_last]:
+            _discard(self._at(step))
+        for leftover in self.folder.glob(".*.part"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; half a one never bears its name."""
+    if folder.exists():
+        part = folder.with_name(f".{folder.name}.old.part")
+        shutil.rmtree(part, ignore_errors=True)
+        folder.rename(part)
+        shutil.rmtree(part)
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_fields(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

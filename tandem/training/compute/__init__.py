@@ -1,0 +1,1 @@
+"""What a step computes: losses, updates, and how ranks share them."""

@@ -1,0 +1,1 @@
+"""The ranks of a run as processes: started, watched, and ended together."""

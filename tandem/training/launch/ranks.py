@@ -1,0 +1,191 @@
+"""This host's ranks as processes: each runs the same command, and is told its place in its environment.
+
+    this process ──┬──▶ rank 0    the terminal is its
+                   ├──▶ rank 1    log in <logs>/run_log-<hosts>-1.txt
+                   └──▶ …
+
+One that fails ends them all: the others wait for it in a collective. Ctrl-C and SIGTERM are passed on, so that the step
+under way is finished and kept; a second one ends them at once. If this process is killed, they end by their lifelines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Final
+
+from tandem.errors import ProcessError, UsageError
+from tandem.parallel.place import Place
+from tandem.protocol.lifeline import Lifeline
+from tandem.training.guard.diagnosis import HUNG, collect
+
+DEFAULT_PORT: Final = 6000
+"""The documents' MASTER_PORT."""
+LAST_LINES: Final = 12
+"""Of a failed rank's log, in the error."""
+GRACE_S: Final = 10.0
+"""For the other ranks to say what they know, once one has failed."""
+LOOK_S: Final = 0.1
+PEER_LOST: Final = 75
+"""Exit code of a rank that only failed because another one did (EX_TEMPFAIL)."""
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Where this host stands among the hosts of a run: MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK."""
+
+    ranks: int = 1
+    """Of each host."""
+    count: int = 1
+    rank: int = 0
+    master: str = "localhost"
+    port: int = DEFAULT_PORT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count:
+            raise UsageError(
+                f"NODE_RANK {self.rank}: hosts are counted from 0 to NNODES - 1, which is {self.count - 1}"
+            )
+        if self.ranks < 1:
+            raise UsageError(f"{self.ranks} ranks: at least one must compute")
+
+    @property
+    def needs_processes(self) -> bool:
+        """Whether one process is not enough."""
+        return self.ranks * self.count > 1
+
+    def place(self, local_rank: int, folder: str) -> Place:
+        """Of one of this host's ranks, which meet in a folder of theirs where there are no other hosts."""
+        meeting = f"file:{folder}/meeting" if self.count == 1 else f"tcp:{self.master}:{self.port}"
+        rank = self.rank * self.ranks + local_rank
+        return Place(rank=rank, ranks=self.ranks * self.count, local_rank=local_rank, meeting=meeting)
+
+
+@dataclass
+class Rank:
+    """One process."""
+
+    place: Place
+    process: subprocess.Popen[bytes]
+    log: Path | None
+    """Where its output is; None where that is the terminal."""
+    lifeline: Lifeline = field(repr=False)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, negative where a signal ended it; None while it runs."""
+        return self.process.poll()
+
+    @property
+    def story(self) -> str:
+        """How it ended, with the end of its log."""
+        assert self.code is not None
+        how = f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
+        if self.log is None:
+            return f"rank {self.place.rank} {how}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "\n  ".join([f"rank {self.place.rank} {how}; the end of {self.log}:", *lines])
+
+
+def run_ranks(command: Sequence[str], hosts: Hosts, logs: Path) -> None:
+    """Run a command as every rank of this host, and return when all have ended well.
+
+    Args:
+        command: What each rank runs.
+        hosts: Where this host stands.
+        logs: Folder of the ranks' logs.
+
+    Raises:
+        ProcessError: A rank failed; the message names the one that failed first, and what it said last.
+        KeyboardInterrupt: They were told to stop, and did.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("rank_*.hang.json"):
+        old.unlink()
+    with tempfile.TemporaryDirectory(prefix="tandem-ranks-") as folder, ExitStack() as stack:
+        ranks = [stack.enter_context(_started(command, hosts, i, folder, logs)) for i in range(hosts.ranks)]
+        with passed_on(ranks) as signals:
+            _wait(ranks)
+        if failed := [rank for rank in ranks if rank.code]:
+            if signals:
+                raise KeyboardInterrupt
+            raise ProcessError(f"{_story(failed, logs)}\nthe other ranks were ended; the same command goes on")
+        if signals:
+            raise KeyboardInterrupt
+
+
+def _wait(ranks: Sequence[Rank]) -> None:
+    """Until all have ended; once one has failed, the others have a little time."""
+    deadline: float | None = None
+    while any(rank.code is None for rank in ranks):
+        if deadline is None and any(rank.code for rank in ranks):
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        time.sleep(LOOK_S)
+
+
+def _story(failed: Sequence[Rank], logs: Path) -> str:
+    """What is known of the failure: of a hang what all ranks' reports say, else what the culprit said last."""
+    if any(rank.code == HUNG for rank in failed) and (hang := collect(logs)) is not None:
+        return f"the run hangs: {hang}\nstacks are in {logs}"
+    return _culprit(failed).story
+
+
+def _culprit(failed: Sequence[Rank]) -> Rank:
+    """Who failed by itself: ended by a signal that was not ours, or with a code that does not blame another one."""
+    own = [rank for rank in failed if rank.code != PEER_LOST]
+    killed = [rank for rank in own if rank.code is not None and rank.code < 0]
+    return (killed or own or list(failed))[0]
+
+
+@contextmanager
+def _started(command: Sequence[str], hosts: Hosts, local_rank: int, folder: str, logs: Path) -> Iterator[Rank]:
+    place, lifeline = hosts.place(local_rank, folder), Lifeline()
+    log = logs / f"run_log-{hosts.count}-{place.rank}.txt" if place.rank else None
+    with ExitStack() as stack:
+        stack.callback(lifeline.close)
+        output: IO[bytes] | None = stack.enter_context(log.open("ab")) if log else None
+        process = subprocess.Popen(
+            list(command),
+            env=os.environ | place.environment | lifeline.environment,
+            pass_fds=(lifeline.descriptor,),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
+        lifeline.handed_over()
+        try:
+            yield Rank(place=place, process=process, log=log, lifeline=lifeline)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def passed_on(ranks: Sequence[Rank]) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the ranks, the second one as SIGKILL; yields those that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for rank in ranks:
+            if rank.code is None:
+                rank.process.send_signal(signal.SIGKILL if len(came) > 1 else signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

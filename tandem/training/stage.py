@@ -1,0 +1,100 @@
+"""One stage of training on this rank, from a model and batches to checkpoints, metrics and a picture.
+
+<folder>/checkpoints/        see checkpoints/store.py
+<folder>/metrics.jsonl       one line for each step, written by rank 0; and what else watch/record.py names
+<folder>/guard.jsonl         one line for each step that was wild or no number, where there was one
+<folder>/plog/               where ranks were that hung, and their stacks
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tandem.model.decoder import Decoder
+from tandem.parallel.world import World
+from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.loss import LossModel
+from tandem.training.compute.parallelize import gathered, parallelize
+from tandem.training.compute.recompute import apply_recompute
+from tandem.training.data.batch import Batches
+from tandem.training.guard.guard import Guard
+from tandem.training.guard.hang import HangWatch, Unwatched
+from tandem.training.inputs import Inputs
+from tandem.training.loop import Trainer
+from tandem.training.progress import Progress, Silence
+from tandem.training.settings.config import StageConfig
+from tandem.training.watch.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a stage needs besides the model and the data."""
+
+    name: str
+    """pretrain, sft or lora."""
+    title: str
+    """Of the picture."""
+    config: StageConfig
+    folder: Path
+    """The stage's own."""
+    checkpoints: Path | None = None
+    """Where checkpoints go; None for the folder's `checkpoints`."""
+    begins_from: Path | None = None
+    """Checkpoints of another run to go on from, while there are no own ones."""
+    inputs: Inputs
+    """All that the result depends on; guards the checkpoints."""
+    world: World = field(default_factory=World)
+    process_logs: Path | None = None
+    """Where ranks that hang say so; by default `plog` in the folder."""
+
+
+def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) -> Decoder | None:
+    """Train a model in place, or go on from the latest checkpoint in the folder.
+
+    Args:
+        stage: How, and where.
+        decoder: The same on all ranks, adapters included; what is frozen is frozen already.
+        batches: The same on all ranks.
+        progress: Is told by rank 0 alone.
+
+    Returns:
+        The whole model on rank 0, None on the others.
+
+    Raises:
+        CheckpointError: The latest checkpoint is damaged or belongs to another run, or one cannot be written.
+        DivergenceError: Training diverged.
+        ProcessError: A rank is gone.
+        KeyboardInterrupt: It was told to stop, and what was done is in a checkpoint.
+    """
+    world, config = stage.world, stage.config
+    told = progress if world.leads else Silence()
+    decoder.to(world.device)
+    apply_recompute(decoder, config.recompute)
+    model = LossModel(decoder)
+    parallelize(model, world, config.precision)
+    store = CheckpointStore(stage.checkpoints or stage.folder / "checkpoints", stage.inputs, config.keep_last, world)
+    guard = Guard(config.guard, stage.folder / "guard.jsonl", told.note, writes=world.leads)
+    trainer = Trainer(model, batches, config, store, world, guard)
+    trainer.resume(_first(stage, store))
+    told.begin(stage.name, config.steps, done=trainer.state.step)
+    told.note(formula := trainer.meter.formula())
+    record = Record(stage.folder, stage.title, trainer.state.step, formula) if world.leads else nullcontext()
+    with record as log, _watch(stage) as watch:
+        trainer.run(log, told, watch)
+    return gathered(decoder, world)
+
+
+def _watch(stage: Stage) -> HangWatch | Unwatched:
+    world, floor = stage.world, stage.config.guard.hang_after
+    if world.mesh is None or floor is None:
+        return Unwatched()
+    return HangWatch(stage.process_logs or stage.folder / "plog", world.rank, world.ranks, floor=floor)
+
+
+def _first(stage: Stage, own: CheckpointStore) -> CheckpointStore:
+    """The checkpoints to go on from."""
+    if stage.begins_from is None or own.latest() is not None:
+        return own
+    return CheckpointStore(stage.begins_from, stage.inputs, stage.config.keep_last, stage.world)

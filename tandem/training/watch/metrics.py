@@ -1,0 +1,72 @@
+"""`metrics.jsonl`: one line for each optimisation step, none twice, however often the run was stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from tandem.errors import DataError
+from tandem.files import write_whole
+from tandem.training.progress import StepReport
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog(AbstractContextManager["MetricsLog"]):
+    """Appends reports to a file.
+
+    Args:
+        path: Created where missing.
+        step: The step the run continues from; lines after it are of a stretch that will be trained again, and are cut.
+
+    Raises:
+        DataError: The file is broken in a place other than its cut-off end.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        there = read_metrics(path) if path.exists() else []
+        self._session = max((report.session for report in there), default=0) + 1
+        self._path = path
+        self._file = self._begin(there, step)
+
+    def go_back(self, step: int) -> None:
+        """Cut the lines after a step, which will be trained again."""
+        self._file.close()
+        self._file = self._begin(read_metrics(self._path), step)
+
+    def _begin(self, there: Sequence[StepReport], step: int) -> IO[str]:
+        write_whole(self._path, "".join(_line(report) for report in there if report.step <= step).encode())
+        return self._path.open("a", encoding="utf-8")
+
+    def append(self, report: StepReport) -> None:
+        """Write one line; it is in the file, if not yet on the disk, when this returns."""
+        self._file.write(_line(replace(report, session=self._session)))
+        self._file.flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[StepReport]:
+    """All whole lines of a metrics file; a last line without its end was cut off by a kill and is left out.
+
+    Raises:
+        DataError: A line is broken.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [StepReport(**json.loads(line)) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: holds a line that is no step report ({error}); remove that line") from None
+
+
+def _line(report: StepReport) -> str:
+    return json.dumps(asdict(report)) + "\n"

@@ -1,0 +1,82 @@
+"""`Record`: all that a run writes down while it goes, in one folder, by the rank that leads.
+
+metrics.jsonl                  one line for each step
+mfu.txt                        how MFU is counted, with this run's numbers
+run_log-{nodes}-{rank}.txt     the same steps for people, every session of the run after the other
+training_loss.png              curves; drawn now and then, and at the end
+tensorboard/                   event files, where the extra `tensorboard` is installed
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from tandem.files import write_whole
+from tandem.training.progress import StepReport
+from tandem.training.watch.board import Board, can_write
+from tandem.training.watch.metrics import METRICS, MetricsLog
+from tandem.training.watch.painter import Painter
+
+FORMULA = "mfu.txt"
+
+
+class Record(AbstractContextManager["Record"]):
+    """Writes down steps.
+
+    Args:
+        folder: Created where missing.
+        title: Of the picture.
+        step: The step the run continues from.
+        formula: How MFU is counted.
+        nodes: Hosts of the run; with `rank` the name of the log, as the documents have it.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, folder: Path, title: str, step: int, formula: str, nodes: int = 1, rank: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = MetricsLog(folder / METRICS, step)
+        self._lines: IO[str] = (folder / f"run_log-{nodes}-{rank}.txt").open("a", encoding="utf-8", buffering=1)
+        self._board = Board(folder / "tensorboard", step) if can_write() else None
+        self._painter = Painter(folder, title)
+        write_whole(folder / FORMULA, f"{formula}\n".encode())
+        self._lines.write(f"{title}: after step {step}; {formula}\n")
+
+    def append(self, report: StepReport) -> None:
+        """One step."""
+        self._metrics.append(report)
+        self._lines.write(line_of(report) + "\n")
+        if self._board is not None:
+            self._board.append(report)
+        self._painter.step()
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after a step; the log keeps it, and says so."""
+        self._metrics.go_back(step)
+        self._lines.write(f"goes on after step {step}\n")
+        if self._board is not None:
+            self._board.go_back(step)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all files and draw the last picture; also where the run was stopped, or failed."""
+        self._metrics.__exit__(kind, error, trace)
+        self._lines.write("done\n" if error is None else f"ended: {kind.__name__ if kind else ''} {error}\n")
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+        self._painter.finish()
+
+
+def line_of(report: StepReport) -> str:
+    """A step for people."""
+    mfu = "-" if report.mfu is None else f"{report.mfu:.1%}"
+    return (
+        f"iteration {report.step} | consumed samples {report.consumed_samples} | "
+        f"elapsed time per iteration (ms) {report.seconds * 1000:.1f} | tokens/s/p {report.tokens_per_s_device:.1f} | "
+        f"real tokens/s {report.real_tokens_per_s:.1f} | MFU {mfu} | learning rate {report.lr:.6e} | "
+        f"lm loss {report.loss:.6e} | grad norm {report.grad_norm:.3f} | skipped {report.skipped}"
+    )

@@ -1,0 +1,153 @@
+"""What a run's folder says of it afterwards: `tandem train report`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.table import Table
+
+from tandem.errors import UsageError
+from tandem.training.progress import StepReport
+from tandem.training.watch.metrics import METRICS, read_metrics
+from tandem.training.watch.record import FORMULA
+
+WARM = 1
+"""First steps of a session, whose speed is not that of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One stage of a run."""
+
+    stage: str
+    """Its folder, from the run's."""
+    steps: int
+    loss_first: float
+    loss_last: float
+    loss_lowest: float
+    tokens: int
+    """Valid targets learnt from."""
+    elapsed: float
+    """Seconds of training."""
+    step_seconds: float
+    """Of the median step, as are the speeds; first steps of a session are left out."""
+    tokens_per_s_device: float
+    """The documents' tokens/s/p."""
+    real_tokens_per_s: float
+    learnt_tokens_per_s: float
+    mfu: float | None
+    formula: str
+    """How MFU is counted; empty where the run did not say."""
+    memory_peak: int | None
+    """Bytes."""
+    interruptions: int
+    """Times that it went on in another process; one that ended before its first step is not known of."""
+    skipped_batches: int
+    """That the guard left out."""
+    skipped_rows: int
+    """Rows of the data that could not be trained on."""
+
+
+def summaries(run: Path) -> list[Summary]:
+    """Every stage below a folder that has made a step, in the order of their names.
+
+    Raises:
+        DataError: A metrics file is broken.
+        UsageError: There is none.
+    """
+    found = [summary for path in sorted(run.rglob(METRICS)) if (summary := _summary(run, path)) is not None]
+    if not found:
+        raise UsageError(f"{run}: holds no {METRICS} with a step in it; give the folder of a run")
+    return found
+
+
+def _summary(run: Path, path: Path) -> Summary | None:
+    reports = read_metrics(path)
+    if not reports:
+        return None
+    steady, last = _steady(reports), reports[-1]
+    shares = [report.mfu for report in steady if report.mfu is not None]
+    formula = path.with_name(FORMULA)
+    return Summary(
+        stage=str(path.parent.relative_to(run)),
+        steps=last.step,
+        loss_first=reports[0].loss,
+        loss_last=last.loss,
+        loss_lowest=min(report.loss for report in reports),
+        tokens=last.tokens,
+        elapsed=last.elapsed,
+        step_seconds=median(report.seconds for report in steady),
+        tokens_per_s_device=median(report.tokens_per_s_device for report in steady),
+        real_tokens_per_s=median(report.real_tokens_per_s for report in steady),
+        learnt_tokens_per_s=median(report.learnt_tokens_per_s for report in steady),
+        mfu=median(shares) if shares else None,
+        formula=formula.read_text(encoding="utf-8").strip() if formula.exists() else "",
+        memory_peak=max((report.memory_peak for report in reports if report.memory_peak is not None), default=None),
+        interruptions=max(report.session for report in reports) - 1,
+        skipped_batches=last.skipped,
+        skipped_rows=sum(_lines(file) for file in path.parent.glob("*skipped.jsonl")),
+    )
+
+
+def _steady(reports: Sequence[StepReport]) -> Sequence[StepReport]:
+    sessions = [report.session for report in reports]
+    late = [report for place, report in enumerate(reports) if place - sessions.index(report.session) >= WARM]
+    return late or reports
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def draw_report(found: Sequence[Summary]) -> Table:
+    """A column for each stage."""
+    table = Table(show_header=True)
+    table.add_column("")
+    for summary in found:
+        table.add_column(summary.stage, justify="right")
+    for name, texts in zip(ROWS, zip(*(_texts(summary) for summary in found), strict=True), strict=True):
+        table.add_row(name, *texts)
+    return table
+
+
+ROWS = (
+    "steps",
+    "loss, first",
+    "loss, last",
+    "loss, lowest",
+    "tokens learnt from",
+    "seconds of training",
+    "seconds per step",
+    "tokens/s/device",
+    "real tokens/s",
+    "learnt tokens/s",
+    "MFU",
+    "memory peak, GiB",
+    "interruptions",
+    "skipped batches",
+    "skipped rows",
+)
+
+
+def _texts(summary: Summary) -> tuple[str, ...]:
+    return (
+        f"{summary.steps:,}",
+        f"{summary.loss_first:.4f}",
+        f"{summary.loss_last:.4f}",
+        f"{summary.loss_lowest:.4f}",
+        f"{summary.tokens:,}",
+        f"{summary.elapsed:,.1f}",
+        f"{summary.step_seconds:.3f}",
+        f"{summary.tokens_per_s_device:,.0f}",
+        f"{summary.real_tokens_per_s:,.0f}",
+        f"{summary.learnt_tokens_per_s:,.0f}",
+        "-" if summary.mfu is None else f"{summary.mfu:.1%}",
+        "-" if summary.memory_peak is None else f"{summary.memory_peak / 2**30:.2f}",
+        str(summary.interruptions),
+        str(summary.skipped_batches),
+        str(summary.skipped_rows),
+    )

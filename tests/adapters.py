@@ -1,0 +1,50 @@
+"""Decoders with adapters that do something, for the tests of LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from parity.cases import CASES, Case
+from parity.measure import CPU, tokens_of
+from parity.references import Reference, write
+from torch import Tensor
+
+from tandem.model.decoder import Decoder
+from tandem.model.folder import load
+from tandem.training.adapters.lora import apply_lora, lora_parameters
+from tandem.training.settings.config import LoraConfig
+
+FAMILIES = (
+    "llama", "mistral", "mixtral", "qwen2", "glm", "deepseek_v3", "qwen", "chatglm3", "baichuan2-13b", "baichuan2-7b",
+)  # fmt: skip
+TOKENS = tokens_of(30, 97)
+
+
+def case_of(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def reference_of(name: str, folder: Path) -> Reference:
+    return write(case_of(name), folder)
+
+
+def base_of(name: str, folder: Path) -> Decoder:
+    reference_of(name, folder)
+    return load(folder, CPU)
+
+
+def adapted(name: str, folder: Path, **fields: object) -> Decoder:
+    """A family's small model in `folder`, with adapters of rank 4 that move its logits."""
+    decoder = base_of(name, folder)
+    apply_lora(decoder, LoraConfig.model_validate({"rank": 4, "alpha": 6, **fields}), 0)
+    randomise(lora_parameters(decoder).values())
+    return decoder
+
+
+def randomise(tensors: Iterable[Tensor], std: float = 0.08) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.normal_(0, std, generator=generator)

@@ -1,0 +1,76 @@
+"""What is trained does not depend on how many ranks train it, nor on how a batch is cut."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import rank_suite
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tandem.parallel.world import World
+from tandem.training.launch.ranks import Hosts, run_ranks
+
+FAMILIES = ["llama3.2-1b", "yi-6b", "qwen-7b", "qwen2-0.5b", "qwen2.5-7b", "glm3-6b", "glm4-9b", "baichuan2-13b",
+            "mistral-7b", "mixtral-8x7b", "deepseek-v3"]  # fmt: skip
+
+
+QUICK = "qwen2.5-7b"
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[str], dict[str, Tensor]]:
+    torch.set_num_threads(1)
+    return cache(lambda family: rank_suite.run([family], World()))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Tensor]]:
+    """What so many ranks find: for all families at once, because a world of ranks takes seconds to come together."""
+
+    def found(ranks: int, *families: str) -> dict[str, Tensor]:
+        folder = tmp_path_factory.mktemp("ranks")
+        command = [sys.executable, rank_suite.__file__, str(folder / "found.safetensors"), *families]
+        run_ranks(command, Hosts(ranks=ranks), folder)
+        return load_file(folder / "found.safetensors")
+
+    return cache(found)
+
+
+def gradients(found: dict[str, Tensor], family: str, case: str) -> Tensor:
+    prefix = f"{family}/{case}/"
+    return torch.cat([found[name].flatten() for name in sorted(found) if name.startswith(prefix)])
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def check(alone: dict[str, Tensor], together: dict[str, Tensor], family: str) -> None:
+    expected = gradients(alone, family, rank_suite.CASES[0].name)
+    for case in rank_suite.CASES:
+        assert distance(gradients(alone, family, case.name), expected) < 1e-5, case
+        assert distance(gradients(together, family, case.name), expected) < 1e-5, case
+    rounded = gradients(alone, family, rank_suite.ROUNDED.name)
+    assert distance(rounded, expected) > 1e-4, "nothing was computed in bfloat16"
+    assert distance(gradients(together, family, rank_suite.ROUNDED.name), rounded) < distance(rounded, expected)
+    losses = together[f"{family}/losses"]
+    assert losses.unique().numel() == rank_suite.STEPS, "every step has its own samples"
+    torch.testing.assert_close(losses, alone[f"{family}/losses"], rtol=1e-5, atol=0)
+
+
+def test_ranks_and_cuts_compute_the_same(alone: Any, together: Any) -> None:
+    check(alone(QUICK), together(3, QUICK), QUICK)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranks_and_cuts_compute_the_same_for_every_family(alone: Any, together: Any, family: str, ranks: int) -> None:
+    check(alone(family), together(ranks, *FAMILIES), family)

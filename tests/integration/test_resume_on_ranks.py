@@ -1,0 +1,112 @@
+"""A run that was stopped or killed goes on as if nothing had been: on the same ranks bit for bit, on others closely."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_runs
+import torch
+from rank_runs import Plan, Result, play
+from safetensors.torch import load_file
+
+
+@pytest.fixture(autouse=True, scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    rank_runs.warm_up(tmp_path_factory.mktemp("warm"))
+
+
+def far(ours: Path, theirs: Path) -> float:
+    """Largest difference of two runs' weights."""
+    one, other = (load_file(folder / "result.safetensors") for folder in (ours, theirs))
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_stopped_run_goes_on_exactly_on_any_number_of_ranks(tmp_path: Path, *, lora: bool) -> None:
+    check_resumes(tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], lora=lora)
+
+
+def test_a_stopped_run_goes_on_on_other_ranks(tmp_path: Path) -> None:
+    check_resumes(tmp_path, [(2, 2), (3, 2)], lora=True)
+
+
+def check_resumes(tmp_path: Path, changes: list[tuple[int, int]], *, lora: bool) -> None:
+    for ranks in {after for _, after in changes}:
+        whole = tmp_path / f"whole-{ranks}"
+        assert play(Plan(folder=whole, ranks=ranks, lora=lora)) == [0] * ranks
+    for before, after in changes:
+        folder = tmp_path / f"{before}-{after}"
+        assert play(Plan(folder=folder, ranks=before, lora=lora, stop_after=2)) == [130] * before
+        assert play(Plan(folder=folder, ranks=after, lora=lora)) == [0] * after
+        ours, whole = Result.of(folder), Result.of(tmp_path / f"whole-{after}")
+        # Several ranks stop together, where they next speak: one step later.
+        assert ours.steps == list(range(3 if before == 1 else 4, rank_runs.STEPS + 1))
+        if before == after:
+            assert (ours.weights, ours.losses) == (whole.weights, whole.losses)
+        else:
+            assert [step for step, _ in ours.losses] == [step for step, _ in whole.losses]
+            for (_, one), (_, other) in zip(ours.losses, whole.losses, strict=True):
+                assert one == pytest.approx(other, rel=1e-6)
+            assert far(folder, tmp_path / f"whole-{after}") < 1e-6
+
+
+def test_a_flipped_byte_of_any_rank_is_found_by_all(tmp_path: Path) -> None:
+    assert play(Plan(folder=tmp_path, ranks=2, stop_after=2)) == [130, 130]
+    part = tmp_path / "checkpoints" / "iter_0000003" / "rank_00001.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"error.{rank}.txt").read_text()
+        assert f"{part}: is damaged" in said
+        assert "to go on from step 2, write 2 into" in said
+
+
+def test_frozen_weights_that_changed_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert play(Plan(folder=tmp_path, ranks=2, lora=True, stop_after=2)) == [130, 130]
+    original = rank_runs._decoder
+
+    def changed(*, lora: bool) -> Any:
+        decoder = original(lora=lora)
+        with torch.no_grad():
+            decoder.layers[0].attention.q.weight.mul_(1.5)
+        return decoder
+
+    monkeypatch.setattr(rank_runs, "_decoder", changed)
+    assert play(Plan(folder=tmp_path, ranks=2, lora=True)) == [1, 1]
+    assert "are not those it was trained with" in (tmp_path / "error.1.txt").read_text()
+
+
+def killed(folder: Path, ranks: int, victims: str, every: int) -> list[dict[str, Any]]:
+    command = [sys.executable, rank_runs.__file__, str(folder), str(ranks), victims, str(every)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(found: list[dict[str, Any]]) -> None:
+    assert sum(one["killed"] for one in found) >= 0.9 * len(found), "threads may take turns, but most points are met"
+    for one in found:
+        assert one["again"] == [0] * len(one["codes"]), one
+        assert one["same"], one
+        assert one["begin"] >= one["named"], "what was named as the latest is never lost"
+    assert {0, 2, 4} <= {one["begin"] for one in found if one["killed"]}
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("ranks", "victims"), [(1, "0"), (2, "0"), (2, "1"), (2, "0,1"), (3, "2")])
+def test_a_kill_at_any_point_costs_the_steps_since_the_last_checkpoint_and_no_more(
+    tmp_path: Path, ranks: int, victims: str
+) -> None:
+    found = killed(tmp_path, ranks, victims, 1)
+    assert len(found) > 60, "every write of three checkpoints, every word, every part of a step"
+    check(found)

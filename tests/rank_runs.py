@@ -1,0 +1,224 @@
+"""Runs of a small model on forked ranks, stopped, killed at points that are counted and not waited for, and resumed.
+
+A point is a write to the run's checkpoints, one of a checkpoint's words among the ranks, or a place inside a step. The
+process that forks has everything imported, so that a run takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from rank_suite import GLOBAL_BATCH, LENGTH, VOCABULARY, Conversations
+from safetensors.torch import load_file, save_file
+
+from tandem.catalogue.models import MODELS
+from tandem.catalogue.shrink import SmallShape, shrink
+from tandem.errors import TandemError
+from tandem.model.random_weights import random_decoder
+from tandem.parallel.place import Place
+from tandem.parallel.world import GlooTalk, Soliloquy, World, joined
+from tandem.training.adapters.lora import apply_lora
+from tandem.training.checkpoints import store
+from tandem.training.compute.loss import LossModel
+from tandem.training.progress import Recording, StepReport
+from tandem.training.settings.config import LoraConfig, StageConfig
+from tandem.training.stage import Stage, train
+from tandem.training.watch.metrics import read_metrics
+
+WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
+STEPS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run."""
+
+    folder: Path
+    ranks: int = 2
+    lora: bool = False
+    stop_after: int | None = None
+    """A step after which rank 1, or the only one, is told to stop."""
+    victims: tuple[int, ...] = ()
+    """Ranks that are killed."""
+    point: int | None = None
+    """At which of their points."""
+
+
+class Points:
+    """Counts the points of this rank, and kills it at one of them."""
+
+    def __init__(self, folder: Path, fatal: int | None) -> None:
+        self.names: list[str] = []
+        self._folder = str(folder / "checkpoints")
+        self._fatal = fatal
+
+    def watch(self) -> None:
+        sys.addaudithook(self._audit)
+        self._before(World, "total")
+        self._before(torch.optim.AdamW, "step")
+        self._before(LossModel, "forward")
+        self._before(store, "read_shards")
+        for talk in (GlooTalk, Soliloquy):
+            self._before(talk, "gather")
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event in WRITES and arguments and self._folder in str(arguments[0]):
+            self.reach(f"{event} {str(arguments[0]).removeprefix(self._folder)}")
+
+    def _before(self, owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(original)
+        def reached(*arguments: Any, **options: Any) -> Any:
+            self.reach(name)
+            return original(*arguments, **options)
+
+        setattr(owner, name, reached)
+
+    def reach(self, name: str) -> None:
+        self.names.append(name)
+        if self._fatal is not None and len(self.names) == self._fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Stopping(Recording):
+    """Tells this process to stop after a step."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self._step = step
+
+    def step(self, report: StepReport) -> None:
+        super().step(report)
+        if report.step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def play(plan: Plan) -> list[int]:
+    """Exit codes of all ranks; what each met is in `<folder>/points.<rank>.json`, rank 0's result beside it."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    (plan.folder / "meeting").unlink(missing_ok=True)
+    children = [_forked(plan, rank) for rank in range(plan.ranks)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def warm_up(folder: Path) -> None:
+    """Import what a run imports on its way, and leave no thread behind: what is forked has only one."""
+    torch.set_num_threads(1)
+    train(_stage(Plan(folder=folder, ranks=1), World()), _decoder(lora=False), Conversations(packed=False), Recording())
+
+
+def _forked(plan: Plan, rank: int) -> int:
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        code = _work(plan, rank)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as its parent's twin
+        print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _work(plan: Plan, rank: int) -> int:
+    points = Points(plan.folder, plan.point if rank in plan.victims else None)
+    place = Place(rank=rank, ranks=plan.ranks, local_rank=rank, meeting=f"file:{plan.folder}/meeting")
+    progress = Stopping(plan.stop_after if rank == 0 else None)
+    with joined(place, torch.device("cpu")) as world:
+        points.watch()
+        try:
+            decoder = train(_stage(plan, world), _decoder(lora=plan.lora), Conversations(packed=False), progress)
+        except KeyboardInterrupt:
+            return 130
+        except TandemError as error:
+            (plan.folder / f"error.{rank}.txt").write_text(str(error))
+            return 1
+        if decoder is not None:
+            save_file({name: one.detach().contiguous() for name, one in decoder.named_parameters()},
+                      plan.folder / "result.safetensors")  # fmt: skip
+            (plan.folder / "steps.json").write_text(json.dumps([report.step for report in progress.reports]))
+        (plan.folder / f"points.{rank}.json").write_text(json.dumps(points.names))
+    return 0
+
+
+def _stage(plan: Plan, world: World) -> Stage:
+    config = StageConfig(steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH, micro_batch=2, lr=1e-4, min_lr=1e-5,
+                         warmup_steps=1, save_every=2, keep_last=2)  # fmt: skip
+    return Stage(name="sft", title="ranks", config=config, folder=plan.folder, inputs={}, world=world)
+
+
+def _decoder(*, lora: bool) -> Any:
+    small = shrink(MODELS["llama3.2-1b"].config, SmallShape(layers=2, vocab=VOCABULARY))
+    decoder = random_decoder(small, torch.float32, 0)
+    if not lora:
+        return decoder.unfreeze()
+    apply_lora(decoder, LoraConfig(rank=2), seed=0)
+    return decoder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run that ended well left."""
+
+    weights: dict[str, bytes]
+    losses: list[tuple[int, float]]
+    steps: list[int]
+    """That its last process took."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Result:
+        weights = {name: one.numpy().tobytes() for name, one in load_file(folder / "result.safetensors").items()}
+        losses = [(report.step, report.loss) for report in read_metrics(folder / "metrics.jsonl")]
+        return cls(weights, losses, json.loads((folder / "steps.json").read_text()))
+
+
+def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int) -> Iterator[dict[str, Any]]:
+    """Kill at one point after the other, and go on each time; yields what came of it.
+
+    Args:
+        base: Empty.
+        ranks: How many train.
+        victims: Of these, who is killed.
+        every: 1 for every point, 2 for every second one and so on.
+    """
+    assert play(Plan(folder=base / "calm", ranks=ranks)) == [0] * ranks
+    calm = Result.of(base / "calm")
+    names = json.loads((base / "calm" / f"points.{victims[0]}.json").read_text())
+    for point in range(1, len(names) + 1, every):
+        folder = base / str(point)
+        codes = play(Plan(folder=folder, ranks=ranks, victims=victims, point=point))
+        latest = folder / "checkpoints" / store.LATEST
+        named = int(latest.read_text()) if latest.exists() else 0
+        again = play(Plan(folder=folder, ranks=ranks))
+        result = Result.of(folder) if not any(again) else None
+        yield {
+            "point": names[point - 1],
+            "killed": -signal.SIGKILL in codes,
+            "codes": codes,
+            "again": again,
+            "named": named,
+            "begin": result.steps[0] - 1 if result and result.steps else STEPS,
+            "same": result is not None and (result.weights, result.losses) == (calm.weights, calm.losses),
+        }
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    """A line of JSON for each point: `python tests/rank_runs.py FOLDER RANKS VICTIM[,VICTIM] EVERY`."""
+    folder, ranks, victims, every = sys.argv[1:]
+    warm_up(Path(folder) / "warm")
+    for found in kill_everywhere(Path(folder), int(ranks), tuple(map(int, victims.split(","))), int(every)):
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

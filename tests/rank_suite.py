@@ -1,0 +1,137 @@
+"""Gradients and losses of small models of every family, by as many ranks as this is started with.
+
+`python tests/rank_suite.py OUT FAMILY...` as each rank; rank 0 writes OUT, one safetensors file with the gradients of
+every case and the losses of twenty steps. Alone in a process, `run` gives the same in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tandem.catalogue.models import MODELS
+from tandem.catalogue.shrink import SmallShape, shrink
+from tandem.model.random_weights import random_decoder
+from tandem.parallel.place import Place
+from tandem.parallel.world import World, joined
+from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.loss import LossModel
+from tandem.training.compute.parallelize import parallelize
+from tandem.training.compute.recompute import apply_recompute
+from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.loop import Trainer
+from tandem.training.settings.config import Precision, Recompute, StageConfig
+
+VOCABULARY = 101
+LENGTH = 24
+GLOBAL_BATCH = 8
+"""Rows where each conversation has one of its own; packed, it is half as many."""
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compute the same."""
+
+    micro_batch: int = 1
+    packed: bool = False
+    recompute: Recompute = "none"
+    precision: Precision = "float32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.micro_batch}-{'packed' if self.packed else 'padded'}-{self.recompute}-{self.precision}"
+
+
+CASES = (Case(), Case(2), Case(4), Case(1, packed=True), Case(2, packed=True), Case(2, recompute="full"),
+         Case(2, recompute="selective"), Case(1, packed=True, recompute="full"))  # fmt: skip
+ROUNDED = Case(2, precision="bfloat16")
+
+
+class Conversations:
+    """Of unequal lengths, partly learnt; two in a row, or each in its own, padded."""
+
+    def __init__(self, *, packed: bool) -> None:
+        self._packed = packed
+
+    def at(self, position: int, count: int) -> Batch:
+        rows = [self._row(place) for place in range(position, position + count)]
+        tokens, targets, segments = (torch.stack(part) for part in zip(*rows, strict=True))
+        return Batch(tokens=tokens, targets=targets, segments=segments)
+
+    def _row(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, segments = torch.zeros(LENGTH, dtype=torch.long), torch.zeros(LENGTH, dtype=torch.long)
+        targets = torch.full((LENGTH,), IGNORED)
+        begin = 0
+        for number in (2 * place, 2 * place + 1) if self._packed else (place,):
+            ids = conversation(number)
+            end = begin + len(ids)
+            tokens[begin:end], segments[begin:end] = ids, number % 2 + 1
+            targets[begin + 2 : end - 1] = ids[3:]  # the first three are a question
+            begin = end
+        return tokens, targets, segments
+
+
+def conversation(number: int) -> Tensor:
+    """Token ids [5 .. 12]."""
+    drawn = torch.Generator().manual_seed(number)
+    length = int(torch.randint(5, 13, (), generator=drawn))
+    return torch.randint(1, VOCABULARY, (length,), generator=drawn)
+
+
+def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
+    """`<family>/<case>/<parameter>` gradients and `<family>/losses`."""
+    found: dict[str, Tensor] = {}
+    for family in families:
+        for case in (*CASES, ROUNDED):
+            trainer = trainer_of(family, case, world)
+            trainer.step()  # with a learning rate of 0 for the first: only the gradient is looked at
+            for name, parameter in trainer.model.named_parameters():
+                if parameter.grad is not None:
+                    found[f"{family}/{case.name}/{name}"] = whole(parameter.grad)
+        trainer = trainer_of(family, Case(2), world)
+        reports = [trainer.step()[0] for _ in range(STEPS)]
+        found[f"{family}/losses"] = torch.tensor([report.loss for report in reports if report], dtype=torch.float64)
+    return found
+
+
+def trainer_of(family: str, case: Case, world: World) -> Trainer:
+    """Ready to take steps at a small learning rate, unclipped."""
+    decoder = random_decoder(shrink(MODELS[family].config, SmallShape(layers=2, vocab=VOCABULARY)), torch.float32, 0)
+    apply_recompute(decoder.unfreeze(), case.recompute)
+    model = LossModel(decoder).train()
+    parallelize(model, world, case.precision)
+    config = StageConfig(
+        steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH // 2 if case.packed else GLOBAL_BATCH,
+        micro_batch=case.micro_batch, lr=1e-4, min_lr=1e-5, warmup_steps=2, clip=1e9, precision=case.precision,
+        recompute=case.recompute, save_every=STEPS,
+    )  # fmt: skip
+    store = CheckpointStore(Path(os.devnull), {}, 1, World())  # nothing is saved
+    return Trainer(model, Conversations(packed=case.packed), config, store, world)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def main() -> None:
+    out, *families = sys.argv[1:]
+    torch.set_num_threads(1)
+    place = Place.told(os.environ)
+    assert place is not None, "run_ranks says where this process stands"
+    with joined(place, torch.device("cpu")) as world:
+        found = run(families, world)
+        if world.leads:
+            save_file(found, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Ranks as processes: told their place, watched, ended together, and the one to blame is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tandem.errors import ProcessError, UsageError
+from tandem.parallel.place import Place
+from tandem.training.guard.diagnosis import HUNG, Report, report_path
+from tandem.training.launch import ranks
+from tandem.training.launch.ranks import PEER_LOST, Hosts, run_ranks
+
+
+def command(program: str) -> list[str]:
+    """A rank that runs `program`, with its rank as `rank`."""
+    return [sys.executable, "-c", f"import os, signal, sys, time; rank = int(os.environ['TANDEM_RANK']); {program}"]
+
+
+def test_every_rank_is_told_its_place(tmp_path: Path) -> None:
+    program = f"open('{tmp_path}/' + str(rank), 'w').write(repr(dict(os.environ)))"
+    hosts = Hosts(ranks=2, count=3, rank=1, master="10.0.0.1", port=6001)
+    run_ranks(command(program), hosts, tmp_path / "logs")
+    for number in (2, 3):
+        told = Place.told(eval((tmp_path / str(number)).read_text()))
+        assert told == Place(rank=number, ranks=6, local_rank=number - 2, meeting="tcp:10.0.0.1:6001")
+    assert Place.told({}) is None
+
+
+def test_ranks_of_one_host_meet_in_a_folder_that_goes_with_them(tmp_path: Path) -> None:
+    program = f"open('{tmp_path}/' + str(rank), 'w').write(os.environ['TANDEM_MEETING'])"
+    run_ranks(command(program), Hosts(ranks=2), tmp_path / "logs")
+    first, second = ((tmp_path / name).read_text() for name in "01")
+    assert first == second
+    assert first.startswith("file:")
+    assert not Path(first.removeprefix("file:")).parent.exists()
+
+
+def test_the_rank_that_failed_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
+    program = f"print('no memory'); sys.exit({PEER_LOST} if rank == 1 else 3 if rank == 2 else 0)"
+    with pytest.raises(ProcessError, match=r"rank 2 ended with code 3; the end of .*run_log-1-2\.txt:\n  no memory"):
+        run_ranks(command(program), Hosts(ranks=3), tmp_path)
+
+
+def test_one_that_was_killed_is_named_and_the_others_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "GRACE_S", 0.3)
+    program = "os.kill(os.getpid(), 9) if rank == 1 else time.sleep(600)"
+    began = time.monotonic()
+    with pytest.raises(ProcessError, match="rank 1 was ended by SIGKILL"):
+        run_ranks(command(program), Hosts(ranks=2), tmp_path)
+    assert time.monotonic() - began < 60
+
+
+def test_of_a_hang_the_reports_of_all_are_told(tmp_path: Path) -> None:
+    stale = report_path(tmp_path, 5)
+    stale.write_text("{")
+    waits = Report(rank=0, world=2, step=7, seconds=63, collective="all_gather", module="layers.3", line="x", last=None)
+    stands = Report(rank=1, world=2, step=7, seconds=63, collective=None, module=None, line="sleep, a.py:3", last=None)
+    texts = {report_path(tmp_path, one.rank): one.to_json().decode() for one in (waits, stands)}
+    writes = [f"open({str(path)!r}, 'w').write({text!r})" for path, text in texts.items()]
+    program = f"{writes[0]} if rank == 0 else {writes[1]}; time.sleep(0.3); sys.exit({HUNG})"
+    with pytest.raises(ProcessError, match="rank 1 did not come to the collective") as caught:
+        run_ranks(command(program), Hosts(ranks=2), tmp_path)
+    assert "rank 0: step 7, for 63 s in all_gather of layers.3" in str(caught.value)
+    assert f"stacks are in {tmp_path}" in str(caught.value)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_and_a_second_one_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    program = f"signal.signal(15, lambda *_: open('{tmp_path}/' + str(rank), 'w').close()); time.sleep(600)"
+
+    def send() -> None:
+        for wanted in ("ready", "0"):
+            while not (tmp_path / wanted).exists() or (not (tmp_path / "1").exists() and wanted == "0"):
+                time.sleep(0.02)
+            os.kill(os.getpid(), number)
+
+    started = f"open('{tmp_path}/ready', 'w').close() if rank == 0 else None"
+    handler = program.replace("; time.sleep", f"; time.sleep(0.3); {started}; time.sleep")
+    threading.Thread(target=send, daemon=True).start()
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(command(handler), Hosts(ranks=2), tmp_path / "logs")
+    assert {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
+    assert signal.getsignal(number) == before
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
+    program = (
+        "from tandem.training.launch.rank import one_of_several\n"
+        "import os, time\n"
+        f"with one_of_several(): open('{tmp_path}/' + str(os.getpid()), 'w').close(); time.sleep(600)"
+    )
+    launcher = (
+        "import sys; from pathlib import Path; from tandem.training.launch.ranks import Hosts, run_ranks\n"
+        f"run_ranks([sys.executable, '-c', {program!r}], Hosts(ranks=2), Path('{tmp_path}/logs'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launcher])
+    while len(pids := [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]) < 2:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a rank lives on without its launcher"
+        time.sleep(0.05)
+
+
+def test_hosts_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match="NODE_RANK 2: hosts are counted from 0 to NNODES - 1, which is 1"):
+        Hosts(count=2, rank=2)
+    with pytest.raises(UsageError, match="at least one must compute"):
+        Hosts(ranks=0)
