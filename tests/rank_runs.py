@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rank_suite import GLOBAL_BATCH, LENGTH, VOCABULARY, Conversations
+from recording import Recording
 from safetensors.torch import load_file, save_file
 
 from tandem.catalogue.models import MODELS
@@ -30,7 +31,7 @@ from tandem.parallel.world import GlooTalk, Soliloquy, World, joined
 from tandem.training.adapters.lora import apply_lora
 from tandem.training.checkpoints import store
 from tandem.training.compute.loss import LossModel
-from tandem.training.progress import Recording, StepReport
+from tandem.training.progress import StepReport
 from tandem.training.settings.config import LoraConfig, StageConfig
 from tandem.training.stage import Stage, train
 from tandem.training.watch.metrics import read_metrics

@@ -1,8 +1,8 @@
-"""What a run tells while it works, and to whom; the command line draws it, a test records it."""
+"""What a run tells while it works, and to whom; the command line draws it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -94,39 +94,3 @@ class Silence:
 
     def note(self, text: str) -> None:
         """Nothing."""
-
-
-@dataclass
-class Recording:
-    """Remembers everything, for tests."""
-
-    begun: list[str] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-    reused: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    reports: list[StepReport] = field(default_factory=list)
-    advances: list[str] = field(default_factory=list)
-
-    def begin(self, stage: str, steps: int | None, done: int = 0) -> None:
-        """Keep the stage's name."""
-        self.begun.append(stage)
-
-    def step(self, report: StepReport) -> None:
-        """Keep the report."""
-        self.reports.append(report)
-
-    def advance(self, done: int, numbers: str) -> None:
-        """Keep the numbers."""
-        self.advances.append(numbers)
-
-    def end(self, stage: str) -> None:
-        """Keep the stage's name."""
-        self.ended.append(stage)
-
-    def reuse(self, stage: str) -> None:
-        """Keep the stage's name."""
-        self.reused.append(stage)
-
-    def note(self, text: str) -> None:
-        """Keep the text."""
-        self.notes.append(text)

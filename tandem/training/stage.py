@@ -46,6 +46,8 @@ class Stage:
     inputs: Inputs
     """All that the result depends on; guards the checkpoints."""
     world: World = field(default_factory=World)
+    nodes: int = 1
+    """Hosts of the run."""
     process_logs: Path | None = None
     """Where ranks that hang say so; by default `plog` in the folder."""
 
@@ -80,10 +82,14 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) 
     trainer.resume(_first(stage, store))
     told.begin(stage.name, config.steps, done=trainer.state.step)
     told.note(formula := trainer.meter.formula())
-    record = Record(stage.folder, stage.title, trainer.state.step, formula) if world.leads else nullcontext()
+    record = _record(stage, trainer.state.step, formula) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch)
     return gathered(decoder, world)
+
+
+def _record(stage: Stage, step: int, formula: str) -> Record:
+    return Record(stage.folder, stage.title, step, formula, stage.nodes)
 
 
 def _watch(stage: Stage) -> HangWatch | Unwatched:

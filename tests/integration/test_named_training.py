@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from openai import OpenAI
+from recording import Recording
 
 from tandem.catalogue.models import find_model
 from tandem.catalogue.shrink import chosen_config
@@ -30,7 +31,6 @@ from tandem.topology.topology import Role
 from tandem.training.adapters.lora import merge
 from tandem.training.adapters.peft_folder import load_adapter
 from tandem.training.named.run import run_named
-from tandem.training.progress import Recording
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
 from tandem.training.watch.metrics import read_metrics
@@ -223,6 +223,7 @@ def test_two_hosts_that_share_a_folder(given: dict[str, str], tmp_path: Path) ->
     assert losses(two) == pytest.approx(losses(alone), rel=1e-5)
     assert said[0].strip() == str(two.run.exported)
     assert (two.run.exported / "model.safetensors").exists()
+    assert (two.run.paths.logs / "run_log-2-0.txt").exists()
 
 
 @pytest.mark.full

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from recording import Recording
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,7 +23,7 @@ from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
-from tandem.training.progress import Recording, StepReport
+from tandem.training.progress import StepReport
 from tandem.training.settings.config import Recipe, build_recipe
 from tandem.training.watch.metrics import read_metrics
 

@@ -2,7 +2,7 @@
 
 metrics.jsonl                  one line for each step
 mfu.txt                        how MFU is counted, with this run's numbers
-run_log-{nodes}-{rank}.txt     the same steps for people, every session of the run after the other
+run_log-{nodes}-0.txt          the same steps for people, every session of the run after the other
 training_loss.png              curves; drawn now and then, and at the end
 tensorboard/                   event files, where the extra `tensorboard` is installed
 """
@@ -31,14 +31,13 @@ class Record(AbstractContextManager["Record"]):
         title: Of the picture.
         step: The step the run continues from.
         formula: How MFU is counted.
-        nodes: Hosts of the run; with `rank` the name of the log, as the documents have it.
-        rank: Which of them this is.
+        nodes: Hosts of the run, of which the documents' name of the log speaks; its rank is 0, that of who leads.
     """
 
-    def __init__(self, folder: Path, title: str, step: int, formula: str, nodes: int = 1, rank: int = 0) -> None:
+    def __init__(self, folder: Path, title: str, step: int, formula: str, nodes: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = MetricsLog(folder / METRICS, step)
-        self._lines: IO[str] = (folder / f"run_log-{nodes}-{rank}.txt").open("a", encoding="utf-8", buffering=1)
+        self._lines: IO[str] = (folder / f"run_log-{nodes}-0.txt").open("a", encoding="utf-8", buffering=1)
         self._board = Board(folder / "tensorboard", step) if can_write() else None
         self._painter = Painter(folder, title)
         write_whole(folder / FORMULA, f"{formula}\n".encode())

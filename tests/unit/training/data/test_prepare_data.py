@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from recording import Recording
 
 from tandem.cli import run
 from tandem.errors import DataError, ProcessError, UsageError
@@ -31,7 +32,7 @@ from tandem.training.data.open import open_batches
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.data.prepare import Prepared, PrepareSpec, prepare
 from tandem.training.data.readers.blocks import Block
-from tandem.training.progress import Recording, Silence
+from tandem.training.progress import Silence
 
 ROWS = [{"instruction": "hello", "input": "naïve" * (n % 3), "output": f"bye {n}", "text": f"hello {n}"}
         for n in range(40)]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from marred_batches import Marred, Without, decoder
+from recording import Recording
 from safetensors.torch import load_file
 
 from tandem.errors import DivergenceError
@@ -18,7 +19,7 @@ from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
 from tandem.training.guard.journal import Action, read_events
 from tandem.training.loop import Trainer
-from tandem.training.progress import Recording, StepReport
+from tandem.training.progress import StepReport
 from tandem.training.settings.config import StageConfig
 from tandem.training.watch.metrics import MetricsLog, read_metrics
 

@@ -54,13 +54,13 @@ def test_a_folder_holds_every_step_once_and_the_documents_files(stage: Path) -> 
 
 
 def test_a_run_that_fails_leaves_its_picture_and_says_why(tmp_path: Path) -> None:
-    record = Record(tmp_path, "tiny", 0, "MFU")
+    record = Record(tmp_path, "tiny", 0, "MFU", nodes=2)
     record.append(report(1))
     record.go_back(0)
     record.append(report(1))
     record.__exit__(ValueError, ValueError("no more"), None)
     assert (tmp_path / PICTURE).exists()
-    assert (tmp_path / "run_log-1-0.txt").read_text().endswith("ended: ValueError no more\n")
+    assert (tmp_path / "run_log-2-0.txt").read_text().endswith("ended: ValueError no more\n")
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
