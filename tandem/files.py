@@ -87,8 +87,8 @@ def read_json_object(path: Path, error: type[TandemError]) -> dict[str, Any]:
 
 
 def json_bytes(fields: dict[str, Any]) -> bytes:
-    """A JSON object as people like to read it."""
-    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+    """A JSON object as people like to read it; half a surrogate pair, as in a name that is no UTF-8, is escaped."""
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -53,9 +53,9 @@ def encode_blocks(
         for block in blocks:
             waiting.append((block, pool.submit(_encode, encoding, block)))
             if len(waiting) >= AHEAD * workers:
-                yield _done(waiting)
+                yield _done(waiting, encoder)
         while waiting:
-            yield _done(waiting)
+            yield _done(waiting, encoder)
     except BrokenProcessPool:
         raise ProcessError(
             f"one of {workers} tokenising processes died, most likely for want of memory; use fewer with --workers"
@@ -64,9 +64,12 @@ def encode_blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _done(waiting: deque[tuple[Block, Future[Encoded]]]) -> tuple[Block, Encoded]:
+def _done(waiting: deque[tuple[Block, Future[Encoded]]], encoder: Encoder) -> tuple[Block, Encoded]:
     block, future = waiting.popleft()
-    return block, future.result()
+    try:
+        return block, future.result()
+    except RecursionError:  # a row nests too deep to be sent to a process, or back
+        return block, encoder.encode(block)
 
 
 def _begin() -> None:

@@ -67,6 +67,8 @@ def find_files(path: Path) -> DataFiles:
         raise DataError(f"{path}: is not there; check the name of the data")
     if path.suffix.lower() not in FORMATS:
         raise DataError(f"{path}: has no known suffix; data is {', '.join(FORMATS)}; unpack or rename the file")
+    if not path.is_file():
+        raise DataError(f"{path}: is a pipe or a device, and data is read more than once; write it into a file")
     return DataFiles(files=(_file(path, path.parent),), left_out=())
 
 
@@ -105,7 +107,11 @@ def _saved_files(folder: Path) -> Iterator[DataFile]:
 
 def _is_data(name: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.suffix.lower() in FORMATS and not DESCRIPTIONS.fullmatch(name.name) and path.is_file()
+    if hidden or name.suffix.lower() not in FORMATS or DESCRIPTIONS.fullmatch(name.name):
+        return False
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: is a link to nowhere; copy what it names, or remove it")
+    return path.is_file()
 
 
 def _train_only(files: list[DataFile]) -> list[DataFile]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tandem.errors import DataError
+from tandem.errors import DataError, printable
 from tandem.training.data.readers.blocks import Sized, readable
 
 CHUNK = 1 << 20
@@ -60,6 +60,9 @@ class _Values:
             if (sign := self._peek()) not in (",", "]"):
                 raise self._broken("has neither comma nor end after a row")
             self._place += sign == ","
+        self._place += 1
+        if self._peek():
+            raise self._broken("goes on behind the end of its array")
 
     def _of_one(self, value: Any, size: int) -> Iterator[Sized]:
         if not isinstance(value, dict) or ROW_KEYS & value.keys():
@@ -69,9 +72,10 @@ class _Values:
             key for key, rows in value.items() if isinstance(rows, list) and all(isinstance(r, dict) for r in rows)
         ]
         if len(lists) != 1:
+            keys = printable(", ".join(value))[:200] or "none"
             raise DataError(
-                f"{self._path}: is one object with keys {', '.join(map(str, value))}, and not one of them alone holds "
-                "rows; write an array of rows"
+                f"{self._path}: is one object with keys {keys}, and not one of them alone holds rows; write an array "
+                "of rows"
             )
         rows = value[lists[0]]
         yield from ((row, size // max(1, len(rows))) for row in rows)
@@ -87,6 +91,8 @@ class _Values:
                 continue
             except RecursionError:
                 raise self._broken("nests too deep") from None
+            except ValueError as error:  # a number of more digits than Python reads
+                raise self._broken(str(error)) from None
             # A number at the end of the buffer may go on behind it.
             if end < len(self._text) or not self._grow():
                 size, self._place = end - self._place, end

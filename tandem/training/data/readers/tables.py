@@ -21,17 +21,46 @@ def read_parquet(path: Path) -> Iterator[Sized]:
     with readable(path, pyarrow.ArrowException), pyarrow.parquet.ParquetFile(path) as file:
         each = path.stat().st_size // max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-            yield from ((row, each) for row in batch.to_pylist())
+            yield from ((row, each) for row in _rows(batch))
 
 
 def read_arrow(path: Path) -> Iterator[Sized]:
     """The rows of an Arrow IPC file or stream, mapped and not held."""
     with readable(path, pyarrow.ArrowException), pyarrow.memory_map(str(path)) as source:
         for batch in _record_batches(source):
+            batch.validate(full=True)  # of a damaged file, offsets lead anywhere in memory
             for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
                 rows = batch.slice(begin, ROWS_AT_ONCE)
                 each = rows.nbytes // rows.num_rows
-                yield from ((row, each) for row in rows.to_pylist())
+                yield from ((row, each) for row in _rows(rows))
+
+
+def _rows(batch: Any) -> list[Any]:
+    """The rows of a record batch as objects; those with a value that Python has no object for are broken."""
+    fields = [field.with_type(_readable_type(field.type)) for field in batch.schema]
+    batch = batch.cast(pyarrow.schema(fields), safe=False)
+    try:
+        return list(batch.to_pylist())
+    except ValueError:  # text that is no UTF-8, a time out of range; which row's, only each alone can say
+        return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row(batch: Any) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except ValueError as error:
+        return Broken(", ".join(batch.schema.names), f"holds what cannot be read ({error})")
+
+
+def _readable_type(kind: Any) -> Any:
+    """A column's type with times as Python has them: in microseconds, and in no zone, which would have to be known."""
+    if pyarrow.types.is_timestamp(kind):
+        return pyarrow.timestamp("us")
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_readable_type(kind.value_type)))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_readable_type(field.type)) for field in kind])
+    return kind
 
 
 def _record_batches(source: Any) -> Iterator[Any]:

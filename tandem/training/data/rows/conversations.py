@@ -65,9 +65,10 @@ def _sharegpt(row: dict[str, Any]) -> Iterator[list[Message]]:
 def _sharegpt_turn(number: int, turn: Any) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         raise DataError(f"turn {number}: has no text `value`")
-    if turn.get("from") not in SHAREGPT_ROLES:
-        raise DataError(f"turn {number}: from {turn.get('from')!r} is unknown; use {', '.join(SHAREGPT_ROLES)}")
-    return _message(SHAREGPT_ROLES[turn["from"]], turn["value"])
+    speaker = turn.get("from")
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+        raise DataError(f"turn {number}: from {speaker!r} is unknown; use {', '.join(SHAREGPT_ROLES)}")
+    return _message(SHAREGPT_ROLES[speaker], turn["value"])
 
 
 def _tools(tools: Any) -> str:
@@ -120,9 +121,10 @@ def _bare(text: str) -> str:
     return text.strip()
 
 
-def _number(name: Any) -> int:
-    digits = "".join(letter for letter in str(name) if letter.isdecimal())
-    return int(digits) if digits else 0
+def _number(name: str) -> tuple[int, str]:
+    """Orders as the number in a name does, however many digits it has."""
+    digits = "".join(letter for letter in name if letter.isdecimal()).lstrip("0")
+    return len(digits), digits
 
 
 def _check(messages: Sequence[Message]) -> None:

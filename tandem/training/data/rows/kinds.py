@@ -12,9 +12,11 @@ Source: the data formats of ModelLink (MindSpeed-LLM) and LLaMA-Factory, and of 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Literal
 
-from tandem.errors import DataError, UsageError
+from tandem.errors import DataError, UsageError, printable
+from tandem.training.data.readers.blocks import Broken
 
 Kind = Literal["text", "alpaca", "sharegpt", "openai", "moss", "moss-turns"]
 Stage = Literal["pretrain", "sft"]
@@ -32,6 +34,8 @@ HANDLERS: dict[str, Kind] = {
 """The documents' `DATA_TYPE`."""
 
 AUTO = "auto"
+SHOWN_KEYS = 20
+"""Of a row that is not recognised, in the error."""
 
 
 def named_kind(name: str, stage: Stage | None) -> Kind | None:
@@ -66,9 +70,12 @@ def detect(rows: Iterable[Any], stage: Stage | None, text_key: str, where: str) 
     Raises:
         DataError: No row is an object, or its keys belong to no kind that the stage can use; the keys are named.
     """
-    first = next((row for row in rows if isinstance(row, dict)), None)
+    looked_at = list(rows)
+    first = next((row for row in looked_at if isinstance(row, dict)), None)
     if first is None:
-        raise DataError(f"{where}: none of the first rows is an object with keys; check that it is the right file")
+        broken = next((f": one {row.reason}" for row in looked_at if isinstance(row, Broken)), "")
+        what = f"none of the first rows is an object with keys{broken}" if looked_at else "holds no row"
+        raise DataError(f"{where}: {what}; check that it is the right file")
     instruction, text = _instruction(first), text_key in first
     if instruction is not None and stage != "pretrain":
         return instruction
@@ -79,7 +86,7 @@ def detect(rows: Iterable[Any], stage: Stage | None, text_key: str, where: str) 
             f"{where}: holds {instruction} rows without a text under {text_key}; name its key with --text-key, or "
             "fine-tune on them"
         )
-    keys = ", ".join(map(str, first)) or "none"
+    keys = printable(", ".join(map(str, islice(first, SHOWN_KEYS)))) or "none"
     advice = "instruction, conversations, messages or chat" if stage == "sft" else f"{text_key}, instruction, messages"
     raise DataError(f"{where}: rows have the keys {keys}; expected {advice}; rename them, or use --text-key for a text")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tandem.errors import DataError, UsageError
+from tandem.training.data.readers.blocks import Broken
 from tandem.training.data.rows.conversations import conversations
 from tandem.training.data.rows.kinds import HANDLERS, Kind, Stage, detect, named_kind
 
@@ -59,6 +60,8 @@ def test_rows_become_conversations(row: Any, kind: Kind, expected: list[list[str
         ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "openai", "tool calls are not supported"),
         ({"messages": OPENAI["messages"], "tools": [1]}, "openai", "has tools"),
         ({"chat": {"turn_1": {"Human": "q"}}}, "moss", "turn_1: has no texts"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, "sharegpt", r"turn 0: from \['gpt'\] is unknown"),
+        ({"chat": {f"turn_{'9' * 5000}": {"Human": "q"}}}, "moss", "has no texts"),
         ({"chat": {}}, "moss", "has no turn"),
         ({"chat": {}}, "moss-turns", "has no turn"),
     ],
@@ -85,8 +88,10 @@ def test_what_is_not_recognised_is_refused_with_its_keys() -> None:
         detect([{"question": "q", "answer": "a"}], None, "text", "here")
     with pytest.raises(DataError, match="sharegpt rows without a text under body"):
         detect([SHAREGPT], "pretrain", "body", "here")
-    with pytest.raises(DataError, match="none of the first rows"):
-        detect([1, "x"], None, "text", "here")
+    with pytest.raises(DataError, match="none of the first rows is an object with keys: one is no UTF-8; check"):
+        detect([1, Broken("x", "is no UTF-8")], None, "text", "here")
+    with pytest.raises(DataError, match=r"rows have the keys \\x1b0, .*\\x1b19; expected"):
+        detect([{f"\x1b{number}": 1 for number in range(999)}], None, "text", "here")
 
 
 def test_kinds_have_the_documents_names_too() -> None:

@@ -148,11 +148,17 @@ def test_data_with_no_good_row_is_refused_with_the_reasons(folder: Path, tmp_pat
     ):
         made(path, folder)
     path.write_text("")
-    with pytest.raises(DataError, match="none of the first rows"):
-        made(path, folder)
-    with pytest.raises(DataError, match="holds no row"):
-        made(path, folder, kind="text")
+    for kind in ("auto", "text"):
+        with pytest.raises(DataError, match="holds no row"):
+            made(path, folder, kind=kind)
     assert not list((tmp_path / "out").glob("d*"))
+
+
+def test_names_need_not_be_utf_8(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"t\xff.jsonl")
+    path.write_text('{"text": "hello"}\n')
+    assert not made(path, folder).reused
+    assert made(path, folder).reused
 
 
 def test_what_is_done_is_used_again_and_what_changed_is_made_anew(parquet: Path, folder: Path) -> None:
@@ -179,7 +185,8 @@ def test_the_number_of_workers_changes_nothing(folder: Path, tmp_path: Path) -> 
     data.mkdir()
     for number in range(7):  # each is a block
         rows = [json.dumps({"instruction": f"{number} {n}", "output": "bye " * number or "x"}) for n in range(9)]
-        (data / f"{number}.jsonl").write_text("\n".join([*rows, "broken"]))
+        deep = '{"instruction": 1, "output": ' + "[" * 900 + "]" * 900 + "}"  # too deep to be sent to a process
+        (data / f"{number}.jsonl").write_text("\n".join([*rows, "broken" if number else deep]))
     found = []
     for count in (1, 2):
         prepared = made(data, folder, workers=count, seq_length=64 - count)  # another length, so that it is made anew

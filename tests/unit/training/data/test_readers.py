@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import struct
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +92,8 @@ def test_a_value_may_be_longer_than_what_is_read_at_once(tmp_path: Path, monkeyp
         ('[{"text": "x"} {"text": "y"}]', "neither comma nor end"),
         ('{"a": [{}], "b": [{}]}', "not one of them alone holds rows"),
         ("[" * 100_000, "nests too deep"),
+        ('[{"text": "x"}] [{"text": "y"}]', "character 16 .goes on behind the end of its array"),
+        ('[{"text": 1' + "0" * 5000 + "}]", "is broken at character 1 .Exceeds the limit"),
     ],
 )
 def test_broken_json_is_named(content: str, message: str, tmp_path: Path) -> None:
@@ -121,6 +126,29 @@ def test_damaged_tables_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"PAR1 and nothing else, or what ARROW1 begins with")
     with pytest.raises(DataError, match=rf"{name}: cannot be read"):
         rows_of(tmp_path / name)
+
+
+def test_offsets_that_lead_out_of_a_damaged_table_are_not_followed(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.arrow", [{"text": f"{number:09d}"} for number in range(9)])
+    content = (tmp_path / "a.arrow").read_bytes()
+    offset = struct.pack("<3i", 9, 18, 27)
+    assert content.count(offset) == 1
+    (tmp_path / "a.arrow").write_bytes(content.replace(offset, struct.pack("<3i", 9, 1 << 30, 27)))
+    with pytest.raises(DataError, match=r"a\.arrow: cannot be read \(In column 0: Invalid: Offset"):
+        rows_of(tmp_path / "a.arrow")
+
+
+def test_values_that_python_has_no_object_for_break_their_row_alone(tmp_path: Path) -> None:
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.py_buffer(struct.pack("<4i", 0, 1, 2, 3)), pyarrow.py_buffer(b"a\xffb")]
+    )
+    when = pyarrow.array([[{"at": 1}]] * 3, pyarrow.list_(pyarrow.struct([("at", pyarrow.timestamp("ns", "No/Zone"))])))
+    pyarrow.parquet.write_table(pyarrow.table({"text": text, "when": when}), tmp_path / "a.parquet")
+    rows = [row for _, _, row in rows_of(tmp_path / "a.parquet")]
+    assert [rows[0]["text"], rows[2]["text"]] == ["a", "b"]
+    assert rows[0]["when"] == [{"at": datetime(1970, 1, 1)}]
+    assert isinstance(rows[1], Broken)
+    assert "can't decode byte 0xff" in rows[1].reason
 
 
 def test_folders(tmp_path: Path) -> None:
@@ -158,3 +186,9 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
         find_files(tmp_path)
     with pytest.raises(DataError, match="is not there"):
         find_files(tmp_path / "b.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"pipe\.json: is a pipe or a device"):
+        find_files(tmp_path / "pipe.json")
+    (tmp_path / "blob.json").symlink_to(tmp_path / "b.json")
+    with pytest.raises(DataError, match=r"blob\.json: is a link to nowhere"):
+        find_files(tmp_path)
