@@ -28,5 +28,7 @@ def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = Fals
         return
     console = Console()
     console.print(draw_report(found))
+    for file in dict.fromkeys(str(file) for summary in found for file in summary.skipped_rows or ()):
+        console.print(file, markup=False, highlight=False, soft_wrap=True)
     for formula in dict.fromkeys(summary.formula for summary in found if summary.formula):
         console.print(formula, markup=False, highlight=False, soft_wrap=True)

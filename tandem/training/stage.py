@@ -48,6 +48,8 @@ class Stage:
     world: World = field(default_factory=World)
     nodes: int = 1
     """Hosts of the run."""
+    data: tuple[Path, ...] = ()
+    """Prefixes of the prepared data, for the report of the run."""
     process_logs: Path | None = None
     """Where ranks that hang say so; by default `plog` in the folder."""
 
@@ -89,7 +91,7 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) 
 
 
 def _record(stage: Stage, step: int, formula: str) -> Record:
-    return Record(stage.folder, stage.title, step, formula, stage.nodes)
+    return Record(stage.folder, stage.title, step, formula, stage.nodes, stage.data)
 
 
 def _watch(stage: Stage) -> HangWatch | Unwatched:

@@ -34,6 +34,7 @@ from tandem.training.named.run import run_named
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
 from tandem.training.watch.metrics import read_metrics
+from tandem.training.watch.report import summaries
 
 MODEL = "qwen2-0.5b"
 SMALL = {"SEQ_LEN": "128", "GBS": "4", "MBS": "2", "TRAIN_ITERS": "6", "SAVE_INTERVAL": "3", "LR": "1e-3"}
@@ -51,6 +52,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         {"instruction": f"What follows {n}?", "input": "", "output": f"It is {n + 1}.", "text": f"{n}, {n + 1}. " * 9}
         for n in range(60)
     ]
+    rows.append({"instruction": "What follows 60?", "input": "", "output": "", "text": "60. " * 9})
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows), folder / "train-00000-of-00001-a09b74b3ef9c3b56.parquet"
     )
@@ -86,6 +88,11 @@ def test_the_documents_script_makes_a_model(given: dict[str, str], tmp_path: Pat
     assert "no conversion is needed" in done.stderr
     assert (work / "processed_for_input" / MODEL / "data" / "finetune").is_dir()
     assert (saved / "latest_checkpointed_iteration.txt").read_text() == "6\n"
+    (summary,) = summaries(saved)
+    assert summary.skipped_rows is not None
+    assert [(file.rows, file.path) for file in summary.skipped_rows] == [
+        (1, str(work / "processed_for_input" / MODEL / "data" / "finetune" / "data_skipped.jsonl"))
+    ]
     curve = [json.loads(line)["loss"] for line in (saved / "log" / "metrics.jsonl").read_text().splitlines()]
     assert len(curve) == 6
     assert curve[-1] < curve[0] - 0.2

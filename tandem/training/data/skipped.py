@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from tandem.errors import DataError
 from tandem.training.data.encoding import Skipped
 
 NUMBER = re.compile(r"\d+")
@@ -37,7 +38,7 @@ class SkippedRows(AbstractContextManager["SkippedRows"]):
                 self._file = self._path.open("w", encoding="utf-8")
             # ASCII: a row may hold half a surrogate pair, which is why it is here.
             self._file.write(json.dumps(vars(row), default=str) + "\n")
-            kind = NUMBER.sub("N", row.reason)
+            kind = _kind(row.reason)
             self._examples.setdefault(kind, row)
             self._reasons[kind] += 1
             self.count += 1
@@ -56,3 +57,21 @@ class SkippedRows(AbstractContextManager["SkippedRows"]):
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def count_skipped(path: Path) -> dict[str, int]:
+    """How many rows a side file holds for each kind of reason, the most frequent first; in a kind, numbers are N.
+
+    Raises:
+        DataError: It is no side file.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            kinds = Counter(_kind(json.loads(line)["reason"]) for line in file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: holds a line that is no skipped row ({error!r}); prepare the data again") from None
+    return dict(kinds.most_common())
+
+
+def _kind(reason: str) -> str:
+    return NUMBER.sub("N", reason)

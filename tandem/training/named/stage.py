@@ -60,7 +60,7 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         stage = Stage(
             name=run.stage, title=f"{run.model}: {run.stage}", config=config, folder=run.paths.logs, inputs=inputs,
             checkpoints=run.paths.checkpoints, begins_from=beginning(run), process_logs=run.paths.process_logs,
-            world=world, nodes=run.launch.nodes,
+            world=world, nodes=run.launch.nodes, data=(data.prefix,),
         )  # fmt: skip
         trained = train(stage, decoder, batches, told)
         if trained is not None and run.export:

@@ -2,6 +2,7 @@
 
 metrics.jsonl                  one line for each step
 mfu.txt                        how MFU is counted, with this run's numbers
+data.txt                       the prefixes of its prepared data, one in a line
 run_log-{nodes}-0.txt          the same steps for people, every session of the run after the other
 training_loss.png              curves; drawn now and then, and at the end
 tensorboard/                   event files, where the extra `tensorboard` is installed
@@ -9,6 +10,7 @@ tensorboard/                   event files, where the extra `tensorboard` is ins
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from tandem.training.watch.metrics import METRICS, MetricsLog
 from tandem.training.watch.painter import Painter
 
 FORMULA = "mfu.txt"
+DATA = "data.txt"
 
 
 class Record(AbstractContextManager["Record"]):
@@ -32,15 +35,19 @@ class Record(AbstractContextManager["Record"]):
         step: The step the run continues from.
         formula: How MFU is counted.
         nodes: Hosts of the run, of which the documents' name of the log speaks; its rank is 0, that of who leads.
+        data: Prefixes of what it learns from.
     """
 
-    def __init__(self, folder: Path, title: str, step: int, formula: str, nodes: int = 1) -> None:
+    def __init__(
+        self, folder: Path, title: str, step: int, formula: str, nodes: int = 1, data: Iterable[Path] = ()
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = MetricsLog(folder / METRICS, step)
         self._lines: IO[str] = (folder / f"run_log-{nodes}-0.txt").open("a", encoding="utf-8", buffering=1)
         self._board = Board(folder / "tensorboard", step) if can_write() else None
         self._painter = Painter(folder, title)
         write_whole(folder / FORMULA, f"{formula}\n".encode())
+        write_whole(folder / DATA, "".join(f"{prefix.absolute()}\n" for prefix in data).encode())
         self._lines.write(f"{title}: after step {step}; {formula}\n")
 
     def append(self, report: StepReport) -> None:

@@ -10,12 +10,33 @@ from statistics import median
 from rich.table import Table
 
 from tandem.errors import UsageError
+from tandem.training.data.output import mark_path, skipped_path
+from tandem.training.data.skipped import count_skipped
 from tandem.training.progress import StepReport
 from tandem.training.watch.metrics import METRICS, read_metrics
-from tandem.training.watch.record import FORMULA
+from tandem.training.watch.record import DATA, FORMULA
 
 WARM = 1
 """First steps of a session, whose speed is not that of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedFile:
+    """Rows that are not trained on."""
+
+    path: str
+    kinds: dict[str, int]
+    """How many for each kind of reason."""
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return sum(self.kinds.values())
+
+    def __str__(self) -> str:
+        """For people, in a line."""
+        kinds = "; ".join(f"{rows} times: {kind}" for kind, rows in self.kinds.items())
+        return f"{self.rows} rows are not trained on, see {self.path}: {kinds}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +68,9 @@ class Summary:
     """Times that it went on in another process; one that ended before its first step is not known of."""
     skipped_batches: int
     """That the guard left out."""
-    skipped_rows: int
-    """Rows of the data that could not be trained on."""
+    skipped_rows: tuple[SkippedFile, ...] | None
+    """Of the data, with the files that hold them; None where it is not known: another program prepared the data, or it
+    is not where it was."""
 
 
 def summaries(run: Path) -> list[Summary]:
@@ -88,7 +110,7 @@ def _summary(run: Path, path: Path) -> Summary | None:
         memory_peak=max((report.memory_peak for report in reports if report.memory_peak is not None), default=None),
         interruptions=max(report.session for report in reports) - 1,
         skipped_batches=last.skipped,
-        skipped_rows=sum(_lines(file) for file in path.parent.glob("*skipped.jsonl")),
+        skipped_rows=_skipped_rows(path.with_name(DATA)),
     )
 
 
@@ -98,9 +120,12 @@ def _steady(reports: Sequence[StepReport]) -> Sequence[StepReport]:
     return late or reports
 
 
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+def _skipped_rows(data: Path) -> tuple[SkippedFile, ...] | None:
+    prefixes = [Path(line) for line in data.read_text(encoding="utf-8").splitlines()] if data.exists() else []
+    if not prefixes or not all(mark_path(prefix).exists() for prefix in prefixes):
+        return None
+    files = [path for prefix in prefixes if (path := skipped_path(prefix)).exists()]
+    return tuple(SkippedFile(path=str(path), kinds=count_skipped(path)) for path in files)
 
 
 def draw_report(found: Sequence[Summary]) -> Table:
@@ -149,5 +174,5 @@ def _texts(summary: Summary) -> tuple[str, ...]:
         "-" if summary.memory_peak is None else f"{summary.memory_peak / 2**30:.2f}",
         str(summary.interruptions),
         str(summary.skipped_batches),
-        str(summary.skipped_rows),
+        "-" if summary.skipped_rows is None else str(sum(file.rows for file in summary.skipped_rows)),
     )

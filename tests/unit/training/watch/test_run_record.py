@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tandem.cli import run as run_command
-from tandem.errors import UsageError
+from tandem.errors import DataError, UsageError
+from tandem.training.data.encoding import Skipped
+from tandem.training.data.output import mark_path, skipped_path
+from tandem.training.data.skipped import SkippedRows
 from tandem.training.guard.journal import Action, Event
 from tandem.training.progress import StepReport
 from tandem.training.watch.board import NAMES, Board, can_write
@@ -30,14 +33,18 @@ def report(step: int, seconds: float = 2.0) -> StepReport:
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
     """Two sessions of a run: three steps, then one of them again and two more."""
-    folder = tmp_path / "run" / "sft"
+    folder, data = tmp_path / "run" / "sft", tmp_path / "elsewhere" / "data"
+    data.parent.mkdir()
+    with SkippedRows(skipped_path(data)) as skipped:
+        for row, reason in ((3, "has 70 tokens"), (8, "has no answer"), (9, "has 80 tokens")):
+            skipped.add([Skipped(file="a.jsonl", row=row, reason=reason, content="{}")])
+    mark_path(data).write_text("{}")
     with Record(folder, "tiny: sft", 0, "MFU = formula") as record:
         for step, seconds in ((1, 50.0), (2, 2.0), (3, 2.0)):
             record.append(report(step, seconds))
-    with Record(folder, "tiny: sft", 2, "MFU = formula") as record:
+    with Record(folder, "tiny: sft", 2, "MFU = formula", data=[data]) as record:
         for step, seconds in ((3, 40.0), (4, 4.0), (5, 3.0)):
             record.append(report(step, seconds))
-    (folder / "skipped.jsonl").write_text('{"row": 1}\n{"row": 5}\n')
     return folder
 
 
@@ -66,7 +73,7 @@ def test_a_run_that_fails_leaves_its_picture_and_says_why(tmp_path: Path) -> Non
 
 def test_a_report_tells_of_every_stage(stage: Path) -> None:
     (summary,) = summaries(stage.parent)
-    assert (summary.stage, summary.steps, summary.interruptions, summary.skipped_rows) == ("sft", 5, 1, 2)
+    assert (summary.stage, summary.steps, summary.interruptions) == ("sft", 5, 1)
     assert (summary.loss_first, summary.loss_last, summary.loss_lowest) == (5.0, 1.0, 1.0)
     assert summary.step_seconds == 3.0  # of 2, 4 and 3: each session's first is left out
     assert summary.mfu == pytest.approx(0.5 / 3)
@@ -79,10 +86,23 @@ def test_the_command_prints_a_table_or_json(stage: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert "interruptions" in text
     assert "MFU = formula" in text
+    assert f"3 rows are not trained on, see {stage.parents[1] / 'elsewhere' / 'data_skipped.jsonl'}: 2 times: " in text
     assert run_command(["train", "report", str(stage), "--json"]) == 0
     (fields,) = json.loads(capsys.readouterr().out)
     assert fields["tokens"] == 500
+    assert fields["skipped_rows"][0]["kinds"] == {"has N tokens": 2, "has no answer": 1}
     assert run_command(["train", "report", str(stage.parent.parent / "nothing")]) == 2
+
+
+def test_a_report_does_not_guess_what_was_skipped(stage: Path) -> None:
+    side = stage.parents[1] / "elsewhere" / "data_skipped.jsonl"
+    side.write_text("{}\n")
+    with pytest.raises(DataError, match=r"data_skipped\.jsonl: holds a line that is no skipped row"):
+        summaries(stage)
+    side.unlink()
+    assert summaries(stage)[0].skipped_rows == ()
+    mark_path(side.with_name("data")).unlink()
+    assert summaries(stage)[0].skipped_rows is None
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
