@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tandem.cli.train import Device
     from tandem.training.named.memory import Need
-    from tandem.training.settings.config import Recipe
+    from tandem.training.settings.config import Recipe, StageConfig
     from tandem.training.settings.resolve import Resolved
 
 
@@ -47,7 +47,12 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
 
     if isinstance(given, Recipe):
         fields = given.model_dump(mode="json")
-        print(dumps(fields, indent=2)) if json else _print(_table(("setting", "value"), _flat(fields)))
+        if json:
+            print(dumps(fields, indent=2))
+            return
+        _print(_table(("setting", "value"), _flat(fields)))
+        for name, stage in (("pretrain", given.pretrain), ("sft", given.sft)):
+            _print_schedule(name, stage)
         return
     from tandem.training.named.memory import memory_need
     from tandem.training.plan.drawing import advice, draw_plan
@@ -63,11 +68,21 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
     _print(_table(("setting", "value", "from"), rows))
     for note in given.notes:
         print(f"note: {note}")
+    # Only shares of the run are drawn, so any number of samples will do.
+    _print_schedule(given.run.stage, given.run.stage_config(1000 * given.run.training.global_batch))
     print(flush=True)  # the memory takes seconds
     need = memory_need(given.run, device)
     _print(draw_plan(need.plan, need.capacity))
     if not need.fits:
         print(advice(need.change))
+
+
+def _print_schedule(name: str, stage: StageConfig) -> None:
+    from tandem.training.compute.schedule import Schedule
+    from tandem.training.compute.sketch import bars
+
+    end = "" if stage.schedule == "constant" else f", {stage.min_lr:g} at the end"
+    print(f"{name}: learning rate {bars(Schedule.of(stage))} {stage.schedule}, {stage.lr:g} at its highest{end}")
 
 
 def _what(need: Need) -> str | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING
 
 from tandem.training.settings.config import ScheduleKind, StageConfig
+
+if TYPE_CHECKING:  # a plan is drawn without torch
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,12 +49,21 @@ def _length(run: Run, model: NamedModel) -> Iterator[str]:
             f"training.seq_length {run.training.seq_length} (SEQ_LEN) is above the {bound} that {whose}; lower it, or "
             "raise max_position (MAX_PE)"
         )
+    yield from _descent(run)
     samples = run.length.samples
     if samples and not run.length.steps and samples * run.length.epochs < run.training.global_batch:
         yield (
             f"length.samples {samples} (SN) times {run.length.epochs} epochs (EPOCH) make no step of "
             f"{run.training.global_batch} samples (GBS); lower global_batch"
         )
+
+
+def _descent(run: Run) -> Iterator[str]:
+    decay, warmup, kind = run.length.decay, run.length.warmup, run.training.schedule
+    if decay is not None and kind != "wsd":
+        yield f"length.decay {decay} is for training.schedule wsd, not {kind}; remove it, or set that"
+    if decay is not None and warmup + decay > 1:
+        yield f"length.warmup {warmup} and length.decay {decay} are more than the whole run; lower them"
 
 
 def _beginning(run: Run) -> Iterator[str]:

@@ -59,6 +59,9 @@ class Length(Section):
     samples: int | None = Field(default=None, gt=0, description="Samples of the data; counted by default.")
     epochs: int = Field(gt=0, description="Times every sample is seen.")
     warmup: float = Field(ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+    decay: float | None = Field(
+        default=None, gt=0, le=1, description="Share, the last steps, in which schedule wsd falls; a tenth by default."
+    )
 
     def count(self, global_batch: int, counted: int) -> int:
         """Steps of a run over `counted` samples: SAMPLES * EPOCHS / GLOBAL_BATCH without the rest, and at least one."""
@@ -156,5 +159,6 @@ class Run(Section):
             samples: Counted in the prepared data; not looked at where the run says how long it is.
         """
         steps = self.length.count(self.training.global_batch, samples)
-        warmup = int(self.length.warmup * steps)
-        return StageConfig(steps=steps, warmup_steps=warmup, **self.training.model_dump())
+        warmup, share = int(self.length.warmup * steps), self.length.decay
+        decay = None if share is None else max(1, int(share * steps))
+        return StageConfig(steps=steps, warmup_steps=warmup, decay_steps=decay, **self.training.model_dump())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from transformers import optimization
 
 from tandem.training.compute.schedule import Schedule
+from tandem.training.compute.sketch import bars, examples, svg
 
 PEAK, MINIMUM, WARMUP, STEPS, DECAY = 1.0, 0.1, 10, 110, 30
 
@@ -59,3 +61,15 @@ def test_rates_are_those_of_transformers(kind: Any, minimum: float, expected: Ca
     # Their wsd warms up from the minimum, everything else from nothing.
     begin = WARMUP - 1 if kind == "wsd" else 0
     assert rates[begin:] == pytest.approx(expected()[begin:])
+
+
+def test_a_schedule_is_drawn_as_it_is() -> None:
+    drawn = {schedule.kind: bars(schedule) for schedule in examples()}
+    assert drawn["constant"] == "▂▄▅▇" + "█" * 44
+    assert drawn["wsd"].startswith("▂▄▅▇" + "█" * 34)
+    assert drawn["linear"][-1] == drawn["cosine"][-1] == drawn["wsd"][-1] == "▂"
+    assert sorted(drawn["linear"][5:], reverse=True) == list(drawn["linear"][5:])
+
+
+def test_the_picture_of_the_guide_is_the_code() -> None:
+    assert (Path(__file__).parents[4] / "docs" / "schedules.svg").read_text() == svg(examples())

@@ -191,3 +191,14 @@ def test_models_without_a_recipe_are_refused() -> None:
         resolved("deepseek-v3")
     with pytest.raises(UsageError, match="model llama9: is not known"):
         resolved("llama9")
+
+
+def test_the_descent_of_wsd_is_a_share_of_the_run() -> None:
+    wsd = ("training.schedule=wsd", "length.warmup=0.1", "length.steps=50")
+    assert resolved("yi-6b", "sft", *wsd).run.stage_config(1).decay_steps is None
+    stage = resolved("yi-6b", "sft", *wsd, "length.decay=0.3").run.stage_config(1)
+    assert (stage.warmup_steps, stage.decay_steps) == (5, 15)
+    with pytest.raises(RecipeError, match=r"length\.decay 0\.3 is for training\.schedule wsd, not cosine; remove it"):
+        resolved("yi-6b", "sft", "length.decay=0.3")
+    with pytest.raises(RecipeError, match=r"length\.warmup 0\.1 and length\.decay 0\.95 are more than the whole run"):
+        resolved("yi-6b", "sft", *wsd, "length.decay=0.95")
