@@ -31,7 +31,8 @@ def default_paths(values: Values, model: str, root: Path) -> Values:
             found[f"paths.{field}"] = Value(path, rule)
 
     def at(field: str) -> Path:
-        return Path((values | found)[f"paths.{field}"].value)
+        # As text: what is no path is refused by name when the settings are checked.
+        return Path(str((values | found)[f"paths.{field}"].value))
 
     if "paths.weights" in values:
         put("tokenizer", at("weights"), "where the weights are")

@@ -85,7 +85,7 @@ def assignments(texts: Sequence[str]) -> Values:
     """`--set` options: each `section.field=value`.
 
     Raises:
-        RecipeError: One is no assignment, or its field is not known.
+        RecipeError: One is no assignment, its field is not known, or its value is no YAML.
     """
     values: Values = {}
     for text in texts:
@@ -93,8 +93,15 @@ def assignments(texts: Sequence[str]) -> Values:
         if not equals:
             raise RecipeError(f"--set {text}: give it as section.field=value, such as training.lr=1e-5")
         _require_known(name)
-        values[name] = Value(yaml.safe_load(value), "--set")
+        values[name] = Value(_read(text, value), "--set")
     return values
+
+
+def _read(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {text}: is no value that YAML knows; put it in quotes") from None
 
 
 def fields_of(kind: type[BaseModel] = Run, prefix: str = "") -> list[str]:
@@ -172,5 +179,5 @@ def _require_known(name: str) -> None:
         return
     alike = get_close_matches(name, known, n=3, cutoff=0.5)
     alike += [field for field in known if field.endswith(f".{name}") and field not in alike]
-    hint = f"did you mean {', '.join(alike)}?" if alike else "`tandem train --settings` lists all"
+    hint = f"did you mean {', '.join(alike)}?" if alike else "`tandem train settings` lists all"
     raise RecipeError(f"--set {name}: there is no such setting; {hint}")

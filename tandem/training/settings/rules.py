@@ -39,6 +39,8 @@ def _data(run: Run) -> Iterator[str]:
         yield f"{error} (data.kind, DATA_TYPE)"
     if run.lora is not None and run.stage != "lora":
         yield f"settings of lora are not for {run.stage}; remove them, or use the stage lora"
+    if run.lora is None and run.stage == "lora":
+        yield "lora: is empty, and the stage lora trains adapters; remove it, or use the stage sft"
 
 
 def _length(run: Run, model: NamedModel) -> Iterator[str]:

@@ -25,17 +25,21 @@ def flat(fields: Mapping[str, Any], origin: str, prefix: str = "") -> Values:
     values: Values = {}
     for name, value in fields.items():
         inner = flat(value, origin, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
-        values |= inner or {prefix + name: Value(value, origin)}
+        values |= inner or {f"{prefix}{name}": Value(value, origin)}
     return values
 
 
 def nested(values: Values) -> dict[str, Any]:
-    """The fields of values, without their origins."""
+    """The fields of values, without their origins.
+
+    What is no section though others lie in it stays alone, so that it is refused by name when the fields are checked.
+    """
     fields: dict[str, Any] = {}
     for name, value in values.items():
         *sections, last = name.split(".")
-        inner = fields
+        inner: Any = fields
         for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[last] = value.value
+            inner = inner.setdefault(section, {}) if isinstance(inner, dict) else inner
+        if isinstance(inner, dict):
+            inner[last] = value.value
     return fields

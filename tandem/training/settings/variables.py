@@ -130,7 +130,8 @@ def variable_values(environment: Mapping[str, str]) -> Values:
         if before is not None and before.value != value:
             faults.append(f"{name}={text}: contradicts {before.origin}; set one of them")
         values[variable.setting] = Value(value, name)
-    if environment.get("RUN_TYPE") == "retrain" and values.setdefault("resume.load", Value(2, "RUN_TYPE")).value != 2:
+    retrains = ("RUN_TYPE", "retrain") in _given(environment, STAGES)
+    if retrains and values.setdefault("resume.load", Value(2, "RUN_TYPE")).value != 2:
         faults.append("RUN_TYPE=retrain: goes on from a checkpoint, which CKPT_LOAD_TYPE contradicts; unset one")
     if faults:
         raise RecipeError("; ".join(faults))

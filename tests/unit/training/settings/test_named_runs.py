@@ -76,6 +76,22 @@ def test_options_outrank_variables_outrank_the_users_file_outranks_the_recipe() 
     assert lr(1e-4, "2e-4", "training.lr=3e-4") == (3e-4, "--set")
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ({"paths": 3}, r"paths = 3: .*\(from recipe file\)"),
+        ({"training": [1]}, r"training = \[1\]: .*\(from recipe file\)"),
+        ({"paths": {"out": 3}}, r"paths\.out = 3: .*\(from recipe file\)"),
+        ({"paths": {"weights": ["a"]}}, r"paths\.weights = \['a'\]: .*\(from recipe file\)"),
+        ({1: 2}, "1 = 2: is not known; remove it"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_by_field(file: dict[str, object], message: str) -> None:
+    variables = {"ORIGINAL_TRAIN_DATA_PATH": "/d"} if "weights" in str(file) else GIVEN
+    with pytest.raises(RecipeError, match=message):
+        resolve("yi-6b", "sft", file=file, environment=variables, options={}, root=ROOT)
+
+
 def test_paths_follow_the_documents_rules() -> None:
     paths = resolved("llama2-13b", "pretrain").run.paths
     assert paths.tokenizer == paths.weights
@@ -162,6 +178,7 @@ def test_stages_by_the_documents_names() -> None:
     assert resolved("yi-6b", "pretrain", STAGE="pt").run.stage == "pretrain"
     again = resolved("yi-6b", "pretrain", RUN_TYPE="retrain").run
     assert again.resume.load == 2
+    assert resolved("yi-6b", "pretrain", RUN_TYPE=" retrain ").run.resume.load == 2
     with pytest.raises(RecipeError, match="RUN_TYPE=retrain: goes on from a checkpoint, which CKPT_LOAD_TYPE"):
         resolved("yi-6b", "pretrain", RUN_TYPE="retrain", CKPT_LOAD_TYPE="1")
 
@@ -171,7 +188,8 @@ def test_stages_by_the_documents_names() -> None:
     [
         ("lr=1", r"there is no such setting; did you mean .*training\.lr"),
         ("training.lr", "give it as section.field=value"),
-        ("zzz=1", "there is no such setting"),
+        ("zzz=1", "there is no such setting; `tandem train settings` lists all"),
+        ("training.lr=[", r"--set training\.lr=\[: is no value that YAML knows; put it in quotes"),
         ("model=x", "there is no such setting"),
     ],
 )
@@ -184,6 +202,8 @@ def test_lora_settings_are_for_lora() -> None:
     assert resolved("yi-6b", "lora", "lora.rank=8").run.lora == LoraConfig(rank=8, alpha=32)
     with pytest.raises(RecipeError, match="settings of lora are not for sft"):
         resolved("yi-6b", "sft", "lora.rank=8")
+    with pytest.raises(RecipeError, match="lora: is empty, and the stage lora trains adapters"):
+        resolve("yi-6b", "lora", file={"lora": None}, environment=GIVEN, options={}, root=ROOT)
 
 
 def test_models_without_a_recipe_are_refused() -> None:
