@@ -167,6 +167,15 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
             run_named(resolved(given, tmp_path / message, **variables, **text), Recording())  # type: ignore[arg-type]
 
 
+def test_texts_of_a_sample_are_blind_to_each_other_unless_told(given: dict[str, str], tmp_path: Path) -> None:
+    apart, joined = Recording(), Recording()
+    short = {"stage": "pretrain", "TRAIN_ITERS": "1"}
+    run_named(resolved(given, tmp_path / "apart", **short), apart)  # type: ignore[arg-type]
+    run_named(resolved(given, tmp_path / "joined", "data.documents_apart=false", **short), joined)  # type: ignore[arg-type]
+    assert joined.reports[0].tokens == 4 * 128
+    assert apart.reports[0].tokens < joined.reports[0].tokens  # the first of a document is no target
+
+
 def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) -> None:
     prepared = run_named(resolved(given, tmp_path / "one"), Recording(), data_only=True)
     without = {name: text for name, text in given.items() if name != "ORIGINAL_TRAIN_DATA_PATH"}

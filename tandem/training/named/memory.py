@@ -65,6 +65,6 @@ def _footing(run: Run, device: DeviceName, kind: str) -> Footing:
         recompute=run.training.recompute,
         device=cast(Literal["cpu", "cuda", "npu"], kind),
         ranks=ranks,
-        packed=run.reads == "sft" and run.data.pack,
+        packed=run.data.documents_apart if run.reads == "pretrain" else run.data.pack,
         lora=run.lora,
     )

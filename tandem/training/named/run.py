@@ -4,7 +4,7 @@
     <checkpoints>/iter_0000010/ ...          checkpoints
     <checkpoints>/<stage>_hf/                the exported model
     <checkpoints>/<stage>_hf.json            what it was made from
-    <logs>/metrics.jsonl, loss.png           one line for each step, and the same as a picture
+    <logs>/metrics.jsonl, training_loss.png  one line for each step, and the same as a picture
     <process logs>/run_log-<hosts>-<rank>.txt    what each rank but the first says
     <process logs>/run-<host>.json               the run, as the ranks read it
 

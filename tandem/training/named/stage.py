@@ -71,8 +71,10 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
 def _open(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
     ends = read_generation_defaults(run.paths.weights).eos_token_ids
     pad = (ends or (0,))[0]  # behind a row's end: never looked at, never learnt
-    length = run.training.seq_length
-    batches = open_batches(data.prefix, seq_length=length, seed=run.seed, pad=pad, pack=run.data.pack)
+    batches = open_batches(
+        data.prefix, seq_length=run.training.seq_length, seed=run.seed, pad=pad, pack=run.data.pack,
+        documents_apart=run.data.documents_apart,
+    )  # fmt: skip
     if isinstance(batches, TokenBatches) != (run.stage == "pretrain"):
         raise DataError(f"{data.prefix}: is not prepared for {run.stage}; give another folder, or raw data")
     return batches
@@ -84,6 +86,7 @@ def _inputs(run: Run, data: RunData, config: StageConfig) -> Inputs:
         "data": data.key,
         "seed": run.seed,
         "pack": run.data.pack,
+        "documents_apart": run.data.documents_apart,
         "stage": config.model_dump(mode="json", exclude=NO_RESULT),
         "lora": None if run.lora is None else run.lora.model_dump(mode="json"),
     }

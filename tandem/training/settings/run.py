@@ -47,6 +47,7 @@ class DataOptions(Section):
     )
     text_key: str = Field(default="text", min_length=1, description="Key of the text to pretrain on.")
     pack: bool = Field(default=True, description="Several conversations share a sample, blind to each other.")
+    documents_apart: bool = Field(default=True, description="Texts of a sample are blind to each other, too.")
     workers: int | None = Field(
         default=None, gt=0, description="Processes that tokenise; by default as many as it is worth."
     )
