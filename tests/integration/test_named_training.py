@@ -157,6 +157,8 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     progress = Recording()
     run_named(resolved(given, tmp_path / "third", **weights, **text), progress)  # type: ignore[arg-type]
     assert progress.reports[0].loss < losses(first)[0]
+    with pytest.raises(CheckpointError, match="was trained from other inputs: model was"):
+        run_named(resolved(given, tmp_path / "third", **text), Recording())  # type: ignore[arg-type]
 
     wrong: dict[str, dict[str, str]] = {
         "holds no checkpoint to go on from": {"CKPT_LOAD_TYPE": "2"},

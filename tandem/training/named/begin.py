@@ -23,7 +23,7 @@ def base_model(run: Run, progress: Progress) -> Decoder:
     Raises:
         ModelFolderError: The folder cannot be used, or holds a model of another family or with too few positions.
     """
-    folder, named = run.paths.weights, find_model(run.model).config
+    folder, named = weights_of(run), find_model(run.model).config
     _, config, _ = translate(folder)
     if config.family != named.family:
         raise ModelFolderError(
@@ -40,7 +40,7 @@ def base_model(run: Run, progress: Progress) -> Decoder:
         decoder = Decoder(config)
         decoder.initialise(run.seed)
         return decoder
-    return load(_weights(run), torch.device("cpu"), torch.float32).unfreeze()
+    return load(folder, torch.device("cpu"), torch.float32).unfreeze()
 
 
 def beginning(run: Run) -> Path | None:
@@ -70,8 +70,12 @@ def _latest(folder: Path) -> int | None:
     return CheckpointStore(folder, {}, keep_last=1).latest()
 
 
-def _weights(run: Run) -> Path:
-    """The folder that weights alone are taken from."""
+def weights_of(run: Run) -> Path:
+    """The folder that weights alone are taken from: published, or those of another run.
+
+    Raises:
+        CheckpointError: The other run's folder is no model's.
+    """
     other = run.resume.checkpoint
     if other is None or run.resume.load != 1:
         return run.paths.weights

@@ -22,7 +22,7 @@ from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.open import open_batches
 from tandem.training.inputs import Inputs, differences
-from tandem.training.named.begin import base_model, beginning
+from tandem.training.named.begin import base_model, beginning, weights_of
 from tandem.training.named.data import RunData
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import StageConfig
@@ -82,7 +82,7 @@ def _open(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
 
 def _inputs(run: Run, data: RunData, config: StageConfig) -> Inputs:
     return {
-        "model": fingerprint(run.paths.weights) if run.resume.load else run.model,
+        "model": fingerprint(weights_of(run)) if run.resume.load else run.model,
         "data": data.key,
         "seed": run.seed,
         "pack": run.data.pack,
@@ -109,9 +109,9 @@ def _export(run: Run, data: RunData, decoder: Decoder, inputs: Inputs) -> None:
     shutil.rmtree(run.exported, ignore_errors=True)
     if run.lora is not None:
         shutil.rmtree(run.adapter, ignore_errors=True)
-        save_adapter(decoder, run.adapter, str(run.paths.weights))
+        save_adapter(decoder, run.adapter, str(weights_of(run)))
         merge(decoder)
-    decoder.to(own_dtype(run.paths.weights))
+    decoder.to(own_dtype(weights_of(run)))
     generation = read_generation_defaults(run.paths.weights)
     save(decoder, run.exported, generation, _tokenizer_files(run.paths.tokenizer, data.chat_template))
     write_whole(run.mark, json_bytes(inputs))
