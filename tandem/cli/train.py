@@ -47,7 +47,8 @@ class Options:
     json: Annotated[bool, Parameter(negative="")] = False
     """Show the plan as JSON."""
     resume: bool | None = None
-    """Go on from the latest checkpoint, as is done by default; else the stage begins anew."""
+    """Go on from the latest checkpoint, as is done by default; else the stage begins anew, or, of a named model, is
+    refused where there is a checkpoint."""
     fresh: Annotated[bool, Parameter(negative="")] = False
     """Make everything in the folder of the run anew."""
     data_only: Annotated[bool, Parameter(negative="")] = False
@@ -166,8 +167,11 @@ def train(stage: StageName, what: str, options: Options) -> None:
 
 
 def _from_nothing(given: Recipe, stage: StageName, options: Options, out: Path, progress: Progress) -> Path:
+    from tandem.errors import UsageError
     from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
 
+    if options.data_only:
+        raise UsageError(f"recipe {given.name}: makes a new model, and --data-only is for named ones; leave it out")
     do = prepare_and_pretrain if stage == "pretrain" else prepare_and_train
     resume = options.resume is not False
     return do(given, out, progress, fresh=options.fresh, resume=resume, device=options.device)

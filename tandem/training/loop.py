@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ from tandem.training.watch.meter import Meter
 from tandem.training.watch.work import Work
 
 SAVING_S = 1800.0
-"""Seconds that a checkpoint may take beyond those of a step, before a rank is thought to hang."""
+"""Seconds that writing or loading a checkpoint may take beyond those of a step, before a rank is thought to hang."""
 PROOF_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 """Relative difference that a checkpoint's proof may have: other ranks, threads and devices round otherwise."""
 
@@ -75,6 +76,7 @@ class Trainer:
         self._world = world or World()
         self.meter = Meter.of(model.decoder, getattr(torch, config.precision), self._world.ranks)
         self._schedule = Schedule.of(config)
+        self._watch: HangWatch | Unwatched = Unwatched()
         # FSDP computes with rounded copies itself.
         self._dtype = getattr(torch, config.precision) if self._world.mesh is None else torch.float32
 
@@ -92,7 +94,7 @@ class Trainer:
         state = TrainState() if step is None else store.load(self._tensors(), step)
         self.state = self._guard.resume(state)
         if state.proof is not None:
-            self._check_proof(state.proof)
+            self._check_proof(state.proof, store.folder)
 
     def run(self, log: StepLog | None, progress: Progress, watch: HangWatch | Unwatched | None = None) -> None:
         """Take all steps that are left, with a checkpoint every so often, at the end, and where it is interrupted.
@@ -106,23 +108,20 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the steps until then are in a checkpoint.
         """
         self.model.train()
-        watch = watch or Unwatched()
+        self._watch = watch or Unwatched()
         try:
             with between_steps() as asked:
-                self._run(log, progress, asked, watch)
+                self._run(log, progress, asked)
         except BaseException:
             with suppress(TandemError):  # the first error is the one to tell
                 self._store.wait()
             raise
-        with watch.allowing(SAVING_S):
-            self._store.wait()
+        self._written()
 
-    def _run(
-        self, log: StepLog | None, progress: Progress, asked: Callable[[], bool], watch: HangWatch | Unwatched
-    ) -> None:
+    def _run(self, log: StepLog | None, progress: Progress, asked: Callable[[], bool]) -> None:
         while self.state.step < self._config.steps:
             report, stops = self.step(asked)
-            watch.ended(self.state.step)
+            self._watch.ended(self.state.step)
             if report is None:
                 if log is not None:
                     log.go_back(self.state.step)
@@ -132,10 +131,10 @@ class Trainer:
             progress.step(report)
             stops = stops or (self._world.mesh is None and asked())
             if stops or self._saves_now():
-                with watch.allowing(SAVING_S):
+                with self._watch.allowing(SAVING_S):
                     self._save()
             if stops:
-                self._store.wait()
+                self._written()
                 progress.note(f"stopped after step {self.state.step}; the same command goes on from there")
                 raise KeyboardInterrupt
 
@@ -173,14 +172,20 @@ class Trainer:
         self.optimizer.step()
         return self._advance(work, outcome, lr, time.perf_counter() - began), bool(stops)
 
+    def _written(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        with self._watch.allowing(SAVING_S):
+            self._store.wait()
+
     def _latest(self) -> int | None:
-        self._store.wait()
+        self._written()
         return self._store.latest()
 
     def _leave_out(self, action: Action, outcome: Outcome) -> None:
         """Take up the data behind this batch, at this step or at the checkpoint's."""
         if action is Action.ROLLBACK:
-            self.resume()
+            with self._watch.allowing(SAVING_S):
+                self.resume()
         else:
             self.state = replace(self.state, consumed_samples=self.state.consumed_samples + outcome.samples)
 
@@ -242,11 +247,11 @@ class Trainer:
         state = optimizer_tensors(decoder, self.optimizer)
         return parameters | {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
-    def _check_proof(self, proof: Proof) -> None:
+    def _check_proof(self, proof: Proof, folder: Path) -> None:
         loss = self._loss_of(proof.position, proof.count)
         if abs(loss - proof.loss) > PROOF_TOLERANCE[self._config.precision] * max(1.0, abs(proof.loss)):
             raise CheckpointError(
-                f"{self._store.folder}: step {self.state.step} had a loss of {proof.loss:.6f} over samples "
+                f"{folder}: step {self.state.step} had a loss of {proof.loss:.6f} over samples "
                 f"{proof.position} to {proof.position + proof.count - 1}, and has {loss:.6f} now: the data, the frozen "
                 "weights or the code are not those it was trained with; bring them back, or train anew with --fresh"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
+from tandem.training.guard.hang import Unwatched
 from tandem.training.guard.journal import Action, read_events
 from tandem.training.loop import Trainer
 from tandem.training.progress import StepReport
@@ -45,7 +47,9 @@ class StoppingAfter(Recording):
             raise StoppedError
 
 
-def train(folder: Path, batches: Batches, progress: Recording | None = None, **guard: Any) -> Recording:
+def train(
+    folder: Path, batches: Batches, progress: Recording | None = None, watch: Unwatched | None = None, **guard: Any
+) -> Recording:
     progress = progress or Recording()
     config = StageConfig(**STAGE | {"guard": guard})
     store = CheckpointStore(folder / "checkpoints", {}, config.keep_last)
@@ -53,7 +57,7 @@ def train(folder: Path, batches: Batches, progress: Recording | None = None, **g
     trainer = Trainer(LossModel(decoder()), batches, config, store, guard=guarding)
     trainer.resume()
     with MetricsLog(folder / "metrics.jsonl", trainer.state.step) as log:
-        trainer.run(log, progress)
+        trainer.run(log, progress, watch)
     return progress
 
 
@@ -97,6 +101,23 @@ def test_after_a_rollback_the_range_was_never_there(
     assert progress.notes[0].endswith(
         "back to the checkpoint of step 20; what was trained on since, to sample 99, is left out"
     )
+
+
+def test_going_back_is_given_the_time_of_loading(tmp_path: Path) -> None:
+    class Watch(Unwatched):
+        """Takes a rank for hung that goes back without having asked for time."""
+
+        def __init__(self) -> None:
+            self.allowances: list[float] = []
+
+        def allowing(self, seconds: float) -> AbstractContextManager[None]:
+            self.allowances.append(seconds)
+            return nullcontext()
+
+    without, with_rollback = Watch(), Watch()
+    train(tmp_path / "a", Without(80, 100), watch=without)
+    train(tmp_path / "b", Marred(poisoned=[99]), watch=with_rollback, on_nan="rollback")
+    assert len(with_rollback.allowances) == len(without.allowances) + 2  # it is written, and loaded
 
 
 @pytest.mark.parametrize("steps", [0, 4, 9])
