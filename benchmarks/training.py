@@ -40,6 +40,11 @@ from tandem.training import loop
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batches import TokenBatches
+from tandem.training.data.conversation_batches import ConversationBatches
+from tandem.training.data.indexed import IndexedWriter
+from tandem.training.data.open import open_batches
+from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.settings.config import StageConfig
 
 MODEL = ModelConfig(  # 27.8 million parameters
@@ -79,50 +84,36 @@ def instructions(count: int, length: int, median: float, sigma: float) -> list[S
     return [Sample(row, np.where(np.arange(len(row)) < len(row) // 3, IGNORED, row)) for row in rows]
 
 
-class Packed:
-    """Batches of tandem: samples in order, as many to a row as fit."""
+def prepared(samples: list[Sample], prefix: Path, length: int) -> TokenBatches | ConversationBatches:
+    """Batches of tandem, of files as `tandem data prepare` leaves them; texts end to end, conversations packed."""
+    whole = all(sample.labels is sample.ids for sample in samples)
+    columns = {text_prefix(prefix): [sample.ids for sample in samples]}
+    if not whole:
+        labels = [sample.labels for sample in samples]
+        columns = {packed_prefix(prefix, "labels"): labels, packed_prefix(prefix, "input_ids"): columns.popitem()[1]}
+    for pair, rows in columns.items():
+        with IndexedWriter(pair, np.int32) as writer:
+            for row in rows:
+                writer.add(row)
+    return open_batches(prefix, seq_length=length, seed=0, pad=0)
 
-    def __init__(self, samples: list[Sample], length: int) -> None:
-        rows: list[list[Sample]] = [[]]
-        for sample in samples:
-            if sum(len(other.ids) for other in rows[-1]) + len(sample.ids) > length:
-                rows.append([])
-            rows[-1].append(sample)
-        shape = (len(rows), length)
-        self.tokens, self.targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
-        self.segments = np.zeros(shape, dtype=np.int64)
-        for row, members in enumerate(rows):
-            begin = 0
-            for number, sample in enumerate(members, start=1):
-                end = begin + len(sample.ids)
-                self.tokens[row, begin:end], self.segments[row, begin:end] = sample.ids, number
-                self.targets[row, begin : end - 1] = sample.labels[1:]
-                begin = end
-        self.whole = all(len(row) == 1 and len(row[0].ids) == length for row in rows)
 
-    def at(self, position: int, count: int) -> Batch:
-        """Rows from `position` on, endlessly."""
-        rows = np.arange(position, position + count) % len(self.tokens)
-        parts = (self.tokens, self.targets, self.segments)
-        tokens, targets, segments = (torch.from_numpy(part[rows]) for part in parts)
-        return Batch(tokens=tokens, targets=targets, segments=None if self.whole else segments)
-
-    def real(self, position: int, count: int) -> int:
-        """Tokens of samples among them."""
-        return int((self.at(position, count).segments > 0).sum()) if not self.whole else count * self.tokens.shape[1]
+def real_tokens(batch: Batch) -> int:
+    """Tokens that are not padding."""
+    return int((batch.segments > 0).sum()) if batch.segments is not None else batch.tokens.numel()
 
 
 class Ours:
     """tandem's trainer, step by step."""
 
-    def __init__(self, folder: Path, samples: list[Sample], options: argparse.Namespace) -> None:
+    def __init__(self, folder: Path, batches: TokenBatches | ConversationBatches, options: argparse.Namespace) -> None:
         model = load(folder, torch.device("cpu"), torch.float32).unfreeze()
         config = StageConfig(
             steps=10**6, seq_length=options.length, global_batch=options.batch, micro_batch=options.batch,
             warmup_steps=0, lr=LR, min_lr=LR, schedule="constant", weight_decay=DECAY, beta2=0.999, clip=CLIP,
             save_every=10**6,
         )  # fmt: skip
-        self.batches = Packed(samples, options.length)
+        self.batches = batches
         self.trainer = loop.Trainer(LossModel(model), self.batches, config, CheckpointStore(folder / "none", {}, 1))
         self.batch, self.clock = options.batch, options.clock
         model.train()
@@ -133,7 +124,8 @@ class Ours:
         began = self.clock()
         for _ in range(steps):
             self.trainer.step()
-        return self.batches.real(position, steps * self.batch) / (self.clock() - began)
+        seconds = self.clock() - began
+        return real_tokens(self.batches.at(position, steps * self.batch)) / seconds
 
 
 class Clock(TrainerCallback):
@@ -201,8 +193,9 @@ def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return batch if bool(mask.all()) else batch | {"attention_mask": mask}
 
 
-def measure(folder: Path, samples: list[Sample], options: argparse.Namespace) -> dict[str, float]:
-    ours, theirs = Ours(folder, samples, options), Theirs(folder, samples, options)
+def measure(folder: Path, name: str, samples: list[Sample], options: argparse.Namespace) -> dict[str, float]:
+    batches = prepared(samples, folder.with_name(name), options.length)
+    ours, theirs = Ours(folder, batches, options), Theirs(folder, samples, options)
     ours.rate(1)
     rates = [(ours.rate(options.steps), theirs.rate(options.steps)) for _ in range(options.rounds)]
     return {
@@ -250,7 +243,7 @@ def main() -> None:
         folder = Path(base) / "model"
         save(random_decoder(MODEL, torch.float32, 0), folder, GenerationDefaults(), {})
         for name in options.case or cases:
-            results["cases"][name] = measure(folder, cases[name](), options)
+            results["cases"][name] = measure(folder, name, cases[name](), options)
     if options.json:
         print(json.dumps(results, indent=2))
         return
