@@ -30,14 +30,14 @@ def reference_of(name: str, folder: Path) -> Reference:
     return write(case_of(name), folder)
 
 
-def base_of(name: str, folder: Path) -> Decoder:
+def base_of(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     reference_of(name, folder)
-    return load(folder, CPU)
+    return load(folder, CPU, dtype)
 
 
-def adapted(name: str, folder: Path, **fields: object) -> Decoder:
+def adapted(name: str, folder: Path, dtype: torch.dtype = torch.float32, **fields: object) -> Decoder:
     """A family's small model in `folder`, with adapters of rank 4 that move its logits."""
-    decoder = base_of(name, folder)
+    decoder = base_of(name, folder, dtype)
     apply_lora(decoder, LoraConfig.model_validate({"rank": 4, "alpha": 6, **fields}), 0)
     randomise(lora_parameters(decoder).values())
     return decoder
