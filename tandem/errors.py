@@ -9,6 +9,7 @@
     ├── RequestError (ValueError)      one HTTP request is refused: carries status, code and parameter
     ├── DataError                      a data file is broken or does not fit what it is used for
     ├── CheckpointError                a checkpoint is damaged or belongs to another run
+    ├── StorageError                   an object store refuses, cannot be reached, or a file cannot be copied
     ├── DivergenceError                training produced no number any more, or a wild one, and was to stop
     ├── TransferError                  a KV hand-off was refused or broke off
     └── ProcessError                   a process of ours did not start, died or stopped answering
@@ -82,6 +83,10 @@ class DataError(TandemError):
 
 class CheckpointError(TandemError):
     """A checkpoint is damaged or belongs to another run."""
+
+
+class StorageError(TandemError):
+    """An object store refuses or cannot be reached, or a file cannot be copied from it or to it."""
 
 
 class DivergenceError(TandemError):

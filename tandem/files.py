@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tandem.errors import TandemError
 
@@ -100,13 +100,20 @@ def write_whole(path: Path, content: bytes) -> None:
         NotRegularError: Something else than a regular file is there.
         OSError: The folder or the file cannot be written.
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name when the block ends well, and vanishes when it does not; as `write_whole`."""
     path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
     _remove_orphans(path)
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "tandem"
 
 FLOORS = {
     "errors": 0, "files": 0,
-    "protocol": 1, "topology": 1, "text": 1, "catalogue": 1, "curves": 1,
+    "protocol": 1, "topology": 1, "text": 1, "catalogue": 1, "curves": 1, "storage": 1,
     "parallel": 2, "kernels": 2,
     "model": 3, "kv": 3,
     "gateway": 4, "engine": 4, "training": 4, "deploy": 4, "compat": 4, "launch": 4,
@@ -27,7 +27,7 @@ FLOORS = {
 }  # fmt: skip
 
 TORCH_FREE = [
-    "errors", "files", "protocol", "topology", "text", "catalogue", "curves",
+    "errors", "files", "protocol", "topology", "text", "catalogue", "curves", "storage",
     "gateway", "deploy", "compat", "launch", "cli",
 ]  # fmt: skip
 

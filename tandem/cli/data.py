@@ -10,9 +10,10 @@ import cyclopts
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from tandem.storage.copying import Synced
     from tandem.training.data.prepare import Prepared
 
-app = cyclopts.App(name="data", help="Prepare data to train on.")
+app = cyclopts.App(name="data", help="Prepare data to train on; copy it from and to an object store.")
 
 
 @app.command
@@ -65,7 +66,41 @@ def prepare(
     print(_as_json(prepared) if json else prepared.prefix)
 
 
-def _as_json(prepared: Prepared) -> str:
+@app.command
+def sync(
+    source: str,
+    target: str,
+    /,
+    *,
+    delete: Annotated[bool, Parameter(negative="")] = False,
+    workers: int = 8,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Copy a folder to an object store, or from one; only what differs is copied, and after a kill the same goes on.
+
+    Addresses and credentials are those of AWS's tools: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws/credentials.
+    Prints how many files were copied.
+
+    Args:
+        source: A folder or file, or s3://BUCKET/KEY, or obs://BUCKET/KEY.
+        target: The other side: all of the source is below it then.
+        delete: Remove from the target what the source has not.
+        workers: Files at once.
+        json: Print what was done as JSON.
+    """
+    import os
+
+    from rich.console import Console
+
+    from tandem.cli.training_bar import show_training
+    from tandem.storage.sync import sync as sync_both
+
+    with show_training(Console(stderr=True)) as progress:
+        done = sync_both(source, target, os.environ, progress, delete=delete, workers=workers)
+    print(_as_json(done) if json else f"{done.copied} copied, {done.same} alike, {done.deleted} removed")
+
+
+def _as_json(prepared: Prepared | Synced) -> str:
     import json
 
     return json.dumps(asdict(prepared), default=str)

@@ -1,0 +1,1 @@
+"""Folders on this machine and on an object store, kept alike."""
