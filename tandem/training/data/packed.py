@@ -1,11 +1,12 @@
 """Attention over rows that hold several conversations: none sees another, and each counts positions from 0.
 
-Three ways, one result:
+Four ways, one result:
 
     CPU     each segment by itself: nothing is computed that a mask would hide. 4 rows of 512 with segments of 93 tokens
             in the mean: 37 ms instead of 109 under a mask, forward and backward; one of 2048: 37 instead of 239
     CUDA    one call of torch's `varlen_attn` over all of them, where it computes what is asked for
-    else    under a mask over the whole row: ALiBi and latent attention on CUDA, and all on NPUs
+    NPU     one call of torch_npu's `npu_fusion_attention` for the same
+    else    under a mask over the whole row: ALiBi and latent attention on CUDA and NPUs, and float32 there
 """
 
 from __future__ import annotations
