@@ -53,6 +53,8 @@ class Options:
     """Make everything in the folder of the run anew."""
     data_only: Annotated[bool, Parameter(negative="")] = False
     """Stop when the data is prepared; for a named model."""
+    ranks: int | None = None
+    """Processes on this host; one for each device by default, on CPUs one."""
     device: Device = "cpu"
     """What to train on."""
 
@@ -105,12 +107,11 @@ def rank(run: Path, /, *, device: Device) -> None:
 
     from tandem.parallel.place import Place
     from tandem.training.launch.rank import one_of_several
-    from tandem.training.named.run import take_part
-    from tandem.training.settings.run import Run
+    from tandem.training.part import take_part
 
     place = Place.told(os.environ) or Place()
     with one_of_several(), _shown() as progress:
-        take_part(Run.model_validate_json(run.read_bytes()), progress, place, device)
+        take_part(run, progress, place, device)
 
 
 @app.command(name="list")
@@ -185,6 +186,8 @@ def _values(options: Options) -> Values:
     values = {f"paths.{name}": Value(path, f"--{name}") for name in paths if (path := getattr(options, name))}
     if options.resume is not None:
         values["resume.auto"] = Value(options.resume, "--resume" if options.resume else "--no-resume")
+    if options.ranks is not None:
+        values["launch.ranks"] = Value(options.ranks, "--ranks")
     return values | assignments(options.set)
 
 

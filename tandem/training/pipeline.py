@@ -9,6 +9,9 @@
 Each folder's `stage.json` holds the inputs it was made from. With other inputs, the first three are made again: that
 takes seconds. The trained ones are never thrown away unasked; the run refuses and says what changed.
 
+Of several hosts that share the directory the first does all that takes seconds; the others lend their ranks, which come
+together before they look at what there is.
+
 torch is imported only when there is something to train.
 """
 
@@ -16,25 +19,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import CheckpointError
+from tandem.errors import CheckpointError, UsageError
+from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
 from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
-from tandem.training.inputs import Inputs, differences, digest, read_mark, write_mark
+from tandem.training.inputs import Inputs, differences, read_mark, write_mark
+from tandem.training.job import CONVERSATIONS, TEXTS, Job, key
+from tandem.training.launch.ranks import Hosts
+from tandem.training.launch.work import share
 from tandem.training.progress import Progress, Silence
-from tandem.training.settings.config import Recipe, StageConfig
+from tandem.training.settings.config import Recipe
 
 if TYPE_CHECKING:
     from tandem.parallel.device import DeviceName
-
-TEXTS, CONVERSATIONS = "corpus", "instructions"
-"""How the files of tokens begin."""
 
 
 def prepare_and_train(
@@ -60,14 +65,13 @@ def prepare_and_train(
         CheckpointError: A trained stage was made from other inputs, or a checkpoint is damaged.
         DataError: A data file is broken, or there is too little data.
         DivergenceError: Training diverged.
-        UsageError: Another process is at work in the directory.
+        ProcessError: A rank failed.
+        UsageError: Another process is at work in the directory, or several hosts are told to make anew what they share.
     """
-    with alone_at(directory / "run", progress, work="trains", wait=False):
-        _clear(directory, fresh=fresh, stages=() if resume else ("sft",))
-        run = _Run(recipe, directory, progress, device)
-        run.prepare()
-        run.pretrain()
-        return run.sft()
+    job = Job(recipe=recipe, directory=directory, stage="sft")
+    with _prepared(job, progress, device, fresh=fresh, again=() if resume else ("sft",)) as run:
+        run.train(job.base)
+        return run.train(job)
 
 
 def prepare_and_pretrain(
@@ -83,11 +87,26 @@ def prepare_and_pretrain(
 
     Without `resume`, pretraining begins anew, and so will the fine-tuning that stood on it.
     """
-    with alone_at(directory / "run", progress, work="trains", wait=False):
-        _clear(directory, fresh=fresh, stages=() if resume else ("pretrain", "sft"))
-        run = _Run(recipe, directory, progress, device)
-        run.prepare()
-        return run.pretrain()
+    job = Job(recipe=recipe, directory=directory, stage="pretrain")
+    with _prepared(job, progress, device, fresh=fresh, again=() if resume else ("pretrain", "sft")) as run:
+        return run.train(job)
+
+
+@contextmanager
+def _prepared(
+    job: Job, progress: Progress, device: DeviceName, *, fresh: bool, again: tuple[str, ...]
+) -> Iterator[_Run]:
+    """A pass whose cheap stages are done, and those to be made anew removed; of several hosts, the first does that."""
+    launch, directory = job.recipe.launch, job.directory
+    if launch.nodes > 1 and (fresh or again):
+        raise UsageError(f"{directory}: {launch.nodes} hosts share it, and none of them may throw anything away; "
+                         "remove what shall be made anew by hand, in place of --fresh or --no-resume")  # fmt: skip
+    with alone_at(directory / f"host-{launch.node_rank}", progress, work="trains", wait=False):
+        _clear(directory, fresh=fresh, stages=again)
+        run = _Run(job.recipe, directory, progress, device)
+        if launch.node_rank == 0:
+            run.prepare()
+        yield run
 
 
 class _Run:
@@ -98,8 +117,6 @@ class _Run:
         self._corpus = directory / "corpus"
         self._tokenizer = directory / "tokenizer"
         self._tokens = directory / "tokens"
-        self._pretrain = directory / "pretrain"
-        self._sft = directory / "sft"
         self._progress = progress
         self._device = device
 
@@ -115,7 +132,7 @@ class _Run:
 
     def train_tokenizer(self) -> None:
         size, longest = self._recipe.tokenizer.vocab_size, self._recipe.model.max_position
-        inputs = {"corpus": self._key(self._corpus), "vocab_size": size, "max_length": longest}
+        inputs = {"corpus": key(self._corpus), "vocab_size": size, "max_length": longest}
         self._make(
             self._tokenizer,
             inputs,
@@ -123,33 +140,8 @@ class _Run:
         )
 
     def tokenise(self) -> None:
-        inputs = {"corpus": self._key(self._corpus), "tokenizer": self._key(self._tokenizer)}
+        inputs = {"corpus": key(self._corpus), "tokenizer": key(self._tokenizer)}
         self._make(self._tokens, inputs | {"longest": self._recipe.sft.seq_length}, self._write_tokens)
-
-    def pretrain(self) -> Path:
-        inputs = {"tokens": self._key(self._tokens)} | self._training_inputs(self._recipe.pretrain)
-
-        def train() -> None:
-            from tandem.training.run import Job, pretrain
-
-            job = Job(recipe=self._recipe, folder=self._pretrain, tokenizer=self._tokenizer, inputs=inputs,
-                      device=self._device)  # fmt: skip
-            pretrain(job, self._tokens / TEXTS, self._progress)
-
-        return self._train(self._pretrain, inputs, train)
-
-    def sft(self) -> Path:
-        inputs = {"base": self._key(self._pretrain)} | self._training_inputs(self._recipe.sft)
-
-        def train() -> None:
-            from tandem.training.run import Job, sft
-
-            job = Job(recipe=self._recipe, folder=self._sft, tokenizer=self._tokenizer, inputs=inputs,
-                      device=self._device)  # fmt: skip
-            conversations, texts = self._tokens / CONVERSATIONS, self._tokens / TEXTS
-            sft(job, self._pretrain / "model", conversations, texts, self._progress)
-
-        return self._train(self._sft, inputs, train)
 
     def _make(self, folder: Path, inputs: Inputs, make: Callable[[], None]) -> None:
         """Make a cheap stage, unless it is there, made from these inputs."""
@@ -162,22 +154,32 @@ class _Run:
         write_mark(folder, inputs)
         self._progress.end(folder.name)
 
-    def _train(self, folder: Path, inputs: Inputs, train: Callable[[], None]) -> Path:
-        """Train a stage, or finish it, unless it is finished; refuse one made from other inputs."""
-        made_from = read_mark(folder) if (folder / "model").exists() else None
-        if made_from is not None and (different := differences(made_from, inputs)):
-            raise CheckpointError(
-                f"{folder}: was trained from other inputs: {different}; use another folder, or train anew with --fresh"
-            )
-        if made_from is not None:
-            self._progress.reuse(folder.name)
+    def train(self, job: Job) -> Path:
+        """Train a stage, or finish it, unless it is finished; returns the exported folder."""
+        if self._is_done(job):
+            self._progress.reuse(job.stage)
+            return job.model
+        _let_threads_sleep()
+        hosts = Hosts.of(job.recipe.launch, self._device)
+        if hosts.needs_processes:
+            share(job, hosts, job.folder / "plog", self._device)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            _let_threads_sleep()
-            train()
-            write_mark(folder, inputs)
-            self._progress.end(folder.name)
-        return folder / "model"
+            from tandem.training.run import train_and_export
+
+            train_and_export(job, self._progress, Place(), self._device)
+        return job.model
+
+    def _is_done(self, job: Job) -> bool:
+        """Refuse a stage that was made from other inputs; the first host does that for all, which has made them."""
+        made_from = read_mark(job.folder) if job.model.exists() else None
+        if made_from is None or job.recipe.launch.node_rank:
+            return made_from is not None
+        if different := differences(made_from, job.inputs()):
+            raise CheckpointError(
+                f"{job.folder}: was trained from other inputs: {different}; use another folder, or train anew with "
+                "--fresh"
+            )
+        return True
 
     def _write_tokens(self) -> None:
         self._prepare("corpus.parquet", TEXTS, "text")
@@ -194,19 +196,6 @@ class _Run:
 
     def _corpus_inputs(self, sources: Sources) -> Inputs:
         return {"source": self._recipe.data.source, "digest": sources.digest}
-
-    def _training_inputs(self, stage: StageConfig) -> Inputs:
-        # How often to save, and how many to keep, changes no result. What to do about a spike is often decided only
-        # when it is there; what was done is in guard.jsonl.
-        settings = stage.model_dump(exclude={"save_every", "keep_last", "guard"})
-        shape = self._recipe.model.model_dump()
-        generation = self._recipe.generation.model_dump()
-        return {"seed": self._recipe.seed, "model": shape, "stage": settings, "generation": generation}
-
-    def _key(self, folder: Path) -> str:
-        made_from = read_mark(folder)
-        assert made_from is not None, f"{folder} is made before it is used"
-        return digest(made_from)
 
 
 def _let_threads_sleep() -> None:

@@ -1,108 +1,90 @@
-"""The two stages of training, each from its inputs on disk to an exported model folder.
+"""One rank's part in a stage that makes a new model, from its inputs on disk to an exported folder.
 
-<folder>/checkpoints/        and more: see stage.py
-<folder>/model/              the Hugging Face folder, written last
+<directory>/<stage>/checkpoints/        and more: see stage.py
+<directory>/<stage>/model/              the Hugging Face folder, written last but for `stage.json`
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load, save
 from tandem.parallel.device import DeviceName, choose_device
-from tandem.parallel.world import World
+from tandem.parallel.place import Place
+from tandem.parallel.world import joined
 from tandem.text.tokenizer import Tokenizer, tokenizer_files
 from tandem.text.trainer import BOS, END, EOS, PAD
 from tandem.training.data.batch import Batches
 from tandem.training.data.open import open_batches
 from tandem.training.data.replay import ReplayBatches
-from tandem.training.inputs import Inputs
-from tandem.training.progress import Progress
-from tandem.training.settings.config import Recipe, StageConfig
+from tandem.training.inputs import write_mark
+from tandem.training.job import Job
+from tandem.training.progress import Progress, Silence
 from tandem.training.stage import Stage, train
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What both stages need to know."""
-
-    recipe: Recipe
-    folder: Path
-    """The stage's own."""
-    tokenizer: Path
-    """Folder of the tokenizer files."""
-    inputs: Inputs
-    """All that the result depends on; guards the checkpoints."""
-    device: DeviceName = "cpu"
-
-
-def pretrain(job: Job, tokens: Path, progress: Progress) -> Path:
-    """Train a new model on the documents under the prefix `tokens`; returns the exported folder.
+def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceName) -> None:
+    """Train what is left, and export on rank 0.
 
     Goes on from the latest checkpoint in the job's folder, if there is one.
+
+    Args:
+        job: What to do.
+        progress: Is told by rank 0.
+        place: This process among the ranks.
+        device: What to train on.
 
     Raises:
         CheckpointError: That checkpoint is damaged or belongs to another run.
         DataError: The tokens are missing or too few.
         DivergenceError: Training diverged.
+        ModelFolderError: There is no model to fine-tune.
+        ProcessError: A rank is gone.
     """
-    recipe = job.recipe
-    vocab_size = Tokenizer.from_folder(job.tokenizer).vocab_size
-    decoder = Decoder(recipe.model.with_vocabulary(vocab_size))
-    decoder.initialise(recipe.seed)
-    batches = open_batches(tokens, seq_length=recipe.pretrain.seq_length, seed=recipe.seed, pad=0)
-    return _train_and_export(job, "pretrain", recipe.pretrain, decoder, batches, progress)
-
-
-def sft(job: Job, base: Path, conversations: Path, texts: Path, progress: Progress) -> Path:
-    """Fine-tune the model folder `base` on the tokens under the prefix `conversations`; returns the exported folder.
-
-    Where the recipe asks for replay, documents under the prefix `texts` are mixed in.
-
-    Goes on from the latest checkpoint in the job's folder, if there is one.
-
-    Raises:
-        CheckpointError: That checkpoint is damaged or belongs to another run.
-        DataError: The tokens are missing or too few.
-        ModelFolderError: `base` is no model folder.
-        DivergenceError: Training diverged.
-    """
-    recipe = job.recipe
-    decoder = load(base, torch.device("cpu"), torch.float32).unfreeze()
-    tokenizer = Tokenizer.from_folder(job.tokenizer)
-    length, seed, pad = recipe.sft.seq_length, recipe.seed, _ids(tokenizer, PAD)[0]
-    batches: Batches = open_batches(conversations, seq_length=length, seed=seed, pad=pad)
-    if recipe.sft.replay_every is not None:
-        replayed = open_batches(texts, seq_length=length, seed=seed, pad=pad)
-        batches = ReplayBatches(batches, replayed, recipe.sft.replay_every)
-    return _train_and_export(job, "sft", recipe.sft, decoder, batches, progress)
-
-
-def _train_and_export(
-    job: Job, stage: str, config: StageConfig, decoder: Decoder, batches: Batches, progress: Progress
-) -> Path:
     if job.recipe.threads is not None:
         torch.set_num_threads(job.recipe.threads)
-    stage_ = Stage(name=stage, title=f"{job.recipe.name}: {stage}", config=config, folder=job.folder, inputs=job.inputs,
-                   world=World(device=choose_device(job.device)))  # fmt: skip
-    trained = train(stage_, decoder, batches, progress)
-    assert trained is not None, "the only rank leads"
-    return _export(job, trained)
+    told = progress if place.rank == 0 else Silence()
+    with joined(place, choose_device(device)) as world:
+        # Not before: the first host's ranks come when it has prepared everything.
+        inputs = job.inputs()
+        stage = Stage(name=job.stage, title=f"{job.recipe.name}: {job.stage}", config=job.config, folder=job.folder,
+                      inputs=inputs, world=world, nodes=job.recipe.launch.nodes, data=job.data)  # fmt: skip
+        trained = train(stage, _decoder(job), _batches(job), told)
+        if trained is not None:
+            _export(job, trained)
+            write_mark(job.folder, inputs)
+        told.end(job.stage)
 
 
-def _export(job: Job, decoder: Decoder) -> Path:
-    folder = job.folder / "model"
+def _decoder(job: Job) -> Decoder:
+    """Before the first step: a new one, or the pretrained one."""
+    if job.stage == "sft":
+        return load(job.base.model, torch.device("cpu"), torch.float32).unfreeze()
+    vocab_size = Tokenizer.from_folder(job.tokenizer).vocab_size
+    decoder = Decoder(job.recipe.model.with_vocabulary(vocab_size))
+    decoder.initialise(job.recipe.seed)
+    return decoder
+
+
+def _batches(job: Job) -> Batches:
+    """Of conversations every so many-th sample is text, where the recipe asks for that."""
+    pad = _ids(Tokenizer.from_folder(job.tokenizer), PAD)[0] if job.stage == "sft" else 0
+    fresh, *replayed = (
+        open_batches(prefix, seq_length=job.config.seq_length, seed=job.recipe.seed, pad=pad) for prefix in job.data
+    )
+    every = job.recipe.sft.replay_every
+    return ReplayBatches(fresh, replayed[0], every) if replayed and every else fresh
+
+
+def _export(job: Job, decoder: Decoder) -> None:
     # There already only if a run was killed between exporting and being marked as finished.
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(job.model, ignore_errors=True)
     tokenizer = Tokenizer.from_folder(job.tokenizer)
     generation = job.recipe.generation.defaults(_ids(tokenizer, BOS)[0], tuple(_ids(tokenizer, EOS, END)))
-    save(decoder, folder, generation, tokenizer_files(job.tokenizer))
-    return folder
+    save(decoder, job.model, generation, tokenizer_files(job.tokenizer))
 
 
 def _ids(tokenizer: Tokenizer, *tokens: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,13 +19,14 @@ from recording import Recording
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tandem.deploy.port import free_ports
 from tandem.errors import CheckpointError, DivergenceError, UsageError
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
 from tandem.training.progress import StepReport
-from tandem.training.settings.config import Recipe, build_recipe
+from tandem.training.settings.config import Launch, Recipe, build_recipe
 from tandem.training.watch.metrics import read_metrics
 
 STAGE = {"steps": 12, "seq_length": 96, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
@@ -258,13 +260,69 @@ def test_a_signal_keeps_the_step_under_way(number: signal.Signals, source: Path,
 def test_one_process_at_a_time(recipe: Recipe, copy: Path) -> None:
     class Nested(Recording):
         def reuse(self, stage: str) -> None:
-            with pytest.raises(UsageError, match=r"run: another process \(.*\) trains there; wait for it"):
+            with pytest.raises(UsageError, match=r"host-0: another process \(.*\) trains there; wait for it"):
                 prepare_and_train(recipe, copy, Recording())
             super().reuse(stage)
 
     progress = Nested()
     prepare_and_train(recipe, copy, progress)
     assert len(progress.reused) == 5
+
+
+def close(first: Path, second: Path) -> bool:
+    """Whether two runs took the same steps and have the same model, but for rounding."""
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+    assert [step for step, _, _ in losses(first)] == [step for step, _, _ in losses(second)]
+    assert [loss for _, loss, _ in losses(first)] == pytest.approx([loss for _, loss, _ in losses(second)], rel=1e-6)
+    one, other = (torch.cat([weights[name].flatten() for name in theirs]) for weights in (ours, theirs))
+    return float((one - other).norm() / other.norm()) < 1e-6
+
+
+def on_ranks(recipe: Recipe, number: int) -> Recipe:
+    return recipe.model_copy(update={"launch": Launch(ranks=number)})
+
+
+@pytest.mark.full
+def test_any_number_of_ranks_makes_the_same_model_and_goes_on_from_any_other(
+    recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    prepare_and_train(on_ranks(recipe, 2), tmp_path, Recording())
+    for stage in ("pretrain", "sft"):
+        assert close(tmp_path / stage, finished / stage)
+        assert (tmp_path / stage / "plog" / "run_log-1-1.txt").exists()
+    for ranks in (1, 3):
+        unfinish(tmp_path / "pretrain", step=8)
+        shutil.rmtree(tmp_path / "pretrain" / "checkpoints" / "iter_0000012")
+        prepare_and_pretrain(on_ranks(recipe, ranks), tmp_path, Recording())
+        assert close(tmp_path / "pretrain", finished / "pretrain")
+        sessions = [report.session for report in read_metrics(tmp_path / "pretrain" / "metrics.jsonl")]
+        assert sessions[:8] == [1] * 8
+        assert sessions[8] > 1
+
+
+@pytest.mark.full
+def test_hosts_that_share_a_folder_make_one_model(source: Path, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(fields_for(source)))
+    [port] = free_ports("127.0.0.2", 1)
+    hosts = []
+    for number in ("1", "0"):
+        said = {"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(port), "NNODES": "2", "NODE_RANK": number,
+                "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+        command = [sys.executable, "-m", "tandem", "train", "sft", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]
+        hosts.append(subprocess.Popen(command, env=os.environ | said, stdout=subprocess.PIPE, text=True))
+    said = [host.communicate(timeout=200)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    assert said == [f"{tmp_path}/sft/model\n"] * 2
+    for stage in ("pretrain", "sft"):
+        assert close(tmp_path / stage, finished / stage)
+        assert (tmp_path / stage / "run_log-2-0.txt").exists()
+
+
+def test_hosts_throw_nothing_away(recipe: Recipe, tmp_path: Path) -> None:
+    several = recipe.model_copy(update={"launch": Launch(nodes=2, master_addr="10.0.0.1")})
+    for how in ({"fresh": True}, {"resume": False}):
+        with pytest.raises(UsageError, match="2 hosts share it, and none of them may throw anything away; remove what"):
+            prepare_and_train(several, tmp_path, Recording(), **how)
 
 
 def test_exported_model_computes_the_same_in_transformers(finished: Path) -> None:

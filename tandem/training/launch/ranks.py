@@ -20,12 +20,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
+from tandem.training.settings.config import Launch
+
+if TYPE_CHECKING:
+    from tandem.parallel.device import DeviceName
 
 DEFAULT_PORT: Final = 6000
 """The documents' MASTER_PORT."""
@@ -58,6 +62,12 @@ class Hosts:
         if self.ranks < 1:
             raise UsageError(f"{self.ranks} ranks: at least one must compute")
 
+    @classmethod
+    def of(cls, launch: Launch, device: DeviceName) -> Hosts:
+        """As a run says; where it does not, one rank for each device of this host, and on CPUs one in all."""
+        return cls(ranks=launch.ranks or _devices(device), count=launch.nodes, rank=launch.node_rank,
+                   master=launch.master_addr, port=launch.master_port)  # fmt: skip
+
     @property
     def needs_processes(self) -> bool:
         """Whether one process is not enough."""
@@ -68,6 +78,14 @@ class Hosts:
         meeting = f"file:{folder}/meeting" if self.count == 1 else f"tcp:{self.master}:{self.port}"
         rank = self.rank * self.ranks + local_rank
         return Place(rank=rank, ranks=self.ranks * self.count, local_rank=local_rank, meeting=meeting)
+
+
+def _devices(device: DeviceName) -> int:
+    if device == "cpu":
+        return 1
+    from tandem.parallel.device import choose_device, device_count
+
+    return device_count(choose_device(device))
 
 
 @dataclass

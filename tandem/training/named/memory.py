@@ -9,7 +9,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import find_model
 from tandem.model.families import translate
 from tandem.parallel.device import DeviceName, choose_device, memory_of
-from tandem.training.named.run import ranks_here
+from tandem.training.launch.ranks import Hosts
 from tandem.training.plan.fit import Change, cheapest_fit
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.memory import MemoryPlan, estimate
@@ -42,7 +42,7 @@ def memory_need(run: Run, device: DeviceName) -> Need:
     chosen = choose_device(device)
     config, footing = _config(run), _footing(run, device, chosen.type)
     _, total = memory_of(chosen)
-    capacity = total // ranks_here(run, device) if chosen.type == "cpu" else total
+    capacity = total // Hosts.of(run.launch, device).ranks if chosen.type == "cpu" else total
     plan = estimate(config, footing)
     change = cheapest_fit(config, footing, capacity) if plan.total > capacity else None
     return Need(plan=plan, capacity=capacity, change=change)
@@ -56,7 +56,8 @@ def _config(run: Run) -> ModelConfig:
 
 
 def _footing(run: Run, device: DeviceName, kind: str) -> Footing:
-    ranks = run.launch.nodes * ranks_here(run, device)
+    hosts = Hosts.of(run.launch, device)
+    ranks = hosts.count * hosts.ranks
     return Footing(
         seq_length=run.training.seq_length,
         micro_batch=run.training.micro_batch,

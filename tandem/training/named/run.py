@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import UsageError
-from tandem.files import write_whole
 from tandem.parallel.place import Place
 from tandem.training.alone import alone_at
-from tandem.training.launch.ranks import Hosts, run_ranks
+from tandem.training.launch.ranks import Hosts
+from tandem.training.launch.work import share
 from tandem.training.named.data import prepared_data
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
@@ -86,25 +85,11 @@ def _require_files(run: Run) -> None:
 def _launch(run: Run, progress: Progress, device: DeviceName) -> None:
     """Train in this process, or in one for each rank."""
     _tell_runtime(run)
-    launch = run.launch
-    hosts = Hosts(ranks=ranks_here(run, device), count=launch.nodes, rank=launch.node_rank, master=launch.master_addr,
-                  port=launch.master_port)  # fmt: skip
-    if not hosts.needs_processes:
+    hosts = Hosts.of(run.launch, device)
+    if hosts.needs_processes:
+        share(run, hosts, run.paths.process_logs, device)
+    else:
         take_part(run, progress, Place(), device)
-        return
-    file = run.paths.process_logs / f"run-{launch.node_rank}.json"
-    write_whole(file, run.model_dump_json(indent=2).encode())
-    command = [sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device]
-    run_ranks(command, hosts, run.paths.process_logs)
-
-
-def ranks_here(run: Run, device: DeviceName) -> int:
-    """Processes of this host: as many as it has devices, where nobody says."""
-    if run.launch.ranks is not None or device == "cpu":
-        return run.launch.ranks or 1
-    from tandem.parallel.device import choose_device, device_count
-
-    return device_count(choose_device(device))
 
 
 def take_part(run: Run, progress: Progress, place: Place, device: DeviceName) -> None:

@@ -13,7 +13,8 @@ from tandem.training.settings.named_recipe import named_recipes
 from tandem.training.settings.recipe import built_in_recipes, is_path, read_fields
 from tandem.training.settings.resolve import Resolved, resolve
 from tandem.training.settings.run import StageName
-from tandem.training.settings.values import Values
+from tandem.training.settings.values import Values, flat, nested
+from tandem.training.settings.variables import launch_values
 
 
 def choose(
@@ -25,7 +26,7 @@ def choose(
         what: A built-in recipe, a model's name, or a path to a .yaml file. In a file, `model` is either a model's name,
             with settings over its recipe beside it, or the shape of a new one.
         stage: What to do.
-        environment: The process's environment variables; a recipe for a new model does not look at them.
+        environment: The process's environment variables; a recipe for a new model looks at those of the launch alone.
         options: What the command line set.
         root: Folder of the run; a recipe for a new model needs one.
 
@@ -41,13 +42,17 @@ def choose(
         return resolve(
             name, stage, file=fields, environment=environment, options=options, root=root or Path(),
         )  # fmt: skip
-    return _from_nothing(build_recipe(fields, what if is_path(what) else f"recipe {what}"), stage, options, root)
+    where = what if is_path(what) else f"recipe {what}"
+    launch = {name: value for name, value in options.items() if name.startswith("launch.")}
+    values = flat(fields, where) | launch_values(environment) | launch
+    others = {name: value for name, value in options.items() if name not in launch and name != "resume.auto"}
+    return _from_nothing(build_recipe(nested(values), where), stage, others, root)
 
 
 def _from_nothing(recipe: Recipe, stage: StageName, options: Values, root: Path | None) -> Recipe:
     if stage == "lora":
         raise RecipeError(f"recipe {recipe.name}: makes a new model and has no stage lora; use pretrain or sft")
-    given = ", ".join(sorted({value.origin for name, value in options.items() if name != "resume.auto"}))
+    given = ", ".join(sorted({value.origin for value in options.values()}))
     if given:
         raise RecipeError(
             f"recipe {recipe.name}: makes a new model from its own data and takes no {given}; edit its file"

@@ -184,6 +184,24 @@ class Generation(Section):
         return GenerationDefaults(bos_token_id=bos, eos_token_ids=ends, **self.model_dump())
 
 
+class Launch(Section):
+    """The processes of a run."""
+
+    master_addr: str = Field(default="localhost", min_length=1, description="Address of the first host.")
+    master_port: int = Field(default=6000, gt=0, lt=65536, description="Port there.")
+    nodes: int = Field(default=1, gt=0, description="Hosts.")
+    node_rank: int = Field(default=0, ge=0, description="Which of them this one is.")
+    ranks: int | None = Field(default=None, gt=0, description="Processes on this host; one for each device by default.")
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"node_rank {self.node_rank} is none of {self.nodes} nodes; they count from 0")
+        if self.nodes > 1 and self.master_addr in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError(f"{self.nodes} nodes need an address of the first that all of them reach, not localhost")
+        return self
+
+
 class Recipe(Section):
     """One run from texts to an exported model."""
 
@@ -196,6 +214,7 @@ class Recipe(Section):
     pretrain: StageConfig
     sft: FineTuning
     generation: Generation = Generation()
+    launch: Launch = Launch()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

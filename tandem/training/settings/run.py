@@ -15,12 +15,12 @@ No torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tandem.training.data.rows.kinds import AUTO
-from tandem.training.settings.config import LoraConfig, Section, StageConfig, StepConfig
+from tandem.training.settings.config import Launch, LoraConfig, Section, StageConfig, StepConfig
 
 StageName = Literal["pretrain", "sft", "lora"]
 
@@ -95,24 +95,6 @@ class Resume(Section):
         default=None,
         description="Go on from the latest own checkpoint. Outranks `checkpoint`. Not given: go on if there is one.",
     )
-
-
-class Launch(Section):
-    """The processes of a run."""
-
-    master_addr: str = Field(default="localhost", min_length=1, description="Address of the first host.")
-    master_port: int = Field(default=6000, gt=0, lt=65536, description="Port there.")
-    nodes: int = Field(default=1, gt=0, description="Hosts.")
-    node_rank: int = Field(default=0, ge=0, description="Which of them this one is.")
-    ranks: int | None = Field(default=None, gt=0, description="Processes on this host; one for each device by default.")
-
-    @model_validator(mode="after")
-    def _is_one_of_them(self) -> Self:
-        if self.node_rank >= self.nodes:
-            raise ValueError(f"node_rank {self.node_rank} is none of {self.nodes} nodes; they count from 0")
-        if self.nodes > 1 and self.master_addr in ("localhost", "127.0.0.1", "::1"):
-            raise ValueError(f"{self.nodes} nodes need an address of the first that all of them reach, not localhost")
-        return self
 
 
 class Run(Section):

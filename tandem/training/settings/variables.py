@@ -138,6 +138,16 @@ def variable_values(environment: Mapping[str, str]) -> Values:
     return values
 
 
+def launch_values(environment: Mapping[str, str]) -> Values:
+    """Of the variables only what those set that say which processes take part: all that a new model's recipe hears.
+
+    Raises:
+        RecipeError: As `variable_values`.
+    """
+    names = [name for name, variable in VARIABLES.items() if variable.setting.startswith("launch.")]
+    return variable_values({name: environment[name] for name in names if name in environment})
+
+
 def stage_of(environment: Mapping[str, str]) -> tuple[StageName, str] | None:
     """The stage that the variables name, and which of them do; None where none does.
 

@@ -8,8 +8,12 @@ import yaml
 
 from tandem.catalogue.arithmetic import parameters
 from tandem.errors import RecipeError
-from tandem.training.settings.config import build_recipe
+from tandem.training.inputs import write_mark
+from tandem.training.job import Job
+from tandem.training.settings.choice import choose
+from tandem.training.settings.config import Launch, build_recipe
 from tandem.training.settings.recipe import built_in_recipes, read_recipe
+from tandem.training.settings.values import Value
 
 STAGE = {"steps": 4, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 1, "save_every": 2}  # fmt: skip
@@ -83,3 +87,28 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yaml"):
         read_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_only_the_processes_of_a_new_model_are_the_environments_and_the_options() -> None:
+    environment = {"MASTER_ADDR": "10.0.0.1", "NNODES": "2", "NODE_RANK": "1", "LR": "no number"}
+    options = {"launch.ranks": Value(4, "--ranks")}
+    chosen = choose("quickstart", "sft", environment=environment, options=options, root=Path())
+    assert chosen == read_recipe("quickstart").model_copy(
+        update={"launch": Launch(master_addr="10.0.0.1", nodes=2, node_rank=1, ranks=4)}
+    )
+    with pytest.raises(RecipeError, match="recipe quickstart: launch: node_rank 2 is none of 2 nodes"):
+        choose("quickstart", "sft", environment=environment | {"NODE_RANK": "2"}, options={}, root=Path())
+    with pytest.raises(RecipeError, match="NNODES=two: give a whole number"):
+        choose("quickstart", "sft", environment={"NNODES": "two"}, options={}, root=Path())
+
+
+def test_where_it_is_trained_does_not_change_what_a_job_depends_on(tmp_path: Path) -> None:
+    for folder in ("tokens", "pretrain"):
+        (tmp_path / folder).mkdir()
+        write_mark(tmp_path / folder, {"made": "so"})
+    recipe = build_recipe(fields(), "test")
+    several = recipe.model_copy(update={"launch": Launch(ranks=3), "threads": 2})
+    for stage in ("pretrain", "sft"):
+        jobs = [Job(recipe=one, directory=tmp_path, stage=stage) for one in (recipe, several)]
+        assert jobs[0].inputs() == jobs[1].inputs()
+        assert Job.model_validate_json(jobs[1].model_dump_json()) == jobs[1]

@@ -1,0 +1,77 @@
+"""`Job`: one of the two stages that make a new model, as every rank of it reads it. No torch.
+
+What it reads and writes lies in the run's directory, see `pipeline.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tandem.training.inputs import Inputs, digest, read_mark
+from tandem.training.settings.config import Recipe, Section, StageConfig
+
+TEXTS, CONVERSATIONS = "corpus", "instructions"
+"""How the files of tokens begin."""
+
+
+class Job(Section):
+    """What to do."""
+
+    recipe: Recipe
+    directory: Path
+    stage: Literal["pretrain", "sft"]
+
+    @property
+    def config(self) -> StageConfig:
+        """How the stage is trained."""
+        return self.recipe.pretrain if self.stage == "pretrain" else self.recipe.sft
+
+    @property
+    def folder(self) -> Path:
+        """The stage's own."""
+        return self.directory / self.stage
+
+    @property
+    def model(self) -> Path:
+        """Where the exported model goes, which fine-tuning begins from when it is pretraining's."""
+        return self.folder / "model"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer files."""
+        return self.directory / "tokenizer"
+
+    @property
+    def data(self) -> tuple[Path, ...]:
+        """Prefixes of the tokens that are learnt from."""
+        texts, conversations = (self.directory / "tokens" / name for name in (TEXTS, CONVERSATIONS))
+        if self.stage == "pretrain":
+            return (texts,)
+        return (conversations,) if self.recipe.sft.replay_every is None else (conversations, texts)
+
+    @property
+    def base(self) -> Job:
+        """Pretraining, from whose model fine-tuning begins."""
+        return Job(recipe=self.recipe, directory=self.directory, stage="pretrain")
+
+    def inputs(self) -> Inputs:
+        """All that the result depends on; what it is made from must be there."""
+        stands_on = ("tokens", self.directory / "tokens") if self.stage == "pretrain" else ("base", self.base.folder)
+        # How often to save, and how many to keep, changes no result. What to do about a spike is often decided only
+        # when it is there; what was done is in guard.jsonl.
+        settings = self.config.model_dump(exclude={"save_every", "keep_last", "guard"})
+        return {
+            stands_on[0]: key(stands_on[1]),
+            "seed": self.recipe.seed,
+            "model": self.recipe.model.model_dump(),
+            "stage": settings,
+            "generation": self.recipe.generation.model_dump(),
+        }
+
+
+def key(folder: Path) -> str:
+    """Digest of what the content of a finished folder was made from."""
+    made_from = read_mark(folder)
+    assert made_from is not None, f"{folder} is made before it is used"
+    return digest(made_from)
