@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import tandem
-from tandem.errors import TandemError, UsageError
+from tandem.errors import TandemError, UsageError, printable
 
 if TYPE_CHECKING:
     import cyclopts
@@ -105,7 +105,8 @@ def _what_failed(error: OSError) -> str:
 
 
 def _said(text: str, code: int) -> int:
-    print(f"tandem: {text}", file=sys.stderr)
+    lines = map(printable, f"tandem: {text}".split("\n"))  # what a message quotes of a file moves no cursor
+    print(*lines, sep="\n", file=sys.stderr)
     return code
 
 

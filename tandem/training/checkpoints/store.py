@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tandem.errors import CheckpointError
-from tandem.files import json_bytes, read_json_object, whole_folder, write_whole
+from tandem.files import json_bytes, read_bytes, read_json_object, whole_folder, write_whole
 from tandem.parallel.world import World
 from tandem.training.checkpoints.shards import copied, read_shards, write_shard
 from tandem.training.checkpoints.state import Proof, TrainState
@@ -92,7 +92,7 @@ class CheckpointStore:
         if not path.exists():
             # A kill between the first checkpoint and its naming; a folder that bears its name is whole.
             return max(self._steps(), default=None)
-        content = path.read_bytes().strip()
+        content = read_bytes(path, CheckpointError).strip()
         if not re.fullmatch(rb"[0-9]{1,15}", content):
             shown = content[:40].decode(errors="replace")
             raise CheckpointError(f"{path}: holds {shown!r} and no step; write one of {self._steps()} into it")
@@ -161,9 +161,16 @@ class CheckpointStore:
     def _checked(self, folder: Path, step: int) -> TrainState:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is missing, though {LATEST} names it; {self._way_out(step)}")
-        fields = read_json_object(folder / STATE, CheckpointError)
+        try:
+            fields = read_json_object(folder / STATE, CheckpointError)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; {self._way_out(step)}") from None
         if fields.pop("own_sha256", None) != _sha256_of_fields(fields):
             raise self._damaged(folder / STATE, step)
+        if fields.keys() != self._state_fields({}, TrainState()).keys() - {"own_sha256"}:
+            raise CheckpointError(
+                f"{folder}: was written by another version of tandem; go on with that one, or train anew with --fresh"
+            )
         if fields["step"] != step:
             raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
         if different := differences(fields["inputs"], self._inputs):
@@ -177,8 +184,10 @@ class CheckpointStore:
 
     def _check_parts(self, folder: Path, hashes: Mapping[str, str], step: int) -> None:
         """Each rank looks at some of the parts, and all hear what is wrong with any."""
+        if surplus := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in hashes):
+            raise CheckpointError(f"{folder / surplus[0]}: is no part of this checkpoint; remove it")
         own = list(hashes)[self._world.rank :: self._world.ranks]
-        bad = [name for name in own if not (folder / name).exists() or _sha256_of(folder / name) != hashes[name]]
+        bad = [name for name in own if not (folder / name).is_file() or _sha256_of(folder / name) != hashes[name]]
         if found := [name for name in self._talk.gather(bad[0] if bad else "") if name]:
             raise self._damaged(folder / found[0], step)
 

@@ -191,7 +191,9 @@ class Launch(Section):
     master_port: int = Field(default=6000, gt=0, lt=65536, description="Port there.")
     nodes: int = Field(default=1, gt=0, description="Hosts.")
     node_rank: int = Field(default=0, ge=0, description="Which of them this one is.")
-    ranks: int | None = Field(default=None, gt=0, description="Processes on this host; one for each device by default.")
+    ranks: int | None = Field(
+        default=None, gt=0, le=1024, description="Processes on this host; one for each device by default."
+    )
 
     @model_validator(mode="after")
     def _is_one_of_them(self) -> Self:
@@ -206,8 +208,8 @@ class Recipe(Section):
     """One run from texts to an exported model."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(default=0, ge=0)
-    threads: int | None = Field(default=None, gt=0, description="CPU threads; left as they are by default.")
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    threads: int | None = Field(default=None, gt=0, le=1024, description="CPU threads; left as they are by default.")
     model: ModelShape
     tokenizer: TokenizerShape
     data: Data

@@ -49,7 +49,7 @@ class DataOptions(Section):
     pack: bool = Field(default=True, description="Several conversations share a sample, blind to each other.")
     documents_apart: bool = Field(default=True, description="Texts of a sample are blind to each other, too.")
     workers: int | None = Field(
-        default=None, gt=0, description="Processes that tokenise; by default as many as it is worth."
+        default=None, gt=0, le=1024, description="Processes that tokenise; by default as many as it is worth."
     )
 
 
@@ -102,8 +102,8 @@ class Run(Section):
 
     model: str = Field(description="A name of `tandem train list`.")
     stage: StageName = Field(description="pretrain, sft or lora; the command's.")
-    seed: int = Field(default=1234, ge=0, description="Of data order and random weights.")
-    threads: int | None = Field(default=None, gt=0, description="CPU threads; left as they are by default.")
+    seed: int = Field(default=1234, ge=0, lt=1 << 63, description="Of data order and random weights.")
+    threads: int | None = Field(default=None, gt=0, le=1024, description="CPU threads; left as they are by default.")
     max_position: int | None = Field(default=None, gt=1, description="Bound on seq_length; by default the model's own.")
     export: bool = Field(default=True, description="Write a model folder in Hugging Face format at the end.")
     paths: Paths

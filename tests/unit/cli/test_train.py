@@ -84,3 +84,8 @@ sft: *stage
     assert run(["train", "pretrain", str(tmp_path / "tiny.yaml"), "--out", str(out), "--no-resume"]) == 0
     assert "corpus: there already, used again" in (err := capsys.readouterr().err)
     assert "pretrain: begins" in err
+
+
+def test_what_an_error_quotes_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "sft", "qwen2\x1b[2J"]) == 2
+    assert r"recipe qwen2\x1b[2J: is not built in" in capsys.readouterr().err
