@@ -43,7 +43,7 @@ from tandem.training.data.batch import IGNORED, Batch
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.indexed import IndexedWriter
-from tandem.training.data.open import open_batches
+from tandem.training.data.open import open_conversations
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.settings.config import StageConfig
 
@@ -95,7 +95,7 @@ def prepared(samples: list[Sample], prefix: Path, length: int) -> TokenBatches |
         with IndexedWriter(pair, np.int32) as writer:
             for row in rows:
                 writer.add(row)
-    return open_batches(prefix, seq_length=length, seed=0, pad=0)
+    return open_conversations(prefix, seq_length=length, seed=0, pad=0)
 
 
 def real_tokens(batch: Batch) -> int:

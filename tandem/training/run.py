@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from tandem.parallel.world import joined
 from tandem.text.tokenizer import Tokenizer, tokenizer_files
 from tandem.text.trainer import BOS, END, EOS, PAD
 from tandem.training.data.batch import Batches
-from tandem.training.data.open import open_batches
+from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.replay import ReplayBatches
 from tandem.training.inputs import write_mark
 from tandem.training.job import Job
@@ -71,12 +72,13 @@ def _decoder(job: Job) -> Decoder:
 
 def _batches(job: Job) -> Batches:
     """Of conversations every so many-th sample is text, where the recipe asks for that."""
-    pad = _ids(Tokenizer.from_folder(job.tokenizer), PAD)[0] if job.stage == "sft" else 0
-    fresh, *replayed = (
-        open_batches(prefix, seq_length=job.config.seq_length, seed=job.recipe.seed, pad=pad) for prefix in job.data
-    )
+    texts = partial(open_texts, seq_length=job.config.seq_length, seed=job.recipe.seed)
+    if job.stage == "pretrain":
+        return texts(job.data[0])
+    pad = _ids(Tokenizer.from_folder(job.tokenizer), PAD)[0]
+    conversations = open_conversations(job.data[0], seq_length=job.config.seq_length, seed=job.recipe.seed, pad=pad)
     every = job.recipe.sft.replay_every
-    return ReplayBatches(fresh, replayed[0], every) if replayed and every else fresh
+    return ReplayBatches(conversations, texts(job.data[1]), every) if every else conversations
 
 
 def _export(job: Job, decoder: Decoder) -> None:

@@ -185,6 +185,9 @@ def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) ->
     run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=str(prepared)), progress)
     assert len(progress.reports) == 6
     assert progress.begun == ["sft"]
+    pair = str(prepared / "data_packed_input_ids_document")  # as Megatron's users name it
+    run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=pair), again := Recording())
+    assert again.reused == ["sft"]
     with pytest.raises(TandemError, match="must hold one file"):
         run_named(
             resolved(without, tmp_path / "three", stage="pretrain", USER_PROCESSED_DATA_DIR=str(prepared)), Recording()

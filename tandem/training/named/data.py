@@ -60,10 +60,10 @@ def _spec(run: Run, raw: Path) -> PrepareSpec:
 
 
 def _prefix(path: Path, run: Run) -> Path:
-    """The prefix of files that lie in a folder, or that the path itself is."""
-    if not path.is_dir():
-        return path
+    """The prefix of files that lie in a folder, or that the path itself is; Megatron's name their whole pair."""
     ending = _index(Path("x"), run).name.removeprefix("x")
+    if not path.is_dir():
+        return path.with_name(path.name.removesuffix(ending.removesuffix(".idx")))
     found = sorted(path.glob(f"*{ending}"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
@@ -85,4 +85,4 @@ def _key(prefix: Path, run: Run) -> str:
 
 def _index(prefix: Path, run: Run) -> Path:
     """The file through which the data of a stage is found."""
-    return paths_of(text_prefix(prefix) if run.stage == "pretrain" else packed_prefix(prefix, "input_ids"))[0]
+    return paths_of(text_prefix(prefix) if run.reads == "pretrain" else packed_prefix(prefix, "input_ids"))[0]

@@ -20,7 +20,7 @@ from tandem.training.adapters.lora import apply_lora, merge
 from tandem.training.adapters.peft_folder import save_adapter
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
-from tandem.training.data.open import open_batches
+from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.inputs import Inputs, differences
 from tandem.training.named.begin import base_model, beginning, weights_of
 from tandem.training.named.data import RunData
@@ -69,15 +69,12 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
 
 
 def _open(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
+    length = run.training.seq_length
+    if run.reads == "pretrain":
+        return open_texts(data.prefix, seq_length=length, seed=run.seed, apart=run.data.documents_apart)
     ends = read_generation_defaults(run.paths.weights).eos_token_ids
     pad = (ends or (0,))[0]  # behind a row's end: never looked at, never learnt
-    batches = open_batches(
-        data.prefix, seq_length=run.training.seq_length, seed=run.seed, pad=pad, pack=run.data.pack,
-        documents_apart=run.data.documents_apart,
-    )  # fmt: skip
-    if isinstance(batches, TokenBatches) != (run.stage == "pretrain"):
-        raise DataError(f"{data.prefix}: is not prepared for {run.stage}; give another folder, or raw data")
-    return batches
+    return open_conversations(data.prefix, seq_length=length, seed=run.seed, pad=pad, pack=run.data.pack)
 
 
 def _inputs(run: Run, data: RunData, config: StageConfig) -> Inputs:

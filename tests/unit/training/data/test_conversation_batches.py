@@ -18,7 +18,7 @@ from tandem.model.decoder import Decoder
 from tandem.training.data.batch import IGNORED
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.indexed import IndexedWriter
-from tandem.training.data.open import open_batches
+from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.data.packing import best_fit
 
@@ -35,9 +35,7 @@ def write(prefix: Path, lengths: list[int]) -> None:
 
 def opened(prefix: Path, lengths: list[int], seq_length: int, *, pack: bool = True) -> ConversationBatches:
     write(prefix, lengths)
-    batches = open_batches(prefix, seq_length=seq_length, seed=1, pad=0, pack=pack)
-    assert isinstance(batches, ConversationBatches)
-    return batches
+    return open_conversations(prefix, seq_length=seq_length, seed=1, pad=0, pack=pack)
 
 
 def test_packing_keeps_conversations_whole_and_prompts_silent(tmp_path: Path) -> None:
@@ -94,35 +92,23 @@ def test_packed_conversations_do_not_see_each_other(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 of 3 conversations are longer than seq_length 4, the longest has 9"):
         opened(tmp_path / "c", [3, 9, 8], 4)
-    with pytest.raises(DataError, match="holds no prepared data"):
-        open_batches(tmp_path / "nothing", seq_length=4, seed=0, pad=0)
+    with pytest.raises(DataError, match=r"nothing_packed_input_ids_document\.idx: is missing, so there are no conv"):
+        open_conversations(tmp_path / "nothing", seq_length=4, seed=0, pad=0)
+    with pytest.raises(DataError, match=r"c_text_document\.idx: is missing, so there are no texts to pretrain on"):
+        open_texts(tmp_path / "c", seq_length=4, seed=0)
     with IndexedWriter(packed_prefix(tmp_path / "c", "labels"), np.int32) as writer:
         writer.add([1])
     with pytest.raises(DataError, match="not of one run"):
-        open_batches(tmp_path / "c", seq_length=16, seed=0, pad=0)
-    with IndexedWriter(text_prefix(tmp_path / "c"), np.int32) as writer:
-        writer.add([1])
-    with pytest.raises(DataError, match="both texts and conversations"):
-        open_batches(tmp_path / "c", seq_length=16, seed=0, pad=0)
-
-
-def test_a_folder_stands_for_the_one_prefix_in_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"other than one prefix \(none\)"):
-        open_batches(tmp_path, seq_length=8, seed=0, pad=0)
-    write(tmp_path / "c", [3, 4])
-    assert open_batches(tmp_path, seq_length=8, seed=0, pad=0).samples == 1
-    write(tmp_path / "b", [3, 4])
-    with pytest.raises(DataError, match=r"\(b, c\); name the one"):
-        open_batches(tmp_path, seq_length=8, seed=0, pad=0)
+        open_conversations(tmp_path / "c", seq_length=16, seed=0, pad=0)
 
 
 def test_texts_can_be_kept_apart(tmp_path: Path) -> None:
     with IndexedWriter(text_prefix(tmp_path / "t"), np.uint16) as writer:
         for document in ([1, 2, 3], [], [4, 5], [6, 7, 8, 9]):
             writer.add(document)
-    for prefix in (tmp_path / "t", text_prefix(tmp_path / "t")):
-        assert open_batches(prefix, seq_length=8, seed=0, pad=0).at(0, 1).targets.tolist() == [[2, 3, 4, 5, 6, 7, 8, 9]]
-    batch = open_batches(tmp_path / "t", seq_length=8, seed=0, pad=0, documents_apart=True).at(0, 1)
+    joined = open_texts(tmp_path / "t", seq_length=8, seed=0).at(0, 1)
+    assert joined.targets.tolist() == [[2, 3, 4, 5, 6, 7, 8, 9]]
+    batch = open_texts(tmp_path / "t", seq_length=8, seed=0, apart=True).at(0, 1)
     assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch.targets.tolist() == [[2, 3, IGNORED, 5, IGNORED, 7, 8, 9]]
     assert batch.context().positions.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]

@@ -28,7 +28,7 @@ from tandem.training.alone import alone_at
 from tandem.training.data import workers
 from tandem.training.data.encoding import Encoder, Encoding
 from tandem.training.data.indexed import IndexedTokens
-from tandem.training.data.open import open_batches
+from tandem.training.data.open import open_conversations
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.data.prepare import Prepared, PrepareSpec, prepare
 from tandem.training.data.readers.blocks import Block
@@ -271,7 +271,7 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_or_nothing(folder: Path, 
 def conversations_at(prefix: Path) -> int:
     """How many there are, all of which can be read; none where the files are refused."""
     with suppress(DataError):
-        batches = open_batches(prefix, seq_length=64, seed=0, pad=0, pack=False)
+        batches = open_conversations(prefix, seq_length=64, seed=0, pad=0, pack=False)
         assert batches.at(0, batches.samples).valid() > 0
         return batches.samples
     return 0
