@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tandem.errors import CheckpointError, TandemError
+from tandem.errors import CheckpointError, DataError, TandemError
 from tandem.parallel.world import World, named
 from tandem.training.checkpoints.state import Proof, TrainState
 from tandem.training.checkpoints.store import CheckpointStore
@@ -147,7 +147,8 @@ class Trainer:
         There is no report where the guard had its batch left out, or the run go back to a checkpoint.
 
         Raises:
-            DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
+            DataError: A sample holds a token that the model does not know.
+        DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
             ProcessError: A rank is gone.
         """
         with named(f"step {self.state.step + 1}"):
@@ -196,7 +197,17 @@ class Trainer:
         if begin == end:
             return self._batches.at(position, 1).numbered(position).blank().to(self._world.device)
         batch = self._batches.at(position + begin, end - begin).numbered(position + begin)
+        self._require_known(batch, position + begin)
         return batch.to(self._world.device)
+
+    def _require_known(self, batch: Batch, position: int) -> None:
+        """Data that was prepared elsewhere may have been with another tokenizer."""
+        largest, size = int(batch.tokens.max()), self.model.decoder.config.vocab_size
+        if largest >= size:
+            raise DataError(
+                f"samples {position} to {position + len(batch.tokens) - 1} hold token id {largest}, and the model has "
+                f"{size} tokens; prepare them with the model's tokenizer"
+            )
 
     def _parts(self, batch: Batch, count: int) -> list[Batch]:
         """Micro-batches; as many on every rank, because ranks sum their gradients after each."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.position import Rope
+from tandem.errors import DataError
 from tandem.model.decoder import Decoder
+from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import STATE, build_optimizer, optimizer_tensors
 from tandem.training.compute.schedule import Schedule, set_learning_rate
 from tandem.training.data.batch import IGNORED, Batch
-from tandem.training.loop import backward
+from tandem.training.data.batches import TokenBatches
+from tandem.training.loop import Trainer, backward
 from tandem.training.settings.config import StageConfig
 
 STAGE = StageConfig(steps=4, seq_length=16, global_batch=4, micro_batch=2, lr=0.01, min_lr=0.001, warmup_steps=1,
@@ -86,6 +91,13 @@ def test_ignored_targets_have_no_part_in_the_loss(model: Decoder) -> None:
         logits = model(whole.tokens, whole.context())
     expected = torch.nn.functional.cross_entropy(logits[0, :1], whole.targets[0, :1])
     torch.testing.assert_close(mean_loss(model, cut, 1), expected)
+
+
+def test_token_ids_of_another_tokenizer_are_refused_by_sample(model: Decoder, tmp_path: Path) -> None:
+    texts = TokenBatches(np.arange(1, 67), STAGE.seq_length, 0)  # 64 and above are none of the model's
+    trainer = Trainer(LossModel(model), texts, STAGE, CheckpointStore(tmp_path, {}, 1))
+    with pytest.raises(DataError, match="samples 0 to 3 hold token id 64, and the model has 64 tokens; prepare them"):
+        trainer.step()
 
 
 def test_optimizer_state_goes_by_name_and_is_there_from_the_start(model: Decoder) -> None:
