@@ -5,9 +5,10 @@ Source: PEFT 0.21, `tuners/lora/config.py` and `utils/other.py` (`get_pattern_ke
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     fields = read_json_object(path, ModelFolderError)
     _refuse_more_than_lora(fields, path)
     try:
-        return PeftConfig(
+        said = PeftConfig(
             rank=int(fields["r"]),
             alpha=float(fields["lora_alpha"]),
             dropout=float(fields.get("lora_dropout") or 0.0),
@@ -123,6 +124,21 @@ def read_peft_config(folder: Path) -> PeftConfig:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFolderError(f"{path}: r, lora_alpha or a pattern is missing or no number ({error!r})") from None
+    for fault in _faults(said):
+        raise ModelFolderError(f"{path}: {fault}; copy the file again")
+    return said
+
+
+def _faults(said: PeftConfig) -> Iterator[str]:
+    """What no adapter can have; patterns are matched later, so they are looked at here."""
+    yield from (f"rank {rank} is not positive" for rank in (said.rank, *said.ranks.values()) if rank < 1)
+    alphas = (said.alpha, *said.alphas.values())
+    yield from (f"alpha {alpha} is no number" for alpha in alphas if not math.isfinite(alpha))
+    for pattern in (*said.ranks, *said.alphas):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"pattern {pattern!r} is no regular expression ({error})"
 
 
 def peft_fields(
