@@ -35,6 +35,8 @@ LENGTH = 24
 GLOBAL_BATCH = 8
 """Rows where each conversation has one of its own; packed, it is half as many."""
 STEPS = 20
+CLIP = 0.1
+"""Smaller than the norm of every step's gradient."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def conversation(number: int) -> Tensor:
 
 
 def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
-    """`<family>/<case>/<parameter>` gradients and `<family>/losses`."""
+    """`<family>/<case>/<parameter>` gradients, `<family>/losses` and `<family>/norms`."""
     found: dict[str, Tensor] = {}
     for family in families:
         for case in (*CASES, ROUNDED):
@@ -97,21 +99,23 @@ def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
             for name, parameter in trainer.model.named_parameters():
                 if parameter.grad is not None:
                     found[f"{family}/{case.name}/{name}"] = whole(parameter.grad)
-        trainer = trainer_of(family, Case(2), world)
+        trainer = trainer_of(family, Case(2), world, clip=CLIP)
         reports = [trainer.step()[0] for _ in range(STEPS)]
-        found[f"{family}/losses"] = torch.tensor([report.loss for report in reports if report], dtype=torch.float64)
+        for name, field in (("losses", "loss"), ("norms", "grad_norm")):
+            numbers = [getattr(report, field) for report in reports if report]
+            found[f"{family}/{name}"] = torch.tensor(numbers, dtype=torch.float64)
     return found
 
 
-def trainer_of(family: str, case: Case, world: World) -> Trainer:
-    """Ready to take steps at a small learning rate, unclipped."""
+def trainer_of(family: str, case: Case, world: World, clip: float = 1e9) -> Trainer:
+    """Ready to take steps at a small learning rate; by default unclipped."""
     decoder = random_decoder(shrink(MODELS[family].config, SmallShape(layers=2, vocab=VOCABULARY)), torch.float32, 0)
     apply_recompute(decoder.unfreeze(), case.recompute)
     model = LossModel(decoder).train()
     parallelize(model, world, case.precision)
     config = StageConfig(
         steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH // 2 if case.packed else GLOBAL_BATCH,
-        micro_batch=case.micro_batch, lr=1e-4, min_lr=1e-5, warmup_steps=2, clip=1e9, precision=case.precision,
+        micro_batch=case.micro_batch, lr=1e-4, min_lr=1e-5, warmup_steps=2, clip=clip, precision=case.precision,
         recompute=case.recompute, save_every=STEPS,
     )  # fmt: skip
     store = CheckpointStore(Path(os.devnull), {}, 1, World())  # nothing is saved

@@ -51,11 +51,6 @@ class Operations:
         """Operations of `tokens` real tokens that see `pairs` tokens, summed over all layers."""
         return self.per_token * tokens + self.per_pair * pairs
 
-    def of_lengths(self, lengths: Iterable[int]) -> int:
-        """Operations of whole sequences of these lengths."""
-        lengths = list(lengths)
-        return self.total(sum(lengths), attended_pairs(self.config, lengths))
-
     def formula(self) -> str:
         """The formula with this model's numbers, as it is printed beside every MFU."""
         weights = f"4·N·T + 6·n·T, n = {self.adapters:,}" if self.adapters else "6·N·T"

@@ -59,9 +59,11 @@ def check(alone: dict[str, Tensor], together: dict[str, Tensor], family: str) ->
     rounded = gradients(alone, family, rank_suite.ROUNDED.name)
     assert distance(rounded, expected) > 1e-4, "nothing was computed in bfloat16"
     assert distance(gradients(together, family, rank_suite.ROUNDED.name), rounded) < distance(rounded, expected)
-    losses = together[f"{family}/losses"]
+    losses, norms = together[f"{family}/losses"], together[f"{family}/norms"]
     assert losses.unique().numel() == rank_suite.STEPS, "every step has its own samples"
     torch.testing.assert_close(losses, alone[f"{family}/losses"], rtol=1e-5, atol=0)
+    assert norms.min() > rank_suite.CLIP, "every step's gradient is clipped"
+    torch.testing.assert_close(norms, alone[f"{family}/norms"], rtol=1e-4, atol=0)
 
 
 def test_ranks_and_cuts_compute_the_same(alone: Any, together: Any) -> None:

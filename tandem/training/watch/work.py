@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens in each.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,10 +27,6 @@ class Work:
     """Targets that count for the loss."""
     pairs: int
     """Of a real token and one that it sees, over all layers; see `catalogue/operations.py`."""
-
-    def __add__(self, other: Work) -> Work:
-        """The work of both."""
-        return Work(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 def work_of(batch: Batch, config: ModelConfig) -> Work:

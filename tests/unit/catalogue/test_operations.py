@@ -77,7 +77,7 @@ def test_torchtitans_figure_for_attention() -> None:
     # It counts 6 · layers · heads · head_dim · T per token, for causal attention.
     tokens = 8192
     operations = Operations.of(LLAMA3)
-    per_token = operations.of_lengths([tokens]) / tokens - operations.per_token
+    per_token = operations.total(tokens, attended_pairs(LLAMA3, [tokens])) / tokens - operations.per_token
     assert per_token == pytest.approx(6 * 32 * 32 * 128 * tokens, rel=2e-4)
 
 

@@ -45,10 +45,6 @@ def test_packed_conversations_count_each_for_itself() -> None:
     assert work_of(batch, TINY) == Work(18, 13, 3 + 2 + 5, TINY.layers * (10 + 6 + 21))
 
 
-def test_ranks_add_up() -> None:
-    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) == Work(11, 22, 33, 44)
-
-
 def test_speed_is_the_documents_formula() -> None:
     # GBS 64 x SEQ_LEN 4096 / (8 cards x 14,013 ms) x 1000
     assert tokens_per_device(64 * 4096, 8, 14.013) == pytest.approx(64 * 4096 / (8 * 14013) * 1000)
