@@ -128,5 +128,9 @@ def _prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
+    if sys.stderr is not None:
+        import faulthandler
+
+        faulthandler.enable()  # what ends in native code says in whose
     # A plain kill leaves nothing half-written either; commands that serve or train bring handlers of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

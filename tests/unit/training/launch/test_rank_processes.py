@@ -58,6 +58,14 @@ def test_one_that_was_killed_is_named_and_the_others_end(tmp_path: Path, monkeyp
     assert time.monotonic() - began < 60
 
 
+def test_one_that_crashes_leaves_its_stack_among_the_process_logs(tmp_path: Path) -> None:
+    crash = "tandem.cli.run = lambda words: os.kill(os.getpid(), signal.SIGSEGV)"
+    program = f"import tandem.cli; {crash}; rank == 1 and tandem.cli.main()"
+    with pytest.raises(ProcessError, match=r"rank 1 was ended by SIGSEGV(.|\n)*Fatal Python error: Segmentation fault"):
+        run_ranks(command(program), Hosts(ranks=2), tmp_path)
+    assert "in main" in (tmp_path / "run_log-1-1.txt").read_text()
+
+
 def test_of_a_hang_the_reports_of_all_are_told(tmp_path: Path) -> None:
     stale = report_path(tmp_path, 5)
     stale.write_text("{")
