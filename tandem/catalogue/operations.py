@@ -53,13 +53,14 @@ class Operations:
 
     def formula(self) -> str:
         """The formula with this model's numbers, as it is printed beside every MFU."""
-        weights = f"4·N·T + 6·n·T, n = {self.adapters:,}" if self.adapters else "6·N·T"
+        weights = "4·N·T + 6·n·T" if self.adapters else "6·N·T"
+        adapters = f"n = {self.adapters:,} of the adapters, " if self.adapters else ""
         attention = self.config.attention
         dims = "2·head_dim" if isinstance(attention, GQA) else "(nope_dim + rope_dim + value_dim)"
         return (
             f"MFU = ({weights} + 6·heads·{dims}·P) / (seconds · devices · peak); N = {self.active:,} active weights "
-            f"(without the input embedding), T = tokens without padding, P = layers · Σ Lᵢ·(Lᵢ+1)/2 over the real "
-            f"sequences' lengths Lᵢ (causal{self._windowed()}); recomputing is not counted"
+            f"(without the input embedding), {adapters}T = tokens without padding, P = layers · Σ Lᵢ·(Lᵢ+1)/2 over the "
+            f"real sequences' lengths Lᵢ (causal{self._windowed()}); recomputing is not counted"
         )
 
     def _windowed(self) -> str:

@@ -1,6 +1,6 @@
 """How many operations a device can do in a second: what MFU divides by.
 
-From a data sheet where the device is known by name and computes in 16 bits, else measured here by a matrix product.
+From a data sheet where the device is known by name and computes in 16 bits, else measured here by matrix products.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ SHEETS: tuple[tuple[str, float, str], ...] = (
 )
 """The first part that the device's name has counts, so longer ones stand first."""
 
+SIZES = {"cpu": (256, 768)}
+"""Rows and columns of what is multiplied. A large product is a little faster on an idle CPU; beside other programs only
+a small one is ever done without an interruption, and its fastest run says what the machine can do."""
+LARGE = (8192,)
+"""The same on other devices."""
 SECONDS = 0.15
-"""Spent on a measurement, beside the first product."""
+"""Spent on each size, beside its first product."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +74,20 @@ def sheet_peak(name: str, dtype: torch.dtype) -> Peak | None:
 @cache
 def _measured(device: str, dtype: torch.dtype, threads: int) -> Peak:
     """The fastest of some products of two square matrices."""
-    size = 768 if device == "cpu" else 8192
     here = torch.device(device)
-    matrix = torch.full((size, size), 0.5, dtype=dtype, device=here)
+    speed, size = max((_speed(size, here, dtype), size) for size in SIZES.get(device, LARGE))
+    what = f"measured: {size} x {size} product, {str(dtype).removeprefix('torch.')}"
+    return Peak(speed, what + (f", {threads} CPU threads" if threads else ""))
+
+
+def _speed(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the fastest product of one size."""
+    matrix = torch.full((size, size), 0.5, dtype=dtype, device=device)
     best, until = float("inf"), time.perf_counter() + SECONDS
     _timed(matrix)  # the first one also loads what it needs
     while best == float("inf") or time.perf_counter() < until:
         best = min(best, _timed(matrix))
-    what = f"measured: {size} x {size} product, {str(dtype).removeprefix('torch.')}"
-    return Peak(2 * size**3 / best, what + (f", {threads} CPU threads" if threads else ""))
+    return 2 * size**3 / best
 
 
 @torch.no_grad()
