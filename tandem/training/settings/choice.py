@@ -40,7 +40,7 @@ def choose(
         name = str(fields.pop("model"))
         _require_known(name, what)
         return resolve(
-            name, stage, file=fields, environment=environment, options=options, root=root or Path(),
+            name, stage, file=fields, file_name=what, environment=environment, options=options, root=root or Path(),
         )  # fmt: skip
     where = what if is_path(what) else f"recipe {what}"
     launch = {name: value for name, value in options.items() if name.startswith("launch.")}

@@ -48,6 +48,7 @@ def resolve(
     stage: StageName,
     *,
     file: Mapping[str, Any] | None = None,
+    file_name: str = "recipe file",
     environment: Mapping[str, str],
     options: Values,
     root: Path,
@@ -58,6 +59,7 @@ def resolve(
         name: The model's name.
         stage: What to do with it.
         file: Fields of the user's own recipe file, over the built-in ones.
+        file_name: Of that file, for messages.
         environment: The process's environment variables.
         options: What the command line set (`assignments`).
         root: Folder for what has no place of its own.
@@ -68,7 +70,7 @@ def resolve(
     """
     model = find_model(name)
     _agree(name, stage, environment)
-    values = recipe_values(model, stage) | flat(file or {}, "recipe file")
+    values = recipe_values(model, stage) | flat(file or {}, file_name)
     values |= variable_values(environment) | options
     values |= {"model": Value(model.name, "command"), "stage": Value(stage, "command")}
     values = default_paths(values, model.name, root) | _recommended_layout(model, values) | values
@@ -169,15 +171,20 @@ def _checked(values: Values) -> Run:
         for fault in error.errors():
             field = ".".join(map(str, fault["loc"]))
             origin = f" (from {values[field].origin})" if field in values else ""
-            faults.append(describe(dict(fault)) + origin)
+            alike = _alike(field) if fault["type"] == "extra_forbidden" else []
+            hint = f"; did you mean {', '.join(alike)}?" if alike else ""
+            faults.append(describe(dict(fault)) + hint + origin)
         raise RecipeError("; ".join(faults)) from None
 
 
 def _require_known(name: str) -> None:
-    known = fields_of()
-    if name in known and name not in ("model", "stage"):
+    if name in fields_of() and name not in ("model", "stage"):
         return
-    alike = get_close_matches(name, known, n=3, cutoff=0.5)
-    alike += [field for field in known if field.endswith(f".{name}") and field not in alike]
-    hint = f"did you mean {', '.join(alike)}?" if alike else "`tandem train settings` lists all"
+    hint = f"did you mean {', '.join(alike)}?" if (alike := _alike(name)) else "`tandem train settings` lists all"
     raise RecipeError(f"--set {name}: there is no such setting; {hint}")
+
+
+def _alike(name: str) -> list[str]:
+    known = fields_of()
+    alike = get_close_matches(name, known, n=3, cutoff=0.5)
+    return alike + [field for field in known if field.endswith(f".{name}") and field not in alike]

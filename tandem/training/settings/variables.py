@@ -108,7 +108,7 @@ STAGES: dict[str, str] = {
 _RUN_TYPES: dict[str, StageName] = {"pretrain": "pretrain", "retrain": "pretrain", "sft": "sft", "lora": "lora"}
 _TUNINGS: dict[str, StageName] = {"pt/full": "pretrain", "sft/full": "sft", "sft/lora": "lora"}
 
-SHORTEST_GUESS = 7
+SHORTEST_GUESS = 6
 """Characters a name needs to be taken for a misspelt one: short ones are like anything."""
 
 

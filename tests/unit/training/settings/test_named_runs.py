@@ -84,6 +84,7 @@ def test_options_outrank_variables_outrank_the_users_file_outranks_the_recipe() 
         ({"paths": {"out": 3}}, r"paths\.out = 3: .*\(from recipe file\)"),
         ({"paths": {"weights": ["a"]}}, r"paths\.weights = \['a'\]: .*\(from recipe file\)"),
         ({1: 2}, "1 = 2: is not known; remove it"),
+        ({"length": {"stepz": 6}}, r"length\.stepz = 6: is not known; remove it; did you mean .*length\.steps"),
     ],
 )
 def test_a_file_of_another_shape_is_refused_by_field(file: dict[str, object], message: str) -> None:
@@ -169,6 +170,8 @@ def test_all_that_is_missing_is_named_at_once_and_misspelt_ones_too() -> None:
 
 def test_misspelt_variables_get_a_hint() -> None:
     assert "SAVE_INTERVALL: is no variable of ours" in resolved(SAVE_INTERVALL="3").notes[-1]
+    assert "did you mean EPOCH?" in resolved(EPOCHS="3").notes[-1]
+    assert "did you mean SEQ_LEN?" in resolved(SEQLEN="128").notes[-1]
     assert "did you mean INPUT_PROCESSED_DIR?" in resolved(**{"INPUT_PRO CES SED_DIR": "/x"}).notes[-1]
     assert not any("no variable" in note for note in resolved(PATH="/bin", LS="1", HOME="/", SHELL="/bin/sh").notes)
 
