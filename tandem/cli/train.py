@@ -55,8 +55,8 @@ class Options:
     """Stop when the data is prepared; for a named model."""
     ranks: int | None = None
     """Processes on this host; one for each device by default, on CPUs one."""
-    device: Device = "cpu"
-    """What to train on."""
+    device: Device = "auto"
+    """What to train on; auto takes the best there is."""
 
 
 Given = Annotated[Options, Parameter(name="*")]

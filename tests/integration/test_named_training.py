@@ -26,6 +26,7 @@ from tandem.errors import CheckpointError, TandemError
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.model.random_folder import write_random_folder
+from tandem.parallel.device import DeviceName
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role
 from tandem.training.adapters.lora import merge
@@ -178,6 +179,23 @@ def test_texts_of_a_sample_are_blind_to_each_other_unless_told(given: dict[str, 
     assert apart.reports[0].tokens < joined.reports[0].tokens  # the first of a document is no target
 
 
+@pytest.mark.parametrize(
+    ("name", "variables", "device", "message"),
+    [
+        (MODEL, {"SEQ_LEN": "4096"}, "auto", "takes 1024 tokens, a sample has 4096; lower SEQ_LEN, or raise MAX_PE"),
+        ("llama3.2-1b", {}, "auto", "holds a qwen2 model, llama3.2-1b is a llama; give its own"),
+        (MODEL, {}, "npu", "--device npu: this machine has none"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_data_is_prepared(
+    given: dict[str, str], tmp_path: Path, name: str, variables: dict[str, str], device: DeviceName, message: str
+) -> None:
+    run = resolve(name, "sft", environment=given | variables, options={}, root=tmp_path)
+    with pytest.raises(TandemError, match=message):
+        run_named(run, Recording(), device=device)
+    assert not (tmp_path / "processed_for_input").exists()
+
+
 def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) -> None:
     prepared = run_named(resolved(given, tmp_path / "one"), Recording(), data_only=True)
     without = {name: text for name, text in given.items() if name != "ORIGINAL_TRAIN_DATA_PATH"}
@@ -274,7 +292,7 @@ def test_a_plan_says_where_values_come_from(
     shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert shown["memory"][:3] == ["of", "each", "rank,"]
     assert shown["training.lr"] == ["3e-05", "LR"]
-    assert shown["training.clip"] == ["0.5", "recipe", "file"]
+    assert shown["training.clip"] == ["0.5", str(tmp_path / "mine.yaml")]
     assert shown["seed"] == ["7", "--set"]
     assert shown["paths.data"] == ["d", "--data"]
     assert run_command(["train", *words, "--json", "--no-resume"]) == 0

@@ -7,9 +7,9 @@ from typing import Literal, cast
 
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import find_model
-from tandem.model.families import translate
 from tandem.parallel.device import DeviceName, choose_device, memory_of
 from tandem.training.launch.ranks import Hosts
+from tandem.training.named.weights import config_of
 from tandem.training.plan.fit import Change, cheapest_fit
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.memory import MemoryPlan, estimate
@@ -36,7 +36,7 @@ def memory_need(run: Run, device: DeviceName) -> Need:
     """The need of a run on this machine's devices.
 
     Raises:
-        ModelFolderError: The model folder is there and cannot be understood.
+        ModelFolderError: The model folder is there and cannot be used for the run.
         UsageError: There is no such device.
     """
     chosen = choose_device(device)
@@ -51,7 +51,7 @@ def memory_need(run: Run, device: DeviceName) -> Need:
 def _config(run: Run) -> ModelConfig:
     """The folder's own, or the named model's where it is not there yet."""
     if (run.paths.weights / "config.json").is_file():
-        return translate(run.paths.weights)[1]
+        return config_of(run)
     return find_model(run.model).config
 
 

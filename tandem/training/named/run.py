@@ -25,6 +25,7 @@ from tandem.training.alone import alone_at
 from tandem.training.launch.ranks import Hosts
 from tandem.training.launch.work import share
 from tandem.training.named.data import prepared_data
+from tandem.training.named.weights import remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
 from tandem.training.settings.run import Run
@@ -51,12 +52,14 @@ def run_named(
         DivergenceError: Training diverged.
         ModelFolderError: The weights or the tokenizer cannot be used.
         ProcessError: A rank failed.
-        UsageError: Another process trains there.
+        UsageError: Another process trains there, or the device is not there.
     """
     run = resolved.run
-    for note in resolved.notes:
-        progress.note(note)
     _require_files(run)
+    for note in (*resolved.notes, *remarks_on(run)):
+        progress.note(note)
+    if not data_only:
+        _require_device(run, device)
     # Hosts may share the folder; each is alone in its own name.
     with alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False):
         if fresh and run.launch.node_rank == 0:
@@ -64,7 +67,6 @@ def run_named(
         data = prepared_data(run, progress)
         if data_only:
             return data.prefix.parent
-        progress.note(f"weights: {run.paths.weights} is read as it is; no conversion is needed")
         _launch(run, progress, device)
     return run.exported if run.export else run.paths.checkpoints
 
@@ -82,9 +84,17 @@ def _require_files(run: Run) -> None:
         raise UsageError("; ".join(missing))
 
 
+def _require_device(run: Run, device: DeviceName) -> None:
+    """Refuse a device that is asked for and not there now, and not when hours of preparing data are over."""
+    _tell_runtime(run)
+    if device not in ("auto", "cpu"):
+        from tandem.parallel.device import choose_device
+
+        choose_device(device)
+
+
 def _launch(run: Run, progress: Progress, device: DeviceName) -> None:
     """Train in this process, or in one for each rank."""
-    _tell_runtime(run)
     hosts = Hosts.of(run.launch, device)
     if hosts.needs_processes:
         share(run, hosts, run.paths.process_logs, device)

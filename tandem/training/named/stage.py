@@ -22,8 +22,9 @@ from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.inputs import Inputs, differences
-from tandem.training.named.begin import base_model, beginning, weights_of
+from tandem.training.named.begin import base_model, beginning
 from tandem.training.named.data import RunData
+from tandem.training.named.weights import weights_of
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import StageConfig
 from tandem.training.settings.run import Run
@@ -52,7 +53,7 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         return
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    decoder = base_model(run, told)
+    decoder = base_model(run)
     if run.lora is not None:
         apply_lora(decoder, run.lora, run.seed)
     run.paths.logs.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,71 @@
+"""The model folder that a run begins from, looked at before anything is done. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tandem.catalogue.arithmetic import parameters
+from tandem.catalogue.config import ModelConfig
+from tandem.catalogue.models import find_model
+from tandem.errors import CheckpointError, ModelFolderError
+from tandem.model.families import translate
+from tandem.training.settings.run import Run
+
+
+def weights_of(run: Run) -> Path:
+    """The folder that weights alone are taken from: published, or those of another run.
+
+    Raises:
+        CheckpointError: The other run's folder is no model's.
+    """
+    other = run.resume.checkpoint
+    if other is None or run.resume.load != 1:
+        return run.paths.weights
+    if not (not_megatron(other) / "config.json").is_file():
+        raise CheckpointError(
+            f"{other}: is no model folder, and weights alone are taken from one; give a run's exported folder, or set "
+            "CKPT_LOAD_TYPE=2 to go on from its checkpoints"
+        )
+    return other
+
+
+def config_of(run: Run) -> ModelConfig:
+    """The shape of what is trained: the folder's own.
+
+    Raises:
+        CheckpointError: As `weights_of`.
+        ModelFolderError: The folder cannot be used, or holds a model of another family or with too few positions.
+    """
+    folder, named = weights_of(run), find_model(run.model).config
+    _, config, _ = translate(folder)
+    if config.family != named.family:
+        raise ModelFolderError(
+            f"{folder}: holds a {config.family} model, {run.model} is a {named.family}; give its own"
+        )
+    if run.training.seq_length > config.max_position and run.max_position is None:
+        raise ModelFolderError(
+            f"{folder}: takes {config.max_position} tokens, a sample has {run.training.seq_length}; lower SEQ_LEN, or "
+            "raise MAX_PE"
+        )
+    return config
+
+
+def remarks_on(run: Run) -> Iterator[str]:
+    """What the user should know of the folder, a line each. Errors as `config_of`."""
+    yield f"weights: {run.paths.weights} is read as it is; no conversion is needed"
+    if parameters(config_of(run)) != parameters(find_model(run.model).config):
+        yield f"{weights_of(run)}: is not as large as {run.model}; its recipe is taken all the same"
+
+
+def not_megatron(folder: Path) -> Path:
+    """The folder itself.
+
+    Raises:
+        CheckpointError: It holds Megatron's files.
+    """
+    if any(folder.glob("*/mp_rank_*")) or any(folder.glob("mp_rank_*")):
+        raise CheckpointError(
+            f"{folder}: holds Megatron's mp_rank files, which are not read; give a Hugging Face folder"
+        )
+    return folder
