@@ -43,7 +43,7 @@ from tandem.training.data.batch import IGNORED, Batch
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.indexed import IndexedWriter
-from tandem.training.data.open import open_conversations
+from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.settings.config import StageConfig
 
@@ -86,16 +86,18 @@ def instructions(count: int, length: int, median: float, sigma: float) -> list[S
 
 def prepared(samples: list[Sample], prefix: Path, length: int) -> TokenBatches | ConversationBatches:
     """Batches of tandem, of files as `tandem data prepare` leaves them; texts end to end, conversations packed."""
-    whole = all(sample.labels is sample.ids for sample in samples)
-    columns = {text_prefix(prefix): [sample.ids for sample in samples]}
-    if not whole:
-        labels = [sample.labels for sample in samples]
-        columns = {packed_prefix(prefix, "labels"): labels, packed_prefix(prefix, "input_ids"): columns.popitem()[1]}
-    for pair, rows in columns.items():
-        with IndexedWriter(pair, np.int32) as writer:
-            for row in rows:
-                writer.add(row)
+    if all(sample.labels is sample.ids for sample in samples):
+        write(text_prefix(prefix), [sample.ids for sample in samples])
+        return open_texts(prefix, seq_length=length, seed=0)
+    write(packed_prefix(prefix, "labels"), [sample.labels for sample in samples])
+    write(packed_prefix(prefix, "input_ids"), [sample.ids for sample in samples])
     return open_conversations(prefix, seq_length=length, seed=0, pad=0)
+
+
+def write(pair: Path, rows: list[np.ndarray]) -> None:
+    with IndexedWriter(pair, np.int32) as writer:
+        for row in rows:
+            writer.add(row)
 
 
 def real_tokens(batch: Batch) -> int:
