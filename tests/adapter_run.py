@@ -16,7 +16,8 @@ from tandem.model.folder import fingerprint, load
 from tandem.parallel.place import Place
 from tandem.parallel.world import World, joined
 from tandem.training.adapters.lora import apply_lora
-from tandem.training.adapters.peft_folder import save_adapter
+from tandem.training.adapters.peft_folder import save_factors
+from tandem.training.compute.gathering import Gathering
 from tandem.training.data.batch import IGNORED, Batch
 from tandem.training.progress import Silence
 from tandem.training.settings.config import LoraConfig, StageConfig
@@ -48,9 +49,10 @@ def run(base: Path, folder: Path, steps: int, world: World, **lora: object) -> N
     apply_lora(decoder, LoraConfig.model_validate({"rank": 4, **lora}), 3)
     inputs = {"base": fingerprint(base)}
     stage = Stage(name="lora", title="lora", config=stage_of(steps=steps), folder=folder, inputs=inputs, world=world)
-    whole = train(stage, decoder, Questions(), Silence())
-    if whole is not None:
-        save_adapter(whole, folder / f"adapter-{steps}")
+    train(stage, decoder, Questions(), Silence())
+    factors = Gathering(decoder, world).factors()
+    if world.leads:
+        save_factors(decoder.config, factors, folder / f"adapter-{steps}")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from tandem.catalogue.models import MODELS
 from tandem.catalogue.shrink import SmallShape, shrink
 from tandem.errors import TandemError
 from tandem.model.random_weights import random_decoder
+from tandem.model.skeleton import bare
 from tandem.parallel.place import Place
 from tandem.parallel.world import GlooTalk, Soliloquy, World, joined
-from tandem.training.adapters.lora import apply_lora
+from tandem.training.adapters.lora import apply_lora, fill_factors
 from tandem.training.checkpoints import store
+from tandem.training.compute.gathering import collected
 from tandem.training.compute.loss import LossModel
 from tandem.training.progress import StepReport
 from tandem.training.settings.config import LoraConfig, StageConfig
@@ -38,6 +40,7 @@ from tandem.training.watch.metrics import read_metrics
 
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 STEPS = 6
+LORA = LoraConfig(rank=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,16 +139,22 @@ def _work(plan: Plan, rank: int) -> int:
     progress = Stopping(plan.stop_after if rank == 0 else None)
     with joined(place, torch.device("cpu")) as world:
         points.watch()
+        whole = _decoder(lora=plan.lora)
+        decoder = bare(whole.config)
+        if plan.lora:
+            apply_lora(decoder, LORA, seed=0)
         try:
-            decoder = train(_stage(plan, world), _decoder(lora=plan.lora), Conversations(packed=False), progress)
+            train(_stage(plan, world), decoder, Conversations(packed=False), progress,
+                  lambda parts: fill_factors(parts, whole.named_parameters()))  # fmt: skip
         except KeyboardInterrupt:
             return 130
         except TandemError as error:
             (plan.folder / f"error.{rank}.txt").write_text(str(error))
             return 1
-        if decoder is not None:
-            save_file({name: one.detach().contiguous() for name, one in decoder.named_parameters()},
-                      plan.folder / "result.safetensors")  # fmt: skip
+        parts = decoder.named_parameters()
+        result = {name: collected(one, range(len(one)), world).contiguous() for name, one in parts}
+        if world.leads:
+            save_file(result, plan.folder / "result.safetensors")
             (plan.folder / "steps.json").write_text(json.dumps([report.step for report in progress.reports]))
         (plan.folder / f"points.{rank}.json").write_text(json.dumps(points.names))
     return 0
@@ -162,7 +171,7 @@ def _decoder(*, lora: bool) -> Any:
     decoder = random_decoder(small, torch.float32, 0)
     if not lora:
         return decoder.unfreeze()
-    apply_lora(decoder, LoraConfig(rank=2), seed=0)
+    apply_lora(decoder, LORA, seed=0)
     return decoder
 
 

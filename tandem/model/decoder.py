@@ -15,6 +15,7 @@ from tandem.model.context import AttentionContext
 from tandem.model.head import NormHead
 from tandem.model.norm import RMSNorm
 from tandem.model.positions import Positions
+from tandem.parallel.rows import keep_own
 
 RESIDUAL = ("attention.o.weight", "feed_forward.down.weight", "experts.down", "shared.down.weight")
 """Matrices that feed the residual stream."""
@@ -24,7 +25,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer of any family.
 
     Parameters are left as `torch.nn` makes them; call `initialise` to train from scratch, or build on the meta device
-    and load a folder (`model/folder.py`). Their names and shapes are `catalogue/shapes.py`'s.
+    (`skeleton.bare`) and load a folder (`model/folder.py`). Their names and shapes are `catalogue/shapes.py`'s.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -60,14 +61,20 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int, std: float = 0.02) -> None:
-        """Draw all matrices from a normal distribution; those that feed the residual stream get less (GPT-2)."""
+        """Draw all matrices from a normal distribution; those that feed the residual stream get less (GPT-2).
+
+        Norms become one and biases zero. Where the parameters are sharded each rank draws all of them, one at a time,
+        and keeps its own rows, so that the model does not depend on the number of ranks.
+        """
         generator = torch.Generator().manual_seed(seed)
         residual = std / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():
+            values = torch.empty(parameter.shape, dtype=parameter.dtype)
             if parameter.dim() > 1:
-                parameter.normal_(0, residual if name.endswith(RESIDUAL) else std, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.zero_()
+                values.normal_(0, residual if name.endswith(RESIDUAL) else std, generator=generator)
+            else:
+                values.fill_(0 if name.endswith(".bias") else 1)
+            keep_own(parameter, values)
 
 
 def _head(config: ModelConfig) -> nn.Linear | None:

@@ -23,15 +23,18 @@ from tandem.errors import ConfigurationError, ModelFolderError
 from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.families import FAMILIES, translate
+from tandem.model.families.family import TensorMap
 from tandem.model.sharding import RankDecoder, cuts, narrowed
 from tandem.model.skeleton import assembled
-from tandem.model.weights.cut import cut
+from tandem.model.weights.cut import Cut, cut
 from tandem.model.weights.files import stored_tensors
 from tandem.model.weights.fill import fill
-from tandem.model.weights.fit import dtype_of, fit, require_fit
+from tandem.model.weights.fit import Piece, dtype_of, fit, require_fit
 from tandem.model.weights.memory import fresh
-from tandem.model.weights.shards import outgoing, write_shards
+from tandem.model.weights.shards import Outgoing, Read, outgoing, read_through, taken, write_shards
+from tandem.model.weights.stored import StoredTensor
 from tandem.parallel.collectives import Group, Solo
+from tandem.parallel.rows import own_part
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 5_000_000_000
@@ -62,14 +65,29 @@ def load(
         UsageError: The model cannot be shared out among so many ranks.
     """
     group = group or Solo()
-    family, config, fields = translate(folder)
-    stored = stored_tensors(folder)
-    found = fit(stored, family, config, fields)
-    require_fit(found, folder)
+    config, fields, stored, pieces = _looked_at(folder)
     dtype = dtype or _own_dtype(fields, dtype_of(stored), folder)
     parameters = _allocate(narrowed(config, group.rank, group.size), device, dtype, folder)
-    fill(parameters, list(cut(found.pieces, cuts(config, group.rank, group.size))), check)
+    fill(parameters, list(cut(pieces, cuts(config, group.rank, group.size))), check)
     return assembled(config, parameters, Decoder if group.size == 1 else partial(RankDecoder, group=group))
+
+
+def load_own(decoder: Decoder, folder: Path) -> None:
+    """Fill a decoder's parameters, or this rank's rows of them where they are sharded; no others are read.
+
+    Memory holds nothing but the decoder and some megabytes. Adapters stay as they are.
+
+    Args:
+        decoder: Of the folder's configuration, on any device, in any floating dtype.
+        folder: As for `load`.
+
+    Raises:
+        ModelFolderError: As `load`.
+    """
+    config, _, _, pieces = _looked_at(folder)
+    own = {name: own_part(decoder.get_parameter(name)) for name in parameter_shapes(config)}
+    rows = {name: Cut(0, part.rows) for name, part in own.items()}
+    fill({name: part.tensor for name, part in own.items()}, list(cut(pieces, rows)))
 
 
 def own_dtype(folder: Path) -> torch.dtype:
@@ -102,23 +120,81 @@ def save(
         ModelFolderError: Something of that name exists, the family's `config.json` cannot say what the model is, it
             has adapters that are not merged, or the system does not let it be written.
     """
-    if folder.exists():
-        raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
-    parameters = dict(decoder.named_parameters())
+    parameters = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
     if surplus := sorted(parameters.keys() - parameter_shapes(decoder.config).keys()):
         raise ModelFolderError(f"{folder}: a model folder cannot hold {surplus[0]}; merge the adapters first")
-    files = {
-        "config.json": json_bytes(_hf_config(decoder, generation, folder)),
-        "generation_config.json": json_bytes(generation.as_json()),
+    tensors = outgoing(_layout(decoder.config), parameters, partial(taken, parameters))
+    fields = _hf_config(decoder.config, decoder.embedding.weight.dtype, generation, folder)
+    _write(folder, fields, generation, tokenizer_files, tensors, max_shard_bytes)
+
+
+def save_read(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    read: Read,
+    folder: Path | None,
+    generation: GenerationDefaults,
+    tokenizer_files: Mapping[str, bytes],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """As `save`, of a model that is nowhere whole: every tensor is read when it is written, and then let go of.
+
+    Args:
+        config: Of the model.
+        dtype: Of the folder; what is fp32 in every model stays so.
+        read: Rows of a parameter -> their numbers, in any dtype; called in the same order wherever this is called with
+            the same configuration, so that ranks can read together.
+        folder: Must not exist. None for a rank that only takes part in the reading.
+        generation: As for `save`.
+        tokenizer_files: As for `save`.
+        max_shard_bytes: As for `save`.
+
+    Raises:
+        ModelFolderError: As `save`.
+    """
+    dtypes = {name: torch.float32 if name.endswith(ALWAYS_FLOAT32) else dtype for name in parameter_shapes(config)}
+    like = {
+        name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in parameter_shapes(config).items()
     }
-    layout = FAMILIES[decoder.config.family].tensors(decoder.config)
+    tensors = outgoing(_layout(config), like, lambda rows: read(rows).to(dtypes[rows.name]))
+    if folder is None:
+        read_through(tensors, max_shard_bytes)
+        return
+    fields = _hf_config(config, dtype, generation, folder)
+    _write(folder, fields, generation, tokenizer_files, tensors, max_shard_bytes)
+
+
+def _write(
+    folder: Path,
+    fields: dict[str, Any],
+    generation: GenerationDefaults,
+    tokenizer_files: Mapping[str, bytes],
+    tensors: list[Outgoing],
+    max_shard_bytes: int,
+) -> None:
+    if folder.exists():
+        raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
+    files = {"config.json": json_bytes(fields), "generation_config.json": json_bytes(generation.as_json())}
     try:
         with whole_folder(folder) as part:
             for name, content in (files | dict(tokenizer_files)).items():
                 (part / name).write_bytes(content)
-            write_shards(part, outgoing(layout, parameters), max_shard_bytes)
+            write_shards(part, tensors, max_shard_bytes)
     except OSError as error:
         raise unwritable(folder, error) from None
+
+
+def _layout(config: ModelConfig) -> TensorMap:
+    return FAMILIES[config.family].tensors(config)
+
+
+def _looked_at(folder: Path) -> tuple[ModelConfig, Mapping[str, Any], Mapping[str, StoredTensor], tuple[Piece, ...]]:
+    """What a folder says it is, what lies in it, and what of that fills which parameter; none of it is read."""
+    family, config, fields = translate(folder)
+    stored = stored_tensors(folder)
+    found = fit(stored, family, config, fields)
+    require_fit(found, folder)
+    return config, fields, stored, found.pieces
 
 
 def unwritable(folder: Path, error: OSError) -> ModelFolderError:
@@ -174,10 +250,10 @@ def _allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype, fol
         raise ModelFolderError(f"{folder}: does not fit into the memory of {device} ({reason}); free some") from None
 
 
-def _hf_config(decoder: Decoder, generation: GenerationDefaults, folder: Path) -> dict[str, Any]:
-    family = FAMILIES[decoder.config.family]
+def _hf_config(config: ModelConfig, dtype: torch.dtype, generation: GenerationDefaults, folder: Path) -> dict[str, Any]:
+    family = FAMILIES[config.family]
     try:
-        fields = family.write_config(decoder.config)
+        fields = family.write_config(config)
     except ConfigurationError as error:
         raise ModelFolderError(f"{folder}: cannot be written as {family.name}: {error}; change the model") from None
     defaults = generation.as_json()
@@ -187,5 +263,5 @@ def _hf_config(decoder: Decoder, generation: GenerationDefaults, folder: Path) -
         **fields,
         "bos_token_id": defaults["bos_token_id"],
         "eos_token_id": defaults["eos_token_id"],
-        "torch_dtype": str(decoder.embedding.weight.dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }

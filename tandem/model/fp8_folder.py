@@ -46,12 +46,16 @@ def write_quantised(source: Path, target: Path) -> None:
         )
         for name, path in shards.items():
             tensors = quantise_all(load_file(path), BLOCK)
-            write_file(part / name, [Outgoing(key, (tensor,)) for key, tensor in tensors.items()])
+            write_file(part / name, [_outgoing(key, tensor) for key, tensor in tensors.items()])
             held |= dict.fromkeys(tensors, name)
             size += sum(tensor.nbytes for tensor in tensors.values())
         if len(shards) > 1:
             index = {"metadata": {"total_size": size}, "weight_map": held}
             _edit_json(part / "model.safetensors.index.json", index)
+
+
+def _outgoing(name: str, tensor: Tensor) -> Outgoing:
+    return Outgoing(name, tuple(tensor.shape), tensor.dtype, (tensor,))
 
 
 def quantise_all(tensors: dict[str, Tensor], block: Block) -> dict[str, Tensor]:

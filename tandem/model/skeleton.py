@@ -23,12 +23,17 @@ def assembled(
         parameters: One for each name of `parameter_shapes(config)`.
         make: Makes the decoder around them.
     """
-    with Undrawn(), torch.device("meta"):
-        decoder = make(config)
+    decoder = bare(config, make)
     for name, tensor in parameters.items():
         module, _, attribute = name.rpartition(".")
         setattr(decoder.get_submodule(module), attribute, nn.Parameter(tensor, requires_grad=False))
     return decoder.eval()
+
+
+def bare(config: ModelConfig, make: Callable[[ModelConfig], Decoder] = Decoder) -> Decoder:
+    """A decoder on the meta device, without numbers; all that learns has gradients."""
+    with Undrawn(), torch.device("meta"):
+        return make(config)
 
 
 class Undrawn(TorchFunctionMode):

@@ -254,9 +254,8 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """All that changes in training, by name, as it is sharded."""
         decoder = self.model.decoder
-        parameters = {f"model.{name}": parameter.detach() for name, parameter in trained(decoder).items()}
         state = optimizer_tensors(decoder, self.optimizer)
-        return parameters | {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        return trained(decoder) | {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
     def _check_proof(self, proof: Proof, folder: Path) -> None:
         loss = self._loss_of(proof.position, proof.count)

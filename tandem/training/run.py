@@ -11,13 +11,17 @@ from functools import partial
 
 import torch
 
+from tandem.catalogue.config import ModelConfig
 from tandem.model.decoder import Decoder
-from tandem.model.folder import load, save
+from tandem.model.families import translate
+from tandem.model.folder import load_own
+from tandem.model.skeleton import bare
 from tandem.parallel.device import DeviceName, choose_device
 from tandem.parallel.place import Place
-from tandem.parallel.world import joined
+from tandem.parallel.world import World, joined
 from tandem.text.tokenizer import Tokenizer, tokenizer_files
 from tandem.text.trainer import BOS, END, EOS, PAD
+from tandem.training.compute.gathering import Gathering
 from tandem.training.data.batch import Batches
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.replay import ReplayBatches
@@ -28,7 +32,7 @@ from tandem.training.stage import Stage, train
 
 
 def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceName) -> None:
-    """Train what is left, and export on rank 0.
+    """Train what is left, and export it.
 
     Goes on from the latest checkpoint in the job's folder, if there is one.
 
@@ -53,21 +57,26 @@ def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceN
         inputs = job.inputs()
         stage = Stage(name=job.stage, title=f"{job.recipe.name}: {job.stage}", config=job.config, folder=job.folder,
                       inputs=inputs, world=world, nodes=job.recipe.launch.nodes, data=job.data)  # fmt: skip
-        trained = train(stage, _decoder(job), _batches(job), told)
-        if trained is not None:
-            _export(job, trained)
+        decoder = bare(_config(job))
+        train(stage, decoder, _batches(job), told, partial(_fill, job))
+        _export(job, decoder, world)
+        if world.leads:
             write_mark(job.folder, inputs)
         told.end(job.stage)
 
 
-def _decoder(job: Job) -> Decoder:
-    """Before the first step: a new one, or the pretrained one."""
+def _config(job: Job) -> ModelConfig:
     if job.stage == "sft":
-        return load(job.base.model, torch.device("cpu"), torch.float32).unfreeze()
-    vocab_size = Tokenizer.from_folder(job.tokenizer).vocab_size
-    decoder = Decoder(job.recipe.model.with_vocabulary(vocab_size))
-    decoder.initialise(job.recipe.seed)
-    return decoder
+        return translate(job.base.model)[1]
+    return job.recipe.model.with_vocabulary(Tokenizer.from_folder(job.tokenizer).vocab_size)
+
+
+def _fill(job: Job, decoder: Decoder) -> None:
+    """Before the first step: a new model, or the pretrained one."""
+    if job.stage == "sft":
+        load_own(decoder, job.base.model)
+    else:
+        decoder.initialise(job.recipe.seed)
 
 
 def _batches(job: Job) -> Batches:
@@ -81,12 +90,13 @@ def _batches(job: Job) -> Batches:
     return ReplayBatches(conversations, texts(job.data[1]), every) if every else conversations
 
 
-def _export(job: Job, decoder: Decoder) -> None:
-    # There already only if a run was killed between exporting and being marked as finished.
-    shutil.rmtree(job.model, ignore_errors=True)
+def _export(job: Job, decoder: Decoder, world: World) -> None:
+    if world.leads:
+        # There already only if a run was killed between exporting and being marked as finished.
+        shutil.rmtree(job.model, ignore_errors=True)
     tokenizer = Tokenizer.from_folder(job.tokenizer)
     generation = job.recipe.generation.defaults(_ids(tokenizer, BOS)[0], tuple(_ids(tokenizer, EOS, END)))
-    save(decoder, job.model, generation, tokenizer_files(job.tokenizer))
+    Gathering(decoder, world).save(torch.float32, job.model, generation, tokenizer_files(job.tokenizer))
 
 
 def _ids(tokenizer: Tokenizer, *tokens: str) -> list[int]:

@@ -16,7 +16,7 @@ from tandem.model.decoder import Decoder
 from tandem.parallel.world import World
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
-from tandem.training.compute.parallelize import gathered, parallelize
+from tandem.training.compute.parallelize import Fill, materialise, parallelize
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
@@ -54,17 +54,16 @@ class Stage:
     """Where ranks that hang say so; by default `plog` in the folder."""
 
 
-def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) -> Decoder | None:
+def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None = None) -> None:
     """Train a model in place, or go on from the latest checkpoint in the folder.
 
     Args:
         stage: How, and where.
-        decoder: The same on all ranks, adapters included; what is frozen is frozen already.
+        decoder: The same on all ranks, adapters included; what is frozen is frozen already. Afterwards each rank holds
+            its rows of it (`compute/gathering.py` brings them together).
         batches: The same on all ranks.
         progress: Is told by rank 0 alone.
-
-    Returns:
-        The whole model on rank 0, None on the others.
+        fill: Gives a decoder on the meta device its first values, once it is shared out; None for one that has them.
 
     Raises:
         CheckpointError: The latest checkpoint is damaged or belongs to another run, or one cannot be written.
@@ -74,10 +73,13 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) 
     """
     world, config = stage.world, stage.config
     told = progress if world.leads else Silence()
-    decoder.to(world.device)
+    if fill is None:
+        decoder.to(world.device)
     apply_recompute(decoder, config.recompute)
     model = LossModel(decoder)
     parallelize(model, world, config.precision)
+    if fill is not None:
+        materialise(model, world.device, fill)
     store = CheckpointStore(stage.checkpoints or stage.folder / "checkpoints", stage.inputs, config.keep_last, world)
     guard = Guard(config.guard, stage.folder / "guard.jsonl", told.note, writes=world.leads)
     trainer = Trainer(model, batches, config, store, world, guard)
@@ -87,7 +89,6 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress) 
     record = _record(stage, trainer.state.step, formula) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch)
-    return gathered(decoder, world)
 
 
 def _record(stage: Stage, step: int, formula: str) -> Record:

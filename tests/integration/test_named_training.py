@@ -15,6 +15,7 @@ import pytest
 import torch
 from openai import OpenAI
 from recording import Recording
+from safetensors.torch import load_file
 
 from tandem.catalogue.models import find_model
 from tandem.catalogue.shrink import chosen_config
@@ -24,13 +25,18 @@ from tandem.deploy.port import free_ports
 from tandem.deploy.service import local_topology, running
 from tandem.errors import CheckpointError, TandemError
 from tandem.model.context import CausalContext
+from tandem.model.decoder import Decoder
 from tandem.model.folder import load
 from tandem.model.random_folder import write_random_folder
 from tandem.parallel.device import DeviceName
+from tandem.parallel.world import World
 from tandem.text.tokenizer import Tokenizer
 from tandem.topology.topology import Role
 from tandem.training.adapters.lora import merge
 from tandem.training.adapters.peft_folder import load_adapter
+from tandem.training.compute.loss import LossModel
+from tandem.training.compute.parallelize import materialise
+from tandem.training.named.begin import base_of
 from tandem.training.named.run import run_named
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
@@ -163,7 +169,7 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
 
     wrong: dict[str, dict[str, str]] = {
         "holds no checkpoint to go on from": {"CKPT_LOAD_TYPE": "2"},
-        "is no model folder, and weights alone are taken from one": {"USER_CONVERTED_CKPT_PATH": checkpoints},
+        "is no model folder and holds no checkpoint": {"USER_CONVERTED_CKPT_PATH": str(tmp_path)},
     }
     for message, variables in wrong.items():
         with pytest.raises(CheckpointError, match=message):
@@ -196,6 +202,46 @@ def test_what_cannot_be_trained_is_refused_before_data_is_prepared(
     assert not (tmp_path / "processed_for_input").exists()
 
 
+def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: Path) -> None:
+    text = {"stage": "pretrain", "TRAIN_ITERS": "3"}
+    first = resolved(given, tmp_path / "first", **text)  # type: ignore[arg-type]
+    run_named(first, Recording())
+    newest = first.run.paths.checkpoints / "iter_0000003"
+    stored = load_file(newest / "rank_00000.safetensors")
+    variables = {**text, "USER_CONVERTED_CKPT_PATH": str(first.run.paths.checkpoints)}
+    begun = filled(resolved(given, tmp_path / "one", **variables))  # type: ignore[arg-type]
+    assert all(torch.equal(one, stored[f"model.{name}"]) for name, one in begun.named_parameters())
+
+    progress = Recording()
+    variables["USER_CONVERTED_CKPT_PATH"] = str(newest)
+    run_named(resolved(given, tmp_path / "second", **variables), progress)  # type: ignore[arg-type]
+    assert [report.step for report in progress.reports] == [1, 2, 3]
+    assert progress.reports[0].loss < losses(first)[0] - 0.05
+
+    other = tmp_path / "other"
+    named = find_model(MODEL)
+    config = chosen_config(named.config, tiny=True, shape=None, full=False)
+    write_random_folder(config, named.tokenizer, other, dtype="bfloat16", seed=1)
+    with pytest.raises(CheckpointError, match=f"iter_0000003: began from other weights than those in {other}"):
+        filled(resolved(given, tmp_path, **{**variables, "ORIGINAL_HF_WEIGHT": str(other)}))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="iter_0000003: holds a whole model and no adapters, which lora cannot"):
+        filled(resolved(given, tmp_path, **{**variables, "stage": "lora"}))  # type: ignore[arg-type]
+    part = newest / "rank_00000.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors: is damaged"):
+        filled(resolved(given, tmp_path, **variables))  # type: ignore[arg-type]
+
+
+def filled(run: Resolved) -> Decoder:
+    """What the first step of a run begins from."""
+    base = base_of(run.run)
+    decoder = base.decoder()
+    materialise(LossModel(decoder), torch.device("cpu"), lambda one: base.fill(one, World()))
+    return decoder
+
+
 def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) -> None:
     prepared = run_named(resolved(given, tmp_path / "one"), Recording(), data_only=True)
     without = {name: text for name, text in given.items() if name != "ORIGINAL_TRAIN_DATA_PATH"}
@@ -223,6 +269,14 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
     ours = load(merged, torch.device("cpu"), torch.float32)
     for name, parameter in base.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name), parameter.bfloat16().float(), msg=name)
+
+    newest = str(run.run.paths.checkpoints / "iter_0000006")
+    on = resolved(given, tmp_path / "on", stage="lora", USER_CONVERTED_CKPT_PATH=newest, TRAIN_ITERS="1")
+    run_named(on, Recording())
+    assert losses(on)[0] < curve[0], "the adapter goes on from where it was"
+    whole = resolved(given, tmp_path / "whole", USER_CONVERTED_CKPT_PATH=newest)
+    with pytest.raises(CheckpointError, match="iter_0000006: holds adapters alone, which sft cannot begin from"):
+        filled(whole)
 
 
 def test_another_family_is_refused(given: dict[str, str], tmp_path: Path) -> None:

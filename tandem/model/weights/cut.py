@@ -25,7 +25,12 @@ def cut(pieces: Iterable[Piece], cuts: Mapping[str, Cut]) -> Iterator[Piece]:
     """
     for piece in pieces:
         one = cuts.get(piece.rows.name)
-        yield piece if one is None else _part(piece, one)
+        if one is None:
+            yield piece
+        elif piece.rows.expert is None or one.dim:
+            yield _part(piece, one)
+        elif piece.rows.expert in one.places:
+            yield replace(piece, rows=replace(piece.rows, expert=piece.rows.expert - one.places.start))
 
 
 def _part(piece: Piece, one: Cut) -> Piece:

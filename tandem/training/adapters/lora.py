@@ -8,7 +8,7 @@ the factors learn, so optimizer and checkpoints hold them alone. The rest is the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tandem.errors import RecipeError
 from tandem.model.block import Block
 from tandem.model.decoder import Decoder
+from tandem.parallel.rows import keep_own
 from tandem.training.adapters.dropout import key_of
 from tandem.training.adapters.layers import Adapted, LoraBlock, LoraLinear, Strength, attach, factor_names, merge_layer
 from tandem.training.adapters.targets import resolved
@@ -26,7 +27,7 @@ from tandem.training.settings.config import LoraConfig
 def apply_lora(decoder: Decoder, config: LoraConfig, seed: int) -> None:
     """Freeze the decoder and put factors beside the targets: A drawn by (seed, its name), B zero, so nothing changes.
 
-    On the meta device the factors stay empty; `initial_factors` gives their values to whoever fills it.
+    On the meta device the factors stay empty; `fill_factors` fills them once they have memory.
 
     Raises:
         RecipeError: A target is not in the model, or dropout is asked for where there is none.
@@ -34,7 +35,8 @@ def apply_lora(decoder: Decoder, config: LoraConfig, seed: int) -> None:
     names = resolved(decoder.config, config.targets)
     strength = Strength(rank=config.rank, alpha=config.alpha, rslora=config.rslora, dropout=config.dropout)
     put_on(decoder, dict.fromkeys(names, strength), seed)
-    fill_factors(decoder, {} if decoder.norm.weight.is_meta else dict(initial_factors(decoder, seed)))
+    if not decoder.norm.weight.is_meta:
+        fill_factors(decoder, initial_factors(decoder, seed))
 
 
 def put_on(decoder: Decoder, strengths: Mapping[str, Strength], seed: int = 0) -> None:
@@ -63,11 +65,10 @@ def initial_factors(decoder: Decoder, seed: int) -> Iterator[tuple[str, Tensor]]
                 yield full, _drawn(full, values.shape, seed, table=table) if drawn else torch.zeros(values.shape)
 
 
-@torch.no_grad()
-def fill_factors(decoder: Decoder, values: Mapping[str, Tensor]) -> None:
-    """Copy values into the decoder's parameters of these names."""
-    for name, value in values.items():
-        decoder.get_parameter(name).copy_(value)
+def fill_factors(decoder: Decoder, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy whole values into the decoder's factors of these names; where they are sharded, this rank's rows."""
+    for name, value in values:
+        keep_own(decoder.get_parameter(name), value)
 
 
 def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

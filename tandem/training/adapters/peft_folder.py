@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import Shape, parameter_shapes
 from tandem.errors import ModelFolderError
 from tandem.files import json_bytes, whole_folder
@@ -49,10 +50,16 @@ def load_adapter(decoder: Decoder, folder: Path, dropout: float = 0.0, seed: int
 
 
 def save_adapter(decoder: Decoder, folder: Path, base: str | None = None) -> None:
-    """Write a decoder's adapters as PEFT does.
+    """Write the adapters of a decoder that is whole here; otherwise as `save_factors`."""
+    save_factors(decoder.config, _own_factors(decoder), folder, base)
+
+
+def save_factors(config: ModelConfig, factors: Mapping[str, Factors], folder: Path, base: str | None = None) -> None:
+    """Write adapters as PEFT does.
 
     Args:
-        decoder: Has them, whole.
+        config: Of the model.
+        factors: By our parameters' names, in host memory.
         folder: Must not exist.
         base: Name or path of the base model, for whoever loads the adapter.
 
@@ -61,8 +68,8 @@ def save_adapter(decoder: Decoder, folder: Path, base: str | None = None) -> Non
     """
     if folder.exists():
         raise ModelFolderError(f"{folder}: exists already; choose another folder or remove it")
-    written = _written(decoder)
-    modules = {place.module: place.ours == EMBEDDING for place in places(decoder.config)}
+    written = _written(config, factors)
+    modules = {place.module: place.ours == EMBEDDING for place in places(config)}
     tensors = {
         f"{PREFIX}{module}.{end}": tensor.contiguous()
         for module, one in written.items()
@@ -91,13 +98,16 @@ def _with_dropout(strength: Strength, dropout: float) -> Strength:
     return Strength(rank=strength.rank, alpha=strength.alpha, rslora=strength.rslora, dropout=dropout)
 
 
-def _written(decoder: Decoder) -> dict[str, Factors]:
+def _own_factors(decoder: Decoder) -> dict[str, Factors]:
+    return {name: Factors(*_detached(decoder, name), strength) for name, strength in strengths(decoder).items()}
+
+
+def _written(config: ModelConfig, factors: Mapping[str, Factors]) -> dict[str, Factors]:
     """Module name -> the pair that the file gets."""
-    own = {name: Factors(*_detached(decoder, name), strength) for name, strength in strengths(decoder).items()}
-    shapes = parameter_shapes(decoder.config)
-    own = _companions(own, shapes) | own
+    shapes = parameter_shapes(config)
+    own = _companions(factors, shapes) | dict(factors)
     written = {}
-    for place in places(decoder.config):
+    for place in places(config):
         parts = [_of_expert(own.get(name), place.expert) for name in place.ours]
         if any(part is not None for part in parts):
             rows = [shapes[name][-2] for name in place.ours]

@@ -58,15 +58,21 @@ def write_shard(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Path:
     return path
 
 
-def read_shards(tensors: dict[str, Tensor], folder: Path) -> None:
+def read_shards(tensors: dict[str, Tensor], folder: Path, beginning: str = "") -> None:
     """Fill tensors from the parts of all ranks, however many these were.
+
+    Args:
+        tensors: By name.
+        folder: Of one checkpoint.
+        beginning: Of the names that are read; tensors of other names in the checkpoint are left alone.
 
     Raises:
         CheckpointError: A part cannot be read, or a tensor is missing, surplus or misshapen.
     """
     try:
         reader = HuggingFaceStorageReader(str(folder))
-        _check_fit(tensors, reader.read_metadata().state_dict_metadata, folder)
+        stored = reader.read_metadata().state_dict_metadata
+        _check_fit(tensors, {name: one for name, one in stored.items() if name.startswith(beginning)}, folder)
         with _each_for_itself():
             load(dict(tensors), storage_reader=reader, no_dist=True)
     except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:

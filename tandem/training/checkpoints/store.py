@@ -39,6 +39,8 @@ from tandem.training.inputs import Inputs, differences
 
 LATEST = "latest_checkpointed_iteration.txt"
 STATE = "state.json"
+WEIGHTS = "model."
+"""How the names of parameters begin; the optimizer's begin otherwise."""
 
 
 class CheckpointStore:
@@ -97,6 +99,33 @@ class CheckpointStore:
             shown = content[:40].decode(errors="replace")
             raise CheckpointError(f"{path}: holds {shown!r} and no step; write one of {self._steps()} into it")
         return int(content)
+
+    def load_weights(self, weights: dict[str, Tensor], step: int) -> None:
+        """Fill parameters alone from one checkpoint, which may be made from other inputs.
+
+        Args:
+            weights: `model.<parameter>` -> what is filled; all of them that the checkpoint has.
+            step: Of the checkpoint.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of a model with other parameters.
+        """
+        folder = self._at(step)
+        self._check_parts(folder, self._fields(folder, step)["sha256"], step)
+        read_shards(weights, folder, WEIGHTS)
+
+    def digest(self, step: int) -> str:
+        """SHA-256 over one checkpoint: over its state, which has those of its parts.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        return _sha256_of_fields(self._fields(self._at(step), step))
+
+    def inputs_of(self, step: int) -> Inputs:
+        """What one checkpoint was made from; raises as `digest`."""
+        inputs: Inputs = self._fields(self._at(step), step)["inputs"]
+        return inputs
 
     def load(self, tensors: dict[str, Tensor], step: int) -> TrainState:
         """Fill tensors from one checkpoint.
@@ -158,7 +187,8 @@ class CheckpointStore:
         fields = asdict(state) | {"inputs": self._inputs, "sha256": dict(hashes)} | surroundings
         return fields | {"own_sha256": _sha256_of_fields(fields)}
 
-    def _checked(self, folder: Path, step: int) -> TrainState:
+    def _fields(self, folder: Path, step: int) -> dict[str, Any]:
+        """What its state says, once that is known to be whole."""
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: is missing, though {LATEST} names it; {self._way_out(step)}")
         try:
@@ -173,6 +203,10 @@ class CheckpointStore:
             )
         if fields["step"] != step:
             raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
+        return fields
+
+    def _checked(self, folder: Path, step: int) -> TrainState:
+        fields = self._fields(folder, step)
         if different := differences(fields["inputs"], self._inputs):
             raise CheckpointError(
                 f"{folder}: belongs to a run with other inputs: {different}; go back to those, use another folder, or "

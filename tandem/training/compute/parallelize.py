@@ -9,27 +9,29 @@ already: they change what a layer is, and FSDP wraps what it finds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from tandem.model.decoder import Decoder
 from tandem.model.folder import ALWAYS_FLOAT32
-from tandem.model.skeleton import assembled
-from tandem.parallel.world import World, named
-from tandem.training.adapters.lora import fill_factors, lora_parameters, put_on, strengths
+from tandem.parallel.world import World
 from tandem.training.compute.loss import LossModel
 from tandem.training.settings.config import Precision
+
+Fill = Callable[[Decoder], None]
+"""Gives every parameter of a decoder its first value, or this rank's rows of it."""
 
 
 def parallelize(model: LossModel, world: World, precision: Precision) -> None:
     """Shard a model over the ranks, in place; a rank that is alone keeps it as it is.
 
     Args:
-        model: The same on all ranks, in float32. Its parameters become `DTensor`s, sharded by rows.
+        model: The same on all ranks, in float32, or on the meta device. Its parameters become `DTensor`s, sharded by
+            rows.
         world: The ranks.
         precision: What is computed in. Parameters, sums of gradients and the optimizer stay in float32.
     """
@@ -50,6 +52,15 @@ def parallelize(model: LossModel, world: World, precision: Precision) -> None:
             _sum_gradients(module)
 
 
+def materialise(model: LossModel, device: torch.device, fill: Fill) -> None:
+    """Give a model that is on the meta device memory for what this rank holds of it, and numbers.
+
+    A rank's host memory never holds more than its own part and one tensor: `fill` reads or draws them one by one.
+    """
+    model.to_empty(device=device)
+    fill(model.decoder)
+
+
 def _sum_gradients(module: FSDPModule) -> None:
     module.set_gradient_divide_factor(1.0)
     # Gloo has no scaled sum, not even by one.
@@ -62,32 +73,6 @@ def let_go(model: nn.Module) -> None:
         model.reshard()
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that gradients move, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def gathered(decoder: Decoder, world: World) -> Decoder | None:
-    """The whole model in the leader's host memory; None on the other ranks. All of them call this together.
-
-    Raises:
-        ProcessError: A rank is gone.
-    """
-    if world.mesh is None:
-        return decoder
-    parameters: dict[str, Tensor] = {}
-    with named("gathering the model"):
-        for name, parameter in decoder.named_parameters():
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if world.leads:
-                parameters[name] = whole.detach().to("cpu")
-    return _whole(decoder, parameters) if world.leads else None
-
-
-def _whole(like: Decoder, parameters: dict[str, Tensor]) -> Decoder:
-    factors = {name: parameters.pop(name) for name in lora_parameters(like)}
-    decoder = assembled(like.config, parameters)
-    if factors:
-        put_on(decoder, strengths(like))
-        fill_factors(decoder, factors)
-    return decoder
+def trained(decoder: Decoder) -> dict[str, Tensor]:
+    """The parameters that gradients move, by their names in a checkpoint, `model.<parameter>`."""
+    return {f"model.{name}": one.detach() for name, one in decoder.named_parameters() if one.requires_grad}

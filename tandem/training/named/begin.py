@@ -2,29 +2,113 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from tandem.catalogue.config import ModelConfig
 from tandem.errors import CheckpointError
 from tandem.model.decoder import Decoder
-from tandem.model.folder import load
+from tandem.model.folder import fingerprint, load_own
+from tandem.model.skeleton import bare
+from tandem.parallel.world import World
+from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors
 from tandem.training.checkpoints.store import CheckpointStore
-from tandem.training.named.weights import config_of, not_megatron, weights_of
+from tandem.training.compute.parallelize import trained
+from tandem.training.named.weights import CHECKPOINT, config_of, not_megatron, weights_of
 from tandem.training.settings.run import Run
 
 
-def base_model(run: Run) -> Decoder:
-    """The decoder before the first step, fp32 on the CPU, with gradients: published weights, or random ones.
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What a run's parameters are before its first step."""
 
-    Errors as `config_of`.
-    """
-    config = config_of(run)
-    if run.resume.load == 0:
-        decoder = Decoder(config)
-        decoder.initialise(run.seed)
+    run: Run
+    folder: Path
+    """Of the model: its configuration, and its weights where they are not random."""
+    config: ModelConfig
+    checkpoint: Checkpoint | None
+    """Another run's, whose weights are taken in place of the folder's or, of LoRA, beside them."""
+
+    @property
+    def model(self) -> str:
+        """Which weights it stands on: a hash of the folder's, or the model's name where they are random."""
+        return fingerprint(self.folder) if self.run.resume.load else self.run.model
+
+    def decoder(self) -> Decoder:
+        """On the meta device, adapters included; what is not trained is frozen."""
+        decoder = bare(self.config)
+        if self.run.lora is not None:
+            apply_lora(decoder, self.run.lora, self.run.seed)
         return decoder
-    return load(weights_of(run), torch.device("cpu"), torch.float32).unfreeze()
+
+    def fill(self, decoder: Decoder, world: World) -> None:
+        """Give a decoder its first values, or this rank's rows of them; all ranks call this together.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or another model's.
+            ModelFolderError: The folder cannot be used.
+        """
+        if self.run.resume.load == 0:
+            decoder.initialise(self.run.seed)
+        else:
+            load_own(decoder, self.folder)
+        fill_factors(decoder, initial_factors(decoder, self.run.seed))
+        if self.checkpoint is not None:
+            self._require_same_model(self.checkpoint)
+            self.checkpoint.store(world).load_weights(trained(decoder), self.checkpoint.step)
+
+    def _require_same_model(self, checkpoint: Checkpoint) -> None:
+        made_from = checkpoint.store().inputs_of(checkpoint.step)
+        if made_from["model"] not in (self.model, self.run.model):
+            raise CheckpointError(
+                f"{checkpoint.path}: began from other weights than those in {self.folder}; give the model folder that "
+                "its run began from as ORIGINAL_HF_WEIGHT (--weights)"
+            )
+        if bool(made_from["lora"]) != bool(self.run.lora):
+            raise CheckpointError(
+                f"{checkpoint.path}: holds "
+                + ("adapters alone" if made_from["lora"] else "a whole model and no adapters")
+                + f", which {self.run.stage} cannot begin from; give its run's exported folder in its place"
+            )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One of the checkpoints in a folder."""
+
+    folder: Path
+    step: int
+
+    @property
+    def path(self) -> Path:
+        """Its own folder."""
+        return self.folder / f"iter_{self.step:07d}"
+
+    @property
+    def identity(self) -> str:
+        """Its name and a hash of all that it holds; raises CheckpointError as `CheckpointStore.digest`."""
+        return f"{self.path.name} {self.store().digest(self.step)}"
+
+    def store(self, world: World | None = None) -> CheckpointStore:
+        """The store to read it from, by one rank or by all of a world together."""
+        return CheckpointStore(self.folder, {}, keep_last=1, world=world)
+
+
+def base_of(run: Run) -> Base:
+    """What a run begins from; nothing is read but what says what it is. Errors as `config_of`."""
+    return Base(run=run, folder=weights_of(run), config=config_of(run), checkpoint=_checkpoint(run))
+
+
+def _checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint that weights alone are taken from."""
+    other = run.resume.checkpoint
+    if other is None or run.resume.load != 1 or weights_of(run) == other:
+        return None
+    if one := CHECKPOINT.fullmatch(other.name):
+        return Checkpoint(other.parent, int(one[1]))
+    step = _latest(other)
+    assert step is not None, "weights_of has seen one"
+    return Checkpoint(other, step)
 
 
 def beginning(run: Run) -> Path | None:

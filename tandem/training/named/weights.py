@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +13,27 @@ from tandem.errors import CheckpointError, ModelFolderError
 from tandem.model.families import translate
 from tandem.training.settings.run import Run
 
+CHECKPOINT = re.compile(r"iter_([0-9]{7,15})")
+"""Names of checkpoints' folders, and their steps."""
+
 
 def weights_of(run: Run) -> Path:
-    """The folder that weights alone are taken from: published, or those of another run.
+    """The model folder that weights are taken from: published, or another run's export.
 
     Raises:
-        CheckpointError: The other run's folder is no model's.
+        CheckpointError: The other run's folder has no weights.
     """
     other = run.resume.checkpoint
     if other is None or run.resume.load != 1:
         return run.paths.weights
-    if not (not_megatron(other) / "config.json").is_file():
+    if (not_megatron(other) / "config.json").is_file():
+        return other
+    if not any(CHECKPOINT.fullmatch(path.name) for path in (other, *other.glob("iter_*"))):
         raise CheckpointError(
-            f"{other}: is no model folder, and weights alone are taken from one; give a run's exported folder, or set "
-            "CKPT_LOAD_TYPE=2 to go on from its checkpoints"
+            f"{other}: is no model folder and holds no checkpoint, and weights alone are taken from one of these; give "
+            "a run's exported folder, its folder of checkpoints, or one iter_ folder in that"
         )
-    return other
+    return run.paths.weights
 
 
 def config_of(run: Run) -> ModelConfig:
