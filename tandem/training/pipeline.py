@@ -17,7 +17,6 @@ torch is imported only when there is something to train.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +32,7 @@ from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
 from tandem.training.inputs import Inputs, differences, read_mark, write_mark
 from tandem.training.job import CONVERSATIONS, TEXTS, Job, key
-from tandem.training.launch.ranks import Hosts
-from tandem.training.launch.work import share
+from tandem.training.launch.work import carry_out, let_threads_sleep
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import Recipe
 
@@ -159,14 +157,14 @@ class _Run:
         if self._is_done(job):
             self._progress.reuse(job.stage)
             return job.model
-        _let_threads_sleep()
-        hosts = Hosts.of(job.recipe.launch, self._device)
-        if hosts.needs_processes:
-            share(job, hosts, job.folder / "plog", self._device)
-        else:
+
+        def alone() -> None:
             from tandem.training.run import train_and_export
 
             train_and_export(job, self._progress, Place(), self._device)
+
+        let_threads_sleep()
+        carry_out(job, job.recipe.launch, job.folder / "plog", self._device, alone)
         return job.model
 
     def _is_done(self, job: Job) -> bool:
@@ -196,14 +194,6 @@ class _Run:
 
     def _corpus_inputs(self, sources: Sources) -> Inputs:
         return {"source": self._recipe.data.source, "digest": sources.digest}
-
-
-def _let_threads_sleep() -> None:
-    """Have torch's threads sleep while they wait for each other, unless the user has decided; before torch is imported.
-
-    Spinning is a little faster on idle processors; beside another busy process it is several times slower.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:

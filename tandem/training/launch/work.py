@@ -1,8 +1,10 @@
-"""What the ranks of this host are to do, given to them as a file."""
+"""What this host's ranks are to do: done in this process where one is enough, else given to each as a file."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,25 +12,39 @@ from pydantic import BaseModel
 
 from tandem.files import write_whole
 from tandem.training.launch.ranks import Hosts, run_ranks
+from tandem.training.settings.config import Launch
 
 if TYPE_CHECKING:
     from tandem.parallel.device import DeviceName
 
 
-def share(work: BaseModel, hosts: Hosts, logs: Path, device: DeviceName) -> None:
-    """Have every rank of this host take part, and return when all have ended well.
+def carry_out(work: BaseModel, launch: Launch, logs: Path, device: DeviceName, alone: Callable[[], None]) -> None:
+    """Have the work done, and return when all ranks of this host have ended well.
 
     Args:
-        work: What to do; each rank reads it from `<logs>/run-<host>.json` (`part.py`).
-        hosts: Where this host stands.
+        work: What to do; where there are several ranks, each reads it from `<logs>/run-<host>.json` (`part.py`).
+        launch: Which ranks there are.
         logs: Folder of the ranks' logs.
         device: What to train on.
+        alone: Does the work in this process; called where there is only one.
 
     Raises:
         ProcessError: A rank failed.
         KeyboardInterrupt: They were told to stop, and did.
     """
+    hosts = Hosts.of(launch, device)
+    if not hosts.needs_processes:
+        alone()
+        return
     logs.mkdir(parents=True, exist_ok=True)
     file = logs / f"run-{hosts.rank}.json"
     write_whole(file, work.model_dump_json(indent=2).encode())
     run_ranks([sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device], hosts, logs)
+
+
+def let_threads_sleep() -> None:
+    """Have torch's threads sleep while they wait for each other, unless the user has decided; before torch is imported.
+
+    Spinning is a little faster on idle processors; beside another busy process it is several times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

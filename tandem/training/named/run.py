@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tandem.errors import UsageError
 from tandem.parallel.place import Place
 from tandem.training.alone import alone_at
-from tandem.training.launch.ranks import Hosts
-from tandem.training.launch.work import share
+from tandem.training.launch.work import carry_out, let_threads_sleep
 from tandem.training.named.data import prepared_data
 from tandem.training.named.weights import remarks_on
 from tandem.training.progress import Progress, Silence
@@ -67,7 +67,7 @@ def run_named(
         data = prepared_data(run, progress)
         if data_only:
             return data.prefix.parent
-        _launch(run, progress, device)
+        carry_out(run, run.launch, run.paths.process_logs, device, partial(take_part, run, progress, Place(), device))
     return run.exported if run.export else run.paths.checkpoints
 
 
@@ -93,15 +93,6 @@ def _require_device(run: Run, device: DeviceName) -> None:
         choose_device(device)
 
 
-def _launch(run: Run, progress: Progress, device: DeviceName) -> None:
-    """Train in this process, or in one for each rank."""
-    hosts = Hosts.of(run.launch, device)
-    if hosts.needs_processes:
-        share(run, hosts, run.paths.process_logs, device)
-    else:
-        take_part(run, progress, Place(), device)
-
-
 def take_part(run: Run, progress: Progress, place: Place, device: DeviceName) -> None:
     """Train as one of the ranks; the data is prepared. Arguments and errors as `train_and_export`."""
     from tandem.training.named.stage import train_and_export
@@ -120,7 +111,7 @@ def _clear(run: Run) -> None:
 
 
 def _tell_runtime(run: Run) -> None:
-    """Where Ascend's runtime writes its logs; and torch's threads sleep while they wait. Before torch is imported."""
+    """Where Ascend's runtime writes its logs, and how threads wait. Before torch is imported."""
     run.paths.process_logs.mkdir(parents=True, exist_ok=True)
     os.environ["ASCEND_PROCESS_LOG_PATH"] = str(run.paths.process_logs)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    let_threads_sleep()

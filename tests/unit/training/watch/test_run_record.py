@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -134,9 +133,7 @@ def test_a_picture_comes_now_and_then_from_another_process(stage: Path) -> None:
     painter.step()
     assert painter._process is None
     now[0] += EVERY
-    began = time.perf_counter()
     painter.step()
-    assert time.perf_counter() - began < 1
     assert painter._process is not None
     assert painter._process.wait(60) == 0
     assert (stage / PICTURE).read_bytes().startswith(b"\x89PNG")
