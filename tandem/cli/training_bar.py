@@ -1,10 +1,14 @@
-"""Shows a training run: a live bar in a terminal, plain lines everywhere else. `NO_COLOR` is honoured by rich."""
+"""Shows a training run: a live bar in a terminal, plain lines everywhere else. `NO_COLOR` is honoured by rich.
+
+A terminal that is closed, a pipe that nobody reads and a log on a full disk end no run.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -19,6 +23,7 @@ PLAIN_EVERY = 5.0
 @contextmanager
 def show_training(console: Console) -> Iterator[Progress]:
     """What a run should tell its progress to, for as long as the block lasts."""
+    console.file = cast(IO[str], Unfailing(console.file))
     if not console.is_terminal:
         yield PlainLines(console)
         return
@@ -32,6 +37,28 @@ def show_training(console: Console) -> Iterator[Progress]:
     )
     with RichProgress(*columns, console=console) as bar:
         yield LiveBar(bar)
+
+
+class Unfailing:
+    """A file for people to read: what cannot be written is left out."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Have what was written reach its reader, or not."""
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Whether it is a terminal, its encoding, and the like."""
+        return getattr(self._file, name)
 
 
 class LiveBar:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step under way is finished and kept, then the run ends."""
+"""Ctrl-C, SIGTERM and a closed terminal while training: the step under way is finished and kept, then the run ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handled(by: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, `by` handles those of `SIGNALS` that are not ignored, as some are under `nohup` or behind `&`.
+
+    Args:
+        by: A handler as Python's `signal` calls it.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, by)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
@@ -28,9 +46,5 @@ def between_steps() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
-    try:
+    with handled(ask):
         yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

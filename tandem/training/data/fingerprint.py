@@ -40,6 +40,14 @@ class Fingerprints:
             raise DataError(f"{path}: cannot be read ({error.strerror}); let this user read it") from None
         return str(self.known[name][2])
 
+    def changed(self, path: Path) -> bool:
+        """Whether a file that was asked for holds something else by now.
+
+        Raises:
+            DataError: It cannot be read any more.
+        """
+        return Fingerprints(self.known).of(path) != self.known[str(path.resolve())][2]
+
 
 def tokenizer_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that says how a folder's tokenizer works, the model's own settings included.

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tandem.errors import DataError
 from tandem.training.data.encoding import Encoded
 from tandem.training.data.indexed import IndexedWriter, paths_of, token_type
 from tandem.training.data.rows.kinds import Stage
@@ -70,17 +71,24 @@ def work_folder(prefix: Path) -> Iterator[Path]:
 
     Yields:
         The prefix to write under.
+
+    Raises:
+        DataError: The disk is full, or the folder may not be written to.
     """
     folder = prefix.with_name(f".{prefix.name}.preparing")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder / prefix.name
         for path in all_files(prefix):
             path.unlink(missing_ok=True)
         for path in reversed(all_files(folder / prefix.name)):
             if path.exists():
                 path.replace(prefix.with_name(path.name))
+    except OSError as error:
+        raise DataError(
+            f"{prefix}: cannot be written ({error.strerror or error}); free disk space there, or choose another place"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -136,7 +136,7 @@ class _Preparation:
             return self._prepared(mark["result"], reused=True)
         if mark and (different := differences(mark["inputs"], inputs)):
             self._progress.note(f"{self._spec.prefix}: is made anew: {different}")
-        result = self._make()
+        result = self._make(fingerprints)
         made = {"inputs": inputs, "result": result, "files": fingerprints.known}
         write_whole(mark_path(self._spec.prefix), json_bytes(made))
         return self._prepared(result, reused=False)
@@ -152,7 +152,7 @@ class _Preparation:
             "template": self._spec.template if self._kind != "text" else None,
         }
 
-    def _make(self) -> dict[str, Any]:
+    def _make(self, fingerprints: Fingerprints) -> dict[str, Any]:
         began, size = time.monotonic(), self._files.size
         encoder = Encoder(self._encoding)
         workers = choose_workers(self._spec.workers, size)
@@ -168,6 +168,7 @@ class _Preparation:
                     rows, done = rows + encoded.rows, done + block.size
                     self._progress.advance(done // MEGABYTE, _numbers(writer, time.monotonic() - began))
             self._refuse_nothing(rows, writer.documents, skipped)
+            self._refuse_changed(fingerprints)
         sync_folder(self._spec.prefix.parent)
         if skipped.count:
             self._progress.note(f"{skipped.count} skipped, see {skipped_path(self._spec.prefix)}: {skipped.reasons()}")
@@ -196,6 +197,12 @@ class _Preparation:
                 f"{self._spec.input}: none of {rows} {self._kind} rows can be trained on. {skipped.reasons()}; mend "
                 "the data, or say what it is with --kind"
             )
+
+    def _refuse_changed(self, fingerprints: Fingerprints) -> None:
+        """Files that somebody still writes or copies are not those that the mark would speak of."""
+        for file in self._files.files:
+            if fingerprints.changed(file.path):
+                raise DataError(f"{file.path}: changed while it was read; prepare again when it is whole")
 
     def _blocks(self) -> Iterator[Block]:
         return itertools.chain.from_iterable(map(read_blocks, self._files.files))

@@ -4,8 +4,9 @@
                    ├──▶ rank 1    log in <logs>/run_log-<hosts>-1.txt
                    └──▶ …
 
-One that fails ends them all: the others wait for it in a collective. Ctrl-C and SIGTERM are passed on, so that the step
-under way is finished and kept; a second one ends them at once. If this process is killed, they end by their lifelines.
+One that fails ends them all: the others wait for it in a collective. Ctrl-C, SIGTERM and SIGHUP are passed on, so that
+the step under way is finished and kept; a second one ends them at once. If this process is killed, they end by their
+lifelines.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
+from tandem.training.interruption import handled
 from tandem.training.settings.config import Launch
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ GRACE_S: Final = 10.0
 LOOK_S: Final = 0.1
 PEER_LOST: Final = 75
 """Exit code of a rank that only failed because another one did (EX_TEMPFAIL)."""
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ def _started(command: Sequence[str], hosts: Hosts, local_rank: int, folder: str,
 
 @contextmanager
 def passed_on(ranks: Sequence[Rank]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the ranks, the second one as SIGKILL; yields those that came."""
+    """Pass signals that ask for an end on to the ranks, the second one as SIGKILL; yields those that came."""
     came: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -201,9 +202,5 @@ def passed_on(ranks: Sequence[Rank]) -> Iterator[list[int]]:
             if rank.code is None:
                 rank.process.send_signal(signal.SIGKILL if len(came) > 1 else signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
+    with handled(pass_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

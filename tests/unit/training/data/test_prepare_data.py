@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -152,6 +154,41 @@ def test_data_with_no_good_row_is_refused_with_the_reasons(folder: Path, tmp_pat
         with pytest.raises(DataError, match="holds no row"):
             made(path, folder, kind=kind)
     assert not list((tmp_path / "out").glob("d*"))
+
+
+class Meddling(Recording):
+    """Writes more rows behind those that are being read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def advance(self, done: int, numbers: str) -> None:
+        with self._path.open("a") as file:
+            file.write('{"text": "late"}\n')
+
+
+def test_what_changes_while_it_is_read_is_not_taken(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "hello"}\n')
+    with pytest.raises(DataError, match=r"t\.jsonl: changed while it was read; prepare again"):
+        made(path, folder, Meddling(path))
+    assert not list((tmp_path / "out").glob("d*"))
+    assert made(path, folder).documents > 1
+
+
+def test_a_full_disk_is_told_with_its_place(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "hello"}\n' * 9000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a file that grows too large is an error
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        with pytest.raises(DataError, match=r"out/d: cannot be written \(File too large\); free disk space"):
+            made(tmp_path / "t.jsonl", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name != ".d.lock"]
 
 
 def test_names_need_not_be_utf_8(folder: Path, tmp_path: Path) -> None:

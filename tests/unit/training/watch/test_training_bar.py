@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 
+import pytest
 from rich.console import Console
 
 from tandem.cli.training_bar import PlainLines, show_training
@@ -46,3 +48,22 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "3/4" in text
     assert "loss 4.000" in text
     assert "a note" in text
+
+
+class ClosedTerminal(io.StringIO):
+    """What writing to a terminal does that is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_outlives_its_terminal(terminal: bool) -> None:
+    with show_training(Console(file=ClosedTerminal(), force_terminal=terminal)) as progress:
+        progress.begin("pretrain", 1)
+        progress.step(report(1))
+        progress.note("unheard")
+        progress.end("pretrain")
