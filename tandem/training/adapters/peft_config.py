@@ -122,7 +122,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
             alphas={str(key): float(alpha) for key, alpha in (fields.get("alpha_pattern") or {}).items()},
             stacked=tuple(str(name) for name in fields.get("target_parameters") or ()),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelFolderError(f"{path}: r, lora_alpha or a pattern is missing or no number ({error!r})") from None
     for fault in _faults(said):
         raise ModelFolderError(f"{path}: {fault}; copy the file again")

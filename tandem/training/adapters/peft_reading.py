@@ -84,6 +84,11 @@ class _Reading:
         found = KEY.fullmatch(key)
         if found is None:
             raise self._misfit(key, "is no tensor of a plain LoRA")
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise ModelFolderError(
+                f"{self._folder / TENSORS}: {printable(key)} holds NaN, infinity or whole numbers; take the adapter of "
+                "an earlier checkpoint"
+            )
         module, kind, _ = found.groups()
         if kind is None:
             self.beside[self._place(module, key).ours[0]] = tensor
@@ -92,6 +97,8 @@ class _Reading:
 
     def factors(self) -> dict[str, Factors]:
         """Everything that was taken, by our names."""
+        if not self._pairs:
+            raise ModelFolderError(f"{self._folder / TENSORS}: holds no adapter; copy it again")
         experts: dict[str, dict[int, Factors]] = {}
         found: dict[str, Factors] = {}
         for module, pair in self._pairs.items():

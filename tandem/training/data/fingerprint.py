@@ -46,7 +46,7 @@ class Fingerprints:
         Raises:
             DataError: It cannot be read any more.
         """
-        return Fingerprints(self.known).of(path) != self.known[str(path.resolve())][2]
+        return Fingerprints(self.known).of(path) != str(self.known[str(path.resolve())][2])
 
 
 def tokenizer_digests(folder: Path) -> dict[str, str]:
