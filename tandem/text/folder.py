@@ -101,6 +101,8 @@ def open_backend(folder: TokenizerFolder) -> Backend:
         return RankFile(ranks, RankRules(words=QWEN_WORDS, tokens=QWEN_TOKENS, found_in_text=True, composed=True))
     if there(model):
         return _glm4(folder, model) if is_rank_file(model) else _sentence_piece(folder, model)
+    if not folder.path.is_dir():
+        raise ModelFolderError(f"{folder.path}: is not there; give a folder with a model's tokenizer files")
     raise ModelFolderError(
         f"{folder.path}: has no tokenizer.json, tokenizer.model or qwen.tiktoken; copy the tokenizer files too"
     )

@@ -189,7 +189,7 @@ class _Run:
                            kind=kind, seq_length=self._recipe.sft.seq_length)  # fmt: skip
         prepared = prepare(spec, Silence())
         if prepared.skipped:
-            self._progress.note(f"{prepared.skipped} of {prepared.rows} {prefix} are not trained on; reasons in "
+            self._progress.note(f"{prefix}: {prepared.skipped} of {prepared.rows} rows are not trained on; see "
                                 f"{prepared.skipped_file}")  # fmt: skip
 
     def _corpus_inputs(self, sources: Sources) -> Inputs:

@@ -170,6 +170,7 @@ class _Preparation:
             self._refuse_nothing(rows, writer.documents, skipped)
             self._refuse_changed(fingerprints)
         sync_folder(self._spec.prefix.parent)
+        self._progress.note(f"{self._stage}: {self._found(writer)}")
         if skipped.count:
             self._progress.note(f"{skipped.count} skipped, see {skipped_path(self._spec.prefix)}: {skipped.reasons()}")
         self._progress.end(STAGE)
@@ -189,13 +190,18 @@ class _Preparation:
                 f"{self._spec.tokenizer}: has no chat template; conversations are worded by the template alpaca"
             )
 
+    def _found(self, writer: DocumentWriter) -> str:
+        if self._stage == "pretrain":
+            return f"{writer.documents:,} texts, {writer.tokens:,} tokens"
+        return f"{writer.documents:,} conversations ({self._kind}), {writer.tokens:,} tokens, {writer.learnt:,} learnt"
+
     def _refuse_nothing(self, rows: int, documents: int, skipped: SkippedRows) -> None:
         if not rows:
             raise DataError(f"{self._spec.input}: holds no row; check that it is the right file")
         if not documents:
             raise DataError(
                 f"{self._spec.input}: none of {rows} {self._kind} rows can be trained on. {skipped.reasons()}; mend "
-                "the data, or say what it is with --kind"
+                "the data, raise seq_length, or name another kind"
             )
 
     def _refuse_changed(self, fingerprints: Fingerprints) -> None:

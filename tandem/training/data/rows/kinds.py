@@ -87,8 +87,13 @@ def detect(rows: Iterable[Any], stage: Stage | None, text_key: str, where: str) 
             "fine-tune on them"
         )
     keys = printable(", ".join(map(str, islice(first, SHOWN_KEYS)))) or "none"
-    advice = "instruction, conversations, messages or chat" if stage == "sft" else f"{text_key}, instruction, messages"
-    raise DataError(f"{where}: rows have the keys {keys}; expected {advice}; rename them, or use --text-key for a text")
+    wanted = "instruction and output, conversations, messages or chat"
+    expected, fix = {
+        "pretrain": (text_key, "name the text's key with --text-key (data.text_key)"),
+        "sft": (wanted, "rename them"),
+        None: (f"{text_key}, {wanted}", "rename them, or name a text's key with --text-key"),
+    }[stage]
+    raise DataError(f"{where}: rows have the keys {keys}; expected {expected}; {fix}")
 
 
 def _instruction(row: dict[str, Any]) -> Kind | None:

@@ -86,6 +86,8 @@ def test_kinds_are_recognised(row: Any, stage: Stage | None, kind: Kind) -> None
 def test_what_is_not_recognised_is_refused_with_its_keys() -> None:
     with pytest.raises(DataError, match="keys question, answer; expected"):
         detect([{"question": "q", "answer": "a"}], None, "text", "here")
+    with pytest.raises(DataError, match=r"instruction and output, conversations, messages or chat; rename them$"):
+        detect([{"question": "q", "answer": "a"}], "sft", "text", "here")
     with pytest.raises(DataError, match="sharegpt rows without a text under body"):
         detect([SHAREGPT], "pretrain", "body", "here")
     with pytest.raises(DataError, match="none of the first rows is an object with keys: one is no UTF-8; check"):

@@ -23,7 +23,7 @@ import pytest
 from recording import Recording
 
 from tandem.cli import run
-from tandem.errors import DataError, ProcessError, UsageError
+from tandem.errors import DataError, ModelFolderError, ProcessError, UsageError
 from tandem.text.tokenizer import Tokenizer
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at
@@ -101,7 +101,7 @@ def test_the_documents_template_for_tokenizers_without_one(parquet: Path, folder
         made(parquet, bare, template="own")
     progress = Recording()
     prepared = made(parquet, bare, progress)
-    assert "worded by the template alpaca" in progress.notes[-1]
+    assert "worded by the template alpaca" in progress.notes[-2]
     tokenizer = Tokenizer.from_folder(bare)
     ids, labels = (documents(packed_prefix(prepared.prefix, field))[1] for field in ("input_ids", "labels"))
     text = tokenizer.decode(ids, skip_special=False)
@@ -133,6 +133,7 @@ def test_rows_that_cannot_be_trained_on_are_kept_aside(folder: Path, tmp_path: P
         assert reason in row["reason"]
     assert kept[0]["content"] == "{broken"
     assert kept[1]["content"] == json.loads(long)
+    assert progress.notes[-2] == f"sft: 2 conversations (alpaca), {prepared.tokens} tokens, {prepared.learnt} learnt"
     assert "4 skipped" in progress.notes[-1]
 
 
@@ -149,6 +150,11 @@ def test_data_with_no_good_row_is_refused_with_the_reasons(folder: Path, tmp_pat
         DataError, match=r"none of 4 alpaca rows .* 3 times: no turn of the assistant .*row 0\); 1 times"
     ):
         made(path, folder)
+    path.write_text('{"instruction": "x", "output": "y"}\n')
+    with pytest.raises(DataError, match=r"1 times: .* more than seq_length 2 .*; mend the data, raise seq_length"):
+        made(path, folder, seq_length=2)
+    with pytest.raises(ModelFolderError, match="nowhere: is not there; give a folder with a model's tokenizer files"):
+        made(path, tmp_path / "nowhere")
     path.write_text("")
     for kind in ("auto", "text"):
         with pytest.raises(DataError, match="holds no row"):
@@ -208,7 +214,7 @@ def test_what_is_done_is_used_again_and_what_changed_is_made_anew(parquet: Path,
     assert progress.reused == ["prepare data"]
     third = made(parquet, folder, progress, seq_length=128)
     assert not third.reused
-    assert "seq_length was None, now 128" in progress.notes[-1]
+    assert "seq_length was None, now 128" in progress.notes[-2]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:9]), parquet)
     assert made(parquet, folder, seq_length=128).documents == 9
     (packed_prefix(third.prefix, "labels").with_suffix(".bin")).write_bytes(b"")
