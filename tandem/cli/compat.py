@@ -16,7 +16,7 @@ def scripts(out: Path, /, *, force: Annotated[bool, Parameter(negative="")] = Fa
     """Write the documents' tree of tools; its scripts call the installed tandem.
 
     Args:
-        out: Folder for the tree, created where missing; llm_tools/ is put into it.
+        out: Folder for the tree, created where missing; llm_tools/ and llm_train/ are put into it.
         force: Overwrite files of the same name that are different.
     """
     from tandem.compat.scripts import write_scripts

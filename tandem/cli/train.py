@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 STAGES = ("pretrain", "sft", "lora")
 
-app = cyclopts.App(name="train", help="Train a model: pretrain, sft, lora; report how it went.")
+app = cyclopts.App(
+    name="train", help="Train a model: pretrain, sft, lora; report how it went.", usage="Usage: tandem train COMMAND"
+)
 
 app.command("tandem.cli.train_report:report", name="report", help="Show how a run went.")
 
@@ -115,19 +117,27 @@ def rank(run: Path, /, *, device: Device) -> None:
 
 
 @app.command(name="list")
-def list_recipes() -> None:
-    """List the recipes: what each named model is trained with, for every stage."""
+def list_recipes(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the recipes: what each named model is trained with, for every stage.
+
+    Args:
+        json: Print as JSON.
+    """
     from tandem.cli.training_plan import print_recipes
 
-    print_recipes()
+    print_recipes(json=json)
 
 
 @app.command
-def settings() -> None:
-    """List the settings of a named model's run, and the documents' variable for each."""
+def settings(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the settings of a named model's run, and the documents' variable for each.
+
+    Args:
+        json: Print as JSON.
+    """
     from tandem.cli.training_plan import print_settings
 
-    print_settings()
+    print_settings(json=json)
 
 
 @app.default

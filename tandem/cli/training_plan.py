@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from tandem.training.settings.resolve import Resolved
 
 
-def print_recipes() -> None:
+def print_recipes(*, json: bool) -> None:
     """A line for each built-in recipe, and one for each named model."""
     from tandem.catalogue.drawing import short_layout
     from tandem.catalogue.models import MODELS
@@ -24,6 +25,9 @@ def print_recipes() -> None:
     from tandem.training.settings.recipe import built_in_recipes
     from tandem.training.settings.recommended import recommended
 
+    if json:
+        print(dumps([{"model": name} | asdict(recommended(name)) for name in named_recipes()], indent=2))
+        return
     rows = []
     for name in named_recipes():
         of = recommended(name)
@@ -34,11 +38,15 @@ def print_recipes() -> None:
     print(f"recipes for new models: {', '.join(built_in_recipes())}")
 
 
-def print_settings() -> None:
+def print_settings(*, json: bool) -> None:
     """A line for each setting, with the documents' variable for it."""
     from tandem.training.settings.resolve import setting_rows
 
-    _print(_table(("setting", "variable", "meaning"), setting_rows()))
+    headings = ("setting", "variable", "meaning")
+    if json:
+        print(dumps([dict(zip(headings, row, strict=True)) for row in setting_rows()], indent=2))
+    else:
+        _print(_table(headings, setting_rows()))
 
 
 def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:

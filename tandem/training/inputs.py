@@ -26,7 +26,7 @@ def digest(inputs: Inputs) -> str:
 def differences(made_from: Inputs, asked_for: Inputs, most: int = 4) -> str:
     """The fields that differ, each with both values, for a message; empty if none does."""
     old, new = dict(_flat(made_from)), dict(_flat(asked_for))
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    names = [name for name in new | old if old.get(name) != new.get(name)]
     shown = [f"{name} was {_short(old.get(name))}, now {_short(new.get(name))}" for name in names[:most]]
     return "; ".join(shown + [f"{len(names) - most} more"] * (len(names) > most))
 

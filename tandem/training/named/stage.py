@@ -46,6 +46,10 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         return
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+    told.note(
+        f"{run.stage}: {batches.samples:,} samples of up to {config.seq_length:,} tokens; {config.steps:,} steps of "
+        f"{config.global_batch:,} samples"
+    )
     decoder = base.decoder()
     run.paths.logs.mkdir(parents=True, exist_ok=True)
     with joined(place, choose_device(device)) as world:
@@ -73,6 +77,7 @@ def _inputs(base: Base, data: RunData, config: StageConfig) -> Inputs:
     run = base.run
     begins = {} if base.checkpoint is None else {"begins_from": base.checkpoint.identity}
     return begins | {
+        "for": run.stage,
         "model": base.model,
         "data": data.key,
         "seed": run.seed,

@@ -85,10 +85,10 @@ class GuardConfig(Section):
     """What is done about a loss or a gradient norm that is wild or no number; see docs/training-guard.md."""
 
     on_spike: Literal["log", "stop", "skip", "rollback"] = Field(
-        default="log", description="What to do where one is far above what the steps before let expect."
+        default="log", description="What to do about a loss or norm far above those before."
     )
     on_nan: Literal["stop", "skip", "rollback"] = Field(
-        default="stop", description="What to do where one is no number."
+        default="stop", description="What to do about one that is no number."
     )
     most: int = Field(
         default=5, gt=0, description="Batches left out in a row, or rollbacks to one checkpoint, before it stops."
@@ -110,8 +110,8 @@ class StepConfig(Section):
     min_lr: float = Field(ge=0, description="Learning rate at the end.")
     schedule: ScheduleKind = Field(default="cosine", description="How the learning rate falls after the warm-up.")
     weight_decay: float = Field(default=0.1, ge=0, description="On matrices only.")
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="How long AdamW remembers gradients.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="How long it remembers their squares.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root in AdamW's denominator.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of the gradient.")
     precision: Precision = Field(
@@ -163,7 +163,7 @@ class FineTuning(StageConfig):
 class LoraConfig(Section):
     """Small factors beside frozen matrices, which alone are trained (Hu et al., 2021)."""
 
-    rank: int = Field(default=16, gt=0)
+    rank: int = Field(default=16, gt=0, description="Columns of A and B; more learn more, and take more memory.")
     alpha: float = Field(default=32, gt=0, description="What they add is multiplied by alpha / rank.")
     rslora: bool = Field(default=False, description="By alpha / sqrt(rank) instead.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the inputs that are dropped on the way.")

@@ -130,7 +130,9 @@ def _meaning(name: str) -> str:
         inner = _section(kind.model_fields[section].annotation)
         assert inner is not None, f"{section} is a section of {name}"
         kind = inner
-    return kind.model_fields[last].description or ""
+    field = kind.model_fields[last]
+    choices = ", ".join(str(word) for word in get_args(field.annotation) if isinstance(word, str))
+    return f"{field.description or ''} One of {choices}." if choices else field.description or ""
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

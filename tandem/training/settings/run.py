@@ -101,7 +101,7 @@ class Run(Section):
     """One stage of one named model."""
 
     model: str = Field(description="A name of `tandem train list`.")
-    stage: StageName = Field(description="pretrain, sft or lora; the command's.")
+    stage: StageName = Field(description="The command's.")
     seed: int = Field(default=1234, ge=0, lt=1 << 63, description="Of data order and random weights.")
     threads: int | None = Field(default=None, gt=0, le=1024, description="CPU threads; left as they are by default.")
     max_position: int | None = Field(default=None, gt=1, description="Bound on seq_length; by default the model's own.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_lists_name_every_model_and_setting(capsys: pytest.CaptureFixture[str]) 
     assert run(["train", "settings"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in (*fields_of(), *VARIABLES))
+    assert run(["train", "settings", "--json"]) == 0
+    rows = {row["setting"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == fields_of()
+    assert all(row["meaning"] for row in rows.values())
+    assert rows["training.recompute"]["meaning"].endswith("One of none, selective, full.")
+    assert run(["train", "list", "--json"]) == 0
+    models = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(models) == list(named_recipes())
+    assert (models["llama2-70b"]["micro_batch"], models["llama2-70b"]["lora_micro_batch"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
