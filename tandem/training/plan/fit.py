@@ -35,7 +35,8 @@ def cheapest_fit(config: ModelConfig, footing: Footing, capacity: int) -> Change
 def changes(footing: Footing) -> Iterator[tuple[str, Footing]]:
     """What can be changed without changing what is learnt, by its cost: time first, then cards.
 
-    Smaller micro-batches cost little, recomputation up to a third more work, more ranks are more cards.
+    Smaller micro-batches cost little, recomputation up to a third more work, more ranks are more cards; on CPUs more
+    hosts, because the ranks of a host share its memory.
     """
     smaller = list(_smaller(footing))
     yield from smaller
@@ -46,7 +47,8 @@ def changes(footing: Footing) -> Iterator[tuple[str, Footing]]:
     frugal = replace(smaller[-1][1] if smaller else footing, recompute="full")
     ranks = footing.ranks * 2
     while ranks <= MOST_RANKS:
-        yield f"{ranks} ranks, micro-batch {frugal.micro_batch}, recompute full", replace(frugal, ranks=ranks)
+        more = f"{ranks // footing.ranks} times as many hosts" if footing.device == "cpu" else f"{ranks} ranks"
+        yield f"{more}, micro-batch {frugal.micro_batch}, recompute full", replace(frugal, ranks=ranks)
         ranks *= 2
 
 

@@ -158,7 +158,8 @@ def test_more_tokens_take_more_and_recomputation_less() -> None:
 
 
 def test_changes_come_by_their_cost() -> None:
-    names = [what for what, _ in changes(Footing(seq_length=8, micro_batch=4, recompute="selective"))]
+    footing = Footing(seq_length=8, micro_batch=4, recompute="selective", device="cuda")
+    names = [what for what, _ in changes(footing)]
     assert names[:5] == [
         "micro-batch 2",
         "micro-batch 1",
@@ -167,6 +168,8 @@ def test_changes_come_by_their_cost() -> None:
         "micro-batch 1 and recompute full",
     ]
     assert names[5] == "2 ranks, micro-batch 1, recompute full"
+    on_cpus = [what for what, _ in changes(replace(footing, device="cpu", ranks=2))]
+    assert on_cpus[5] == "2 times as many hosts, micro-batch 1, recompute full", "ranks of a host share its memory"
     for _, changed in changes(Footing(seq_length=8, micro_batch=6, micro_batches=2)):
         assert changed.micro_batch * changed.micro_batches == 12
 
