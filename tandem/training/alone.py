@@ -12,6 +12,19 @@ from tandem.errors import UsageError
 from tandem.training.progress import Progress
 
 
+def require_unshared(place: Path, hosts: int) -> None:
+    """Refuse to throw away what other hosts may have begun to use.
+
+    Raises:
+        UsageError: There are several hosts.
+    """
+    if hosts > 1:
+        raise UsageError(
+            f"{place}: {hosts} hosts share it, and none of them may throw anything away; remove what shall be made "
+            "anew by hand, in place of --fresh or --no-resume"
+        )
+
+
 @contextmanager
 def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Iterator[None]:
     """Keep other processes away for as long as the block lasts; the lock goes with the process, however it ends.

@@ -113,7 +113,7 @@ class Trainer:
             with between_steps() as asked:
                 self._run(log, progress, asked)
         except BaseException:
-            with suppress(TandemError):  # the first error is the one to tell
+            with suppress(TandemError, OSError):  # the first error is the one to tell
                 self._store.wait()
             raise
         self._written()

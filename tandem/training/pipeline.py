@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import CheckpointError, UsageError
+from tandem.errors import CheckpointError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
-from tandem.training.alone import alone_at
+from tandem.training.alone import alone_at, require_unshared
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
 from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
@@ -96,9 +96,8 @@ def _prepared(
 ) -> Iterator[_Run]:
     """A pass whose cheap stages are done, and those to be made anew removed; of several hosts, the first does that."""
     launch, directory = job.recipe.launch, job.directory
-    if launch.nodes > 1 and (fresh or again):
-        raise UsageError(f"{directory}: {launch.nodes} hosts share it, and none of them may throw anything away; "
-                         "remove what shall be made anew by hand, in place of --fresh or --no-resume")  # fmt: skip
+    if fresh or again:
+        require_unshared(directory, launch.nodes)
     with alone_at(directory / f"host-{launch.node_rank}", progress, work="trains", wait=False):
         _clear(directory, fresh=fresh, stages=again)
         run = _Run(job.recipe, directory, progress, device)

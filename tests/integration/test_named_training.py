@@ -281,6 +281,12 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
         run_named(resolved(given, tmp_path), Recording())
 
 
+def test_hosts_that_share_folders_throw_nothing_away(given: dict[str, str], tmp_path: Path) -> None:
+    two = resolved(given, tmp_path, MASTER_ADDR="10.0.0.1", NNODES="2")
+    with pytest.raises(TandemError, match="2 hosts share it, and none of them may throw anything away"):
+        run_named(two, Recording(), fresh=True)
+
+
 @pytest.mark.full
 def test_what_was_trained_is_served_apart_and_chats(given: dict[str, str], tmp_path: Path) -> None:
     longer = {"TRAIN_ITERS": "160", "SAVE_INTERVAL": "160", "LR": "5e-3", "MIN_LR": "5e-4"}

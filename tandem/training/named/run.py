@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tandem.errors import UsageError
 from tandem.parallel.place import Place
-from tandem.training.alone import alone_at
+from tandem.training.alone import alone_at, require_unshared
 from tandem.training.launch.work import carry_out, let_threads_sleep
 from tandem.training.named.data import prepared_data
 from tandem.training.named.weights import remarks_on
@@ -52,9 +52,12 @@ def run_named(
         DivergenceError: Training diverged.
         ModelFolderError: The weights or the tokenizer cannot be used.
         ProcessError: A rank failed.
-        UsageError: Another process trains there, or the device is not there.
+        UsageError: Another process trains there, several hosts are told to make anew what they share, or the device
+            is not there.
     """
     run = resolved.run
+    if fresh:
+        require_unshared(run.paths.checkpoints, run.launch.nodes)
     _require_files(run)
     for note in (*resolved.notes, *remarks_on(run)):
         progress.note(note)
@@ -62,7 +65,7 @@ def run_named(
         _require_device(run, device)
     # Hosts may share the folder; each is alone in its own name.
     with alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False):
-        if fresh and run.launch.node_rank == 0:
+        if fresh:
             _clear(run)
         data = prepared_data(run, progress)
         if data_only:

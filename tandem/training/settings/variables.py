@@ -76,7 +76,7 @@ _NUMBERS = (
 )  # fmt: skip
 
 _OTHERS = (
-    ("MODEL_NAME", "model", str, "a name of `tandem model list`", "the command's"),
+    ("MODEL_NAME", "model", str, "a name of `tandem train list`", "the command's"),
     ("DATA_TYPE", "data.kind", str, "kind of rows, by the documents' handler or ours",
      "GeneralPretrainHandler for pretrain; found out from the rows otherwise"),
     ("CONVERT_MG2HF", "export", _flag, "write a Hugging Face folder at the end", "TRUE"),
