@@ -90,7 +90,7 @@ def conversation(number: int) -> Tensor:
 
 
 def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
-    """`<family>/<case>/<parameter>` gradients, `<family>/losses` and `<family>/norms`."""
+    """`<family>/<case>/<parameter>` gradients, `<family>/losses`, `<family>/norms` and `<family>/balances`."""
     found: dict[str, Tensor] = {}
     for family in families:
         for case in (*CASES, ROUNDED):
@@ -101,14 +101,14 @@ def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
                     found[f"{family}/{case.name}/{name}"] = whole(parameter.grad)
         trainer = trainer_of(family, Case(2), world, clip=CLIP)
         reports = [trainer.step()[0] for _ in range(STEPS)]
-        for name, field in (("losses", "loss"), ("norms", "grad_norm")):
-            numbers = [getattr(report, field) for report in reports if report]
+        for name, field in (("losses", "loss"), ("norms", "grad_norm"), ("balances", "balance")):
+            numbers = [getattr(report, field) or 0.0 for report in reports if report]
             found[f"{family}/{name}"] = torch.tensor(numbers, dtype=torch.float64)
     return found
 
 
-def trainer_of(family: str, case: Case, world: World, clip: float = 1e9) -> Trainer:
-    """Ready to take steps at a small learning rate; by default unclipped."""
+def trainer_of(family: str, case: Case, world: World, clip: float = 1e9, balance: float | None = None) -> Trainer:
+    """Ready to take steps at a small learning rate; by default unclipped, and balanced as was published."""
     decoder = random_decoder(shrink(MODELS[family].config, SmallShape(layers=2, vocab=VOCABULARY)), torch.float32, 0)
     apply_recompute(decoder.unfreeze(), case.recompute)
     model = LossModel(decoder).train()
@@ -116,7 +116,7 @@ def trainer_of(family: str, case: Case, world: World, clip: float = 1e9) -> Trai
     config = StageConfig(
         steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH // 2 if case.packed else GLOBAL_BATCH,
         micro_batch=case.micro_batch, lr=1e-4, min_lr=1e-5, warmup_steps=2, clip=clip, precision=case.precision,
-        recompute=case.recompute, save_every=STEPS,
+        recompute=case.recompute, save_every=STEPS, balance=balance,
     )  # fmt: skip
     store = CheckpointStore(Path(os.devnull), {}, 1, World())  # nothing is saved
     return Trainer(model, Conversations(packed=case.packed), config, store, world)

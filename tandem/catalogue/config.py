@@ -126,12 +126,15 @@ class MoE:
     """The first layers, which are plain."""
     dense_size: int = 0
     """Inner size of these."""
+    balance: float = 0.0
+    """Coefficient of the loss that keeps experts evenly busy in training, as published; 0 for none."""
 
     def __post_init__(self) -> None:
         """Refuse experts that cannot be chosen."""
         require(self.size > 0, f"expert size {self.size} must be positive")
         require(0 < self.top_k <= self.experts, f"{self.top_k} of {self.experts} experts cannot be chosen")
         require(min(self.shared_size, self.dense_layers, self.dense_size) >= 0, f"sizes must not be negative: {self}")
+        require(self.balance >= 0, f"the coefficient of the balance, {self.balance}, must not be negative")
         require(self.dense_size > 0 or not self.dense_layers, "dense layers need a dense_size")
         if isinstance(router := self.router, GroupedSigmoidRouter):
             require(self.experts % router.groups == 0, f"{self.experts} experts do not fill {router.groups} groups")

@@ -28,20 +28,25 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, E] -> weights, fp32 [N, C], and the experts they are for, int64 [N, C]."""
+        scores = self.scores(x)
         if isinstance(self.mixture.router, GroupedSigmoidRouter):
-            return self._grouped(x, self.mixture.router)
-        scores = F.linear(x, self.matrix()).float().softmax(dim=-1)
+            return self._grouped(scores, self.mixture.router)
         weights, chosen = scores.topk(self.mixture.top_k, dim=-1)
         return weights / weights.sum(dim=-1, keepdim=True), chosen
+
+    def scores(self, x: Tensor) -> Tensor:
+        """[N, E] -> what each expert is to a token, fp32 [N, X]: a probability, or a sigmoid."""
+        if isinstance(self.mixture.router, GroupedSigmoidRouter):
+            return F.linear(x.float(), self.matrix().float()).sigmoid()
+        return F.linear(x, self.matrix()).float().softmax(dim=-1)
 
     def matrix(self) -> Tensor:
         """What tokens are multiplied with, [X, E]; an adapter adds to it."""
         return self.weight
 
-    def _grouped(self, x: Tensor, router: GroupedSigmoidRouter) -> tuple[Tensor, Tensor]:
+    def _grouped(self, scores: Tensor, router: GroupedSigmoidRouter) -> tuple[Tensor, Tensor]:
         """The best groups by their two best experts, and the best experts within them (DeepSeek-V3, 2024)."""
-        scores = F.linear(x.float(), self.matrix().float()).sigmoid()
-        corrected = (scores + self.bias).view(len(x), router.groups, -1)
+        corrected = (scores + self.bias).view(len(scores), router.groups, -1)
         best = corrected.topk(2, dim=-1).values.sum(dim=-1).topk(router.chosen_groups, dim=-1).indices
         outside = torch.ones_like(corrected[..., 0], dtype=torch.bool).scatter(-1, best, value=False)
         corrected = corrected.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)

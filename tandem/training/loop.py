@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tandem.errors import CheckpointError, DataError, TandemError
 from tandem.parallel.world import World, named
 from tandem.training.checkpoints.state import Proof, TrainState
 from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.balance import Balance
 from tandem.training.compute.clipping import clip_gradients
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import build_optimizer, optimizer_tensors
@@ -74,6 +75,7 @@ class Trainer:
         self._store = store
         self._guard = guard or Guard(config.guard)
         self._world = world or World()
+        self._balance = Balance(model.decoder, config.balance)
         self.meter = Meter.of(model.decoder, getattr(torch, config.precision), self._world.ranks)
         self._schedule = Schedule.of(config)
         self._watch: HangWatch | Unwatched = Unwatched()
@@ -161,9 +163,11 @@ class Trainer:
         work = self._all_work(batch)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
-        own = backward(self.model, self._parts(batch, self._config.global_batch), work.learnt, self._dtype)
-        told = self._world.total(torch.stack([own, torch.tensor(float(asked()), device=own.device)]))
-        loss, stops = (float(number) for number in told)
+        self._balance.begin(work.real, self._world.device)
+        parts = self._parts(batch, self._config.global_batch)
+        own = backward(self.model, parts, work.learnt, self._dtype, self._balance)
+        told = torch.stack([own, self._balance.total, torch.tensor(float(asked()), device=own.device)])
+        loss, balance, stops = (float(number) for number in self._world.total(told))
         norm = clip_gradients(self.model.parameters(), self._config.clip)
         outcome = Outcome(loss=loss, grad_norm=norm, samples=self._config.global_batch)
         action = self._guard.decide(self.state, outcome, self._latest)
@@ -171,7 +175,8 @@ class Trainer:
             self._leave_out(action, outcome)
             return None, bool(stops)
         self.optimizer.step()
-        return self._advance(work, outcome, lr, time.perf_counter() - began), bool(stops)
+        report = self._advance(work, outcome, lr, time.perf_counter() - began)
+        return replace(report, balance=balance if self._balance.acts else None), bool(stops)
 
     def _written(self) -> None:
         """Wait for the checkpoint that is being written."""
@@ -280,7 +285,13 @@ class Trainer:
         return float(loss / valid.clamp(min=1))
 
 
-def backward(model: LossModel, parts: Sequence[Batch], valid: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def backward(
+    model: LossModel,
+    parts: Sequence[Batch],
+    valid: int,
+    dtype: torch.dtype = torch.float32,
+    balance: Balance | None = None,
+) -> Tensor:
     """Add the gradient of micro-batches to the parameters; returns their part of the mean loss, in nats, fp32 scalar.
 
     Every micro-batch is divided by the valid targets of the whole batch of all ranks and not by its own: where they
@@ -291,10 +302,11 @@ def backward(model: LossModel, parts: Sequence[Batch], valid: int, dtype: torch.
         parts: At least one.
         valid: Valid targets of the whole batch.
         dtype: What is computed in.
+        balance: Adds the gradient of another loss, which is not in the result.
     """
     total = torch.zeros((), device=parts[0].tokens.device)
     for part in parts:
-        with computing_in(model, dtype):
+        with computing_in(model, dtype), balance.over(part) if balance else nullcontext():
             loss = model(part.tokens, part.targets, part.context()) / max(1, valid)
             loss.backward()
         total += loss.detach()

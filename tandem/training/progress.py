@@ -36,6 +36,8 @@ class StepReport:
     """Share of the devices' peak that the model's own operations made up; see `catalogue/operations.py`."""
     memory_peak: int | None = None
     """Most bytes in use so far, of the device that reports; on a CPU, of its process."""
+    balance: float | None = None
+    """The loss that evens a mixture's experts, with its coefficient; no part of `loss`. None where there is none."""
     skipped: int = 0
     """Batches that the guard has left out so far."""
     session: int = 1

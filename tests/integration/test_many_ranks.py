@@ -19,7 +19,7 @@ from tandem.training.launch.ranks import Hosts, run_ranks
 FAMILIES = ["llama3.2-1b", "yi-6b", "qwen-7b", "qwen2-0.5b", "qwen2.5-7b", "glm3-6b", "glm4-9b", "baichuan2-13b",
             "mistral-7b", "mixtral-8x7b", "deepseek-v3"]  # fmt: skip
 
-
+MIXTURES = ["mixtral-8x7b", "deepseek-v3"]
 QUICK = "qwen2.5-7b"
 
 
@@ -62,6 +62,9 @@ def check(alone: dict[str, Tensor], together: dict[str, Tensor], family: str) ->
     losses, norms = together[f"{family}/losses"], together[f"{family}/norms"]
     assert losses.unique().numel() == rank_suite.STEPS, "every step has its own samples"
     torch.testing.assert_close(losses, alone[f"{family}/losses"], rtol=1e-5, atol=0)
+    balances = together[f"{family}/balances"]
+    assert bool((balances > 0).all()) == (family in MIXTURES)
+    torch.testing.assert_close(balances, alone[f"{family}/balances"], rtol=1e-5, atol=0)
     assert norms.min() > rank_suite.CLIP, "every step's gradient is clipped"
     torch.testing.assert_close(norms, alone[f"{family}/norms"], rtol=1e-4, atol=0)
 

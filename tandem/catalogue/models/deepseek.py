@@ -26,6 +26,7 @@ CONFIG = ModelConfig(
         shared_size=2048,
         dense_layers=3,
         dense_size=18432,
+        balance=0.001,
     ),
     norm_eps=1e-6,
     max_position=163840,

@@ -37,7 +37,11 @@ MIXTRAL_8X7B = NamedModel(
     name="mixtral-8x7b",
     series="mixtral",
     repository="mistralai/Mixtral-8x7B-Instruct-v0.1",
-    config=replace(SHAPE, family="mixtral", feed_forward=MoE(experts=8, top_k=2, size=14336, router=SoftmaxRouter())),
+    config=replace(
+        SHAPE,
+        family="mixtral",
+        feed_forward=MoE(experts=8, top_k=2, size=14336, router=SoftmaxRouter(), balance=0.02),
+    ),
     dtype="bfloat16",
     tokenizer="mistral",
     chat="mistral",

@@ -113,6 +113,7 @@ def _read_mixture(file: Fields) -> MoE:
         shared_size=size * shared,
         dense_layers=dense,
         dense_size=file.size("intermediate_size") if dense else 0,
+        balance=file.coefficient("aux_loss_alpha"),
     )
 
 
@@ -158,6 +159,7 @@ def _write_mixture(config: ModelConfig) -> dict[str, Any]:
     assert isinstance(mixture.router, GroupedSigmoidRouter)
     require(mixture.shared_size % mixture.size == 0, f"shared_size must be whole experts of {mixture.size}")
     return {
+        "aux_loss_alpha": mixture.balance,
         "first_k_dense_replace": mixture.dense_layers,
         # Readers want a number even where no layer is plain.
         "intermediate_size": mixture.dense_size or mixture.size,
@@ -170,6 +172,7 @@ def _write_mixture(config: ModelConfig) -> dict[str, Any]:
         "num_experts_per_tok": mixture.top_k,
         "routed_scaling_factor": mixture.router.scale,
         "scoring_func": "sigmoid",
+        "seq_aux": True,
         "topk_group": mixture.router.chosen_groups,
         "topk_method": "noaux_tc",
     }

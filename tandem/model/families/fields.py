@@ -48,6 +48,11 @@ class Fields:
             raise self._wrong(name, value, f"a number above 0 and below {LARGEST:g}")
         return float(value)  # type: ignore[arg-type]
 
+    def coefficient(self, name: str, default: float = 0.0) -> float:
+        """A number that is not negative."""
+        value = default if self.get(name) is None else self.get(name)
+        return 0.0 if type(value) in (int, float) and value == 0 else self.number(name, default)
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = default if self.get(name) is None else self.get(name)

@@ -43,6 +43,7 @@ def read_config(fields: dict[str, Any], where: str) -> ModelConfig:
         top_k=file.size("num_experts_per_tok", 2),
         size=file.size("intermediate_size"),
         router=SoftmaxRouter(),
+        balance=file.coefficient("router_aux_loss_coef", 0.001),
     )
     config = replace(config, feed_forward=mixture)
     if file.get("sliding_window") is None:
@@ -55,7 +56,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     mixture = config.feed_forward
     assert isinstance(mixture, MoE)
     experts = {"num_local_experts": mixture.experts, "num_experts_per_tok": mixture.top_k}
-    return llama_like.write(config) | mistral.write_window(config) | experts
+    balance = {"router_aux_loss_coef": mixture.balance}
+    return llama_like.write(config) | mistral.write_window(config) | experts | balance
 
 
 MIXTRAL = Family(

@@ -19,6 +19,7 @@ from tandem.model.decoder import Decoder
 from tandem.training.adapters.layers import Strength
 from tandem.training.adapters.lora import put_on
 from tandem.training.adapters.targets import resolved
+from tandem.training.compute.balance import Balance
 from tandem.training.compute.loss import LossModel, rows_at_once
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
@@ -80,7 +81,8 @@ def _traced(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
             if tensor is not None:
                 live.leave_out(tensor)
         with live:
-            backward(LossModel(model, _rows(config, footing)), list(batch.split(footing.micro_batch)), 1, dtype)
+            loss = LossModel(model, _rows(config, footing))
+            backward(loss, list(batch.split(footing.micro_batch)), 1, dtype, Balance(model))
             live.begin(UPDATE)
         live.most[TRAINED] = Snapshot(other=sum(4 * one.numel() for one in model.parameters() if one.requires_grad))
         return {name: most for name, most in live.most.items() if name != BETWEEN}

@@ -117,6 +117,11 @@ class StepConfig(Section):
     precision: Precision = Field(
         default="float32", description="What is computed in; weights, gradient sums and optimizer stay in float32."
     )
+    balance: float | None = Field(
+        default=None,
+        ge=0,
+        description="Coefficient of the loss that evens a mixture's experts; the model's by default.",
+    )
     recompute: Recompute = Field(default="none", description="Activations computed again instead of being kept.")
     save_every: int = Field(gt=0, description="Steps between checkpoints; one more is written at the end.")
     keep_last: int = Field(default=2, gt=0, description="Checkpoints kept.")
@@ -221,6 +226,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, stage in {"pretrain": self.pretrain, "sft": self.sft}.items():
+            if stage.balance is not None:
+                raise ValueError(f"{name}.balance {stage.balance} is for mixtures of experts; remove it")
             if stage.seq_length > self.model.max_position:
                 raise ValueError(
                     f"{name}.seq_length {stage.seq_length} is above model.max_position {self.model.max_position}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tandem.catalogue.config import MoE
 from tandem.catalogue.named import NamedModel
 from tandem.errors import UsageError
 from tandem.training.data.rows.kinds import named_kind
@@ -15,6 +16,8 @@ def contradictions(run: Run, model: NamedModel) -> Iterator[str]:
     yield from _data(run)
     yield from _length(run, model)
     yield from _beginning(run)
+    if run.training.balance is not None and not isinstance(model.config.feed_forward, MoE):
+        yield f"training.balance {run.training.balance} is for mixtures of experts, and {model.name} is none; remove it"
 
 
 def remarks(run: Run, model: NamedModel) -> Iterator[str]:

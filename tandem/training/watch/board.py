@@ -11,6 +11,7 @@ from tandem.training.progress import StepReport
 NAMES = {
     "loss": "train/loss",
     "lr": "train/learning_rate",
+    "balance": "train/balance_loss",
     "grad_norm": "train/grad_norm",
     "skipped": "train/skipped_batches",
     "tokens_per_s_device": "speed/tokens_per_s_device",

@@ -39,6 +39,7 @@ CPU = torch.device("cpu")
 NATIVE = ("llama", "mistral", "mixtral", "qwen2", "glm", "deepseek_v3")
 small, length, factor = st.integers(1, 3), st.integers(1, 10**6), st.floats(1.0, 64.0)
 epsilon, theta = st.floats(1e-8, 1e-2), st.floats(2.0, 1e7)
+coefficient = st.just(0.0) | st.floats(1e-4, 1.0)
 
 
 def scalings(max_position: int, dims: int) -> st.SearchStrategy[Scaling | None]:
@@ -106,7 +107,11 @@ def mistral(draw: DrawFn) -> ModelConfig:
 def mixtral(draw: DrawFn) -> ModelConfig:
     config, experts = draw(mistral()), draw(st.integers(1, 4))
     mixture = MoE(
-        experts=experts, top_k=draw(st.integers(1, experts)), size=draw(st.integers(1, 9)), router=SoftmaxRouter()
+        experts=experts,
+        top_k=draw(st.integers(1, experts)),
+        size=draw(st.integers(1, 9)),
+        router=SoftmaxRouter(),
+        balance=draw(coefficient),
     )
     return replace(config, family="mixtral", feed_forward=mixture)
 
@@ -224,6 +229,7 @@ def grouped_mixtures(draw: DrawFn, layers: int) -> MoE:
         shared_size=size * draw(st.integers(0, 2)),
         dense_layers=dense,
         dense_size=draw(st.integers(1, 20)) if dense else 0,
+        balance=draw(coefficient),
     )
 
 

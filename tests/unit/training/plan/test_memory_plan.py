@@ -15,6 +15,7 @@ from tandem.catalogue.shrink import parse_shape, shrink
 from tandem.errors import UsageError
 from tandem.model.decoder import Decoder
 from tandem.training.adapters.lora import apply_lora
+from tandem.training.compute.balance import Balance
 from tandem.training.compute.clipping import clip_gradients
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import build_optimizer
@@ -58,7 +59,8 @@ def measured(config: ModelConfig, footing: Footing) -> int:
 
     def step() -> None:
         optimizer.zero_grad()
-        backward(losses, list(batch.split(footing.micro_batch)), batch.valid(), getattr(torch, footing.precision))
+        parts, dtype = list(batch.split(footing.micro_batch)), getattr(torch, footing.precision)
+        backward(losses, parts, batch.valid(), dtype, Balance(losses.decoder))
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
 

@@ -10,9 +10,10 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.operations import Operations
 from tandem.model.decoder import Decoder
 from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.sequences import real_lengths
 from tandem.training.watch.meter import Meter, tokens_per_device, trained_adapters
 from tandem.training.watch.peak import Peak, peak_of, sheet_peak
-from tandem.training.watch.work import Work, real_lengths, work_of
+from tandem.training.watch.work import Work, work_of
 
 METER = Meter(operations=Operations.of(TINY), peak=Peak(1e9, "a sheet"), device=torch.device("cpu"), devices=2)
 

@@ -26,7 +26,8 @@ def report(step: int, seconds: float = 2.0) -> StepReport:
     return StepReport(step=step, loss=5.0 / step, lr=0.1, grad_norm=1.0, tokens=100 * step, tokens_per_s=200.0,
                       consumed_samples=4 * step, elapsed=seconds * step, seconds=seconds,
                       tokens_per_s_device=400 / seconds, real_tokens_per_s=300 / seconds,
-                      learnt_tokens_per_s=100 / seconds, mfu=0.5 / seconds, memory_peak=2**30 + step)  # fmt: skip
+                      learnt_tokens_per_s=100 / seconds, mfu=0.5 / seconds, memory_peak=2**30 + step,
+                      balance=0.02)  # fmt: skip
 
 
 @pytest.fixture
