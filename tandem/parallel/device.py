@@ -15,6 +15,8 @@ from tandem.errors import UsageError
 from tandem.parallel.host_memory import host_memory
 
 DeviceName = Literal["auto", "cpu", "cuda", "npu"]
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says of a CPU, and of an NPU."""
 
 
 def has_npu() -> bool:
@@ -68,6 +70,11 @@ def memory_of(device: torch.device) -> tuple[int, int]:
         return host_memory()
     free, total = torch.get_device_module(device).mem_get_info(device)
     return int(free), int(total)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a device, or the host, has no memory left; a CPU's and an NPU's have no type for that."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in OUT_OF_MEMORY)
 
 
 def device_count(device: torch.device) -> int:

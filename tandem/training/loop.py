@@ -150,7 +150,7 @@ class Trainer:
 
         Raises:
             DataError: A sample holds a token that the model does not know.
-        DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
+            DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
             ProcessError: A rank is gone.
         """
         with named(f"step {self.state.step + 1}"):

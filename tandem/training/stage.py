@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tandem.errors import UsageError
 from tandem.model.decoder import Decoder
+from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
@@ -70,7 +73,13 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
         DivergenceError: Training diverged.
         ProcessError: A rank is gone.
         KeyboardInterrupt: It was told to stop, and what was done is in a checkpoint.
+        UsageError: There is not enough memory.
     """
+    with _enough_memory():
+        _train(stage, decoder, batches, progress, fill)
+
+
+def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None) -> None:
     world, config = stage.world, stage.config
     told = progress if world.leads else Silence()
     if fill is None:
@@ -89,6 +98,19 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
     record = _record(stage, trainer.state.step, formula) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"not enough memory ({str(error).splitlines()[0]:.160}); lower the micro-batch, set recompute to full, use "
+            "more devices, or train adapters; of a named model, --plan says what would fit"
+        ) from None
 
 
 def _record(stage: Stage, step: int, formula: str) -> Record:

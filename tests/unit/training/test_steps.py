@@ -10,7 +10,7 @@ import torch
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.position import Rope
-from tandem.errors import DataError
+from tandem.errors import DataError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
@@ -19,7 +19,9 @@ from tandem.training.compute.schedule import Schedule, set_learning_rate
 from tandem.training.data.batch import IGNORED, Batch
 from tandem.training.data.batches import TokenBatches
 from tandem.training.loop import Trainer, backward
+from tandem.training.progress import Silence
 from tandem.training.settings.config import StageConfig
+from tandem.training.stage import Stage, train
 
 STAGE = StageConfig(steps=4, seq_length=16, global_batch=4, micro_batch=2, lr=0.01, min_lr=0.001, warmup_steps=1,
                     save_every=2, weight_decay=0.1)  # fmt: skip
@@ -98,6 +100,17 @@ def test_token_ids_of_another_tokenizer_are_refused_by_sample(model: Decoder, tm
     trainer = Trainer(LossModel(model), texts, STAGE, CheckpointStore(tmp_path, {}, 1))
     with pytest.raises(DataError, match="samples 0 to 3 hold token id 64, and the model has 64 tokens; prepare them"):
         trainer.step()
+
+
+def test_too_little_memory_is_said_with_what_takes_less(model: Decoder, tmp_path: Path) -> None:
+    class Huge(TokenBatches):
+        def at(self, position: int, count: int) -> Batch:
+            torch.empty(2**50)  # more than any process can address
+            return super().at(position, count)
+
+    stage = Stage(name="sft", title="", config=STAGE, folder=tmp_path, inputs={})
+    with pytest.raises(UsageError, match=r"^not enough memory \(.*\); lower the micro-batch, set recompute to full"):
+        train(stage, model, Huge(np.arange(1, 60), STAGE.seq_length, 0), Silence())
 
 
 def test_optimizer_state_goes_by_name_and_is_there_from_the_start(model: Decoder) -> None:
