@@ -108,6 +108,8 @@ CHANGED: dict[str, Any] = {
     "topk_group": 3,
     "routed_scaling_factor": 2.0,
     "norm_topk_prob": False,
+    "router_aux_loss_coef": 0.5,
+    "aux_loss_alpha": 0.5,
     "first_k_dense_replace": 1,
     "kv_lora_rank": 16,
     "q_lora_rank": 20,
@@ -157,7 +159,13 @@ LENGTH = "a length that nothing goes by"
 ALONE = {"mscale": "counts only beside mscale_all_dim", "mscale_all_dim": "counts only beside mscale"}
 UNSCALED = {"rope_type": "factor"}
 """What a scaling asks for where there was none."""
-DRAFTING = {"num_nextn_predict_layers": "only says which layers may be left out"}
+TRAINING = "counts in training alone"
+DEEPSEEK = {
+    "max_position_embeddings": LENGTH,
+    "num_nextn_predict_layers": "only says which layers may be left out",
+    "aux_loss_alpha": TRAINING,
+}
+MIXTRAL = {"max_position_embeddings": LENGTH, "router_aux_loss_coef": TRAINING}
 ONE_KEY_EACH = {"num_attention_heads": "num_key_value_heads"}
 NULL = {"max_position_embeddings": LENGTH, "use_sliding_window": "sliding_window is null"}
 
@@ -182,8 +190,8 @@ BASES = (
         | dict.fromkeys(("mscale", "mscale_all_dim"), "attention_factor stands above it"),
     ),
     Base("mistral, window", saved=True, inert={"max_position_embeddings": LENGTH}, refused_by=UNSCALED),
-    Base("mixtral", saved=True, inert={"max_position_embeddings": LENGTH}, refused_by=UNSCALED),
-    Base("mixtral, window", inert={"max_position_embeddings": LENGTH}),
+    Base("mixtral", saved=True, inert=MIXTRAL, refused_by=UNSCALED),
+    Base("mixtral, window", inert=MIXTRAL),
     Base(
         "qwen2",
         changed={"head_dim": 12},
@@ -217,10 +225,8 @@ BASES = (
         inert={"max_position_embeddings": LENGTH},
         refused_by=UNSCALED,
     ),
-    Base("deepseek_v3, yarn", inert={"max_position_embeddings": LENGTH} | DRAFTING, refused_by=ONE_KEY_EACH),
-    Base(
-        "deepseek_v3, yarn", saved=True, inert={"max_position_embeddings": LENGTH} | DRAFTING, refused_by=ONE_KEY_EACH
-    ),
+    Base("deepseek_v3, yarn", inert=DEEPSEEK, refused_by=ONE_KEY_EACH),
+    Base("deepseek_v3, yarn", saved=True, inert=DEEPSEEK, refused_by=ONE_KEY_EACH),
     Base("qwen", changed={"num_attention_heads": 2}, inert={"max_position_embeddings": LENGTH}),
     Base(
         "chatglm3",
