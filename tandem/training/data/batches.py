@@ -30,7 +30,7 @@ class TokenBatches:
     """
 
     def __init__(
-        self, tokens: NDArray[Any], seq_length: int, seed: int, lengths: NDArray[np.int32] | None = None
+        self, tokens: NDArray[Any], seq_length: int, seed: int, lengths: NDArray[np.int64] | None = None
     ) -> None:
         self.samples = (len(tokens) - 1) // seq_length
         """Samples in one epoch."""

@@ -140,10 +140,17 @@ class IndexedTokens:
         self.lengths: NDArray[np.int32] = np.frombuffer(content, "<i4", sequences, HEADER.size)
         """Tokens in each sequence."""
         self._pointers = np.frombuffer(content, "<i8", sequences, HEADER.size + 4 * sequences)
-        self.boundaries: NDArray[np.int64] = np.frombuffer(content, "<i8", boundaries, HEADER.size + 12 * sequences)
-        """First sequence of each document, and one past the last."""
+        self._boundaries = np.frombuffer(content, "<i8", boundaries, HEADER.size + 12 * sequences)
+        if not _cover(self._boundaries, sequences):
+            raise DataError(f"{index}: its documents are not made of its {sequences} sequences; write it anew")
         self.tokens = self._map(data, np.dtype(TOKEN_TYPES[code]).newbyteorder("<"))
         """All tokens one after the other, read-only."""
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """Tokens in each document: of its one sequence, or of several where Megatron has split it into sentences."""
+        begins = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return np.diff(begins[self._boundaries])
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -159,6 +166,12 @@ class IndexedTokens:
         if size != expected:
             raise DataError(f"{data}: has {size} bytes, its index asks for {expected}; tokenise the corpus again")
         return np.memmap(data, dtype=dtype, mode="r") if size else np.empty(0, dtype)
+
+
+def _cover(boundaries: NDArray[np.int64], sequences: int) -> bool:
+    """Whether every sequence is of one document, and the documents follow each other."""
+    ends = boundaries[[0, -1]].tolist() if len(boundaries) else []
+    return ends == [0, sequences] and bool((np.diff(boundaries) >= 0).all())
 
 
 def _index(lengths: NDArray[np.intc], dtype: np.dtype[Any]) -> bytes:

@@ -26,8 +26,8 @@ def open_texts(prefix: Path, *, seq_length: int, seed: int, apart: bool = False)
     Raises:
         DataError: There are no such files, they are damaged, or too few tokens for `seq_length`.
     """
-    documents = _opened(text_prefix(prefix), "texts to pretrain on")
-    return TokenBatches(documents.tokens, seq_length, seed, documents.lengths if apart else None)
+    texts = _opened(text_prefix(prefix), "texts to pretrain on")
+    return TokenBatches(texts.tokens, seq_length, seed, texts.documents if apart else None)
 
 
 def open_conversations(prefix: Path, *, seq_length: int, seed: int, pad: int, pack: bool = True) -> ConversationBatches:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,24 @@ def test_reads_back_what_was_written(
     tokens = IndexedTokens(prefix)
     assert [tokens[n].tolist() for n in range(len(tokens))] == documents
     assert tokens.tokens.tolist() == [token for document in documents for token in document]
-    assert tokens.boundaries.tolist() == list(range(len(documents) + 1))
+    assert tokens.documents.tolist() == [len(document) for document in documents]
+
+
+def test_a_document_may_be_several_sequences(tmp_path: Path) -> None:
+    write(tmp_path / "d", [[1], [2, 3], [4, 5, 6], [7, 8, 9, 10]])
+    index, boundaries = bytearray((tmp_path / "d.idx").read_bytes()), 34 + 12 * 4
+    struct.pack_into("<Q", index, 26, 3)
+
+    def opened(*edges: int) -> IndexedTokens:
+        struct.pack_into("<3q", index, boundaries, *edges)
+        (tmp_path / "d.idx").write_bytes(index)
+        return IndexedTokens(tmp_path / "d")
+
+    assert opened(0, 2, 4).documents.tolist() == [3, 7]
+    assert opened(0, 0, 4).documents.tolist() == [0, 10]
+    for edges in ((0, 5, 4), (1, 2, 4), (0, 2, 3)):
+        with pytest.raises(DataError, match="its documents are not made of its 4 sequences"):
+            opened(*edges)
 
 
 def test_failing_writer_leaves_nothing(tmp_path: Path) -> None:

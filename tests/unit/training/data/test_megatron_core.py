@@ -39,3 +39,13 @@ def test_both_ways_and_byte_for_byte(megatron: Any, tmp_path: Path, dtype: Any, 
     assert [theirs[n].tolist() for n in range(len(theirs))] == documents
     ours = IndexedTokens(tmp_path / "theirs")
     assert [ours[n].tolist() for n in range(len(ours))] == documents
+
+
+def test_their_documents_of_several_sequences(megatron: Any, tmp_path: Path) -> None:
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "d.bin"), dtype=np.uint16)
+    for document in ([[1, 2], [3]], [[4, 5, 6]]):
+        for sentence in document:
+            builder.add_item(torch.tensor(sentence))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "d.idx"))
+    assert IndexedTokens(tmp_path / "d").documents.tolist() == [3, 3]
