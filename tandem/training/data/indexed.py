@@ -150,7 +150,8 @@ class IndexedTokens:
     def documents(self) -> NDArray[np.int64]:
         """Tokens in each document: of its one sequence, or of several where Megatron has split it into sentences."""
         begins = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        return np.diff(begins[self._boundaries])
+        lengths: NDArray[np.int64] = np.diff(begins[self._boundaries])
+        return lengths
 
     def __len__(self) -> int:
         """Number of sequences."""
