@@ -123,7 +123,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
             stacked=tuple(str(name) for name in fields.get("target_parameters") or ()),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ModelFolderError(f"{path}: r, lora_alpha or a pattern is missing or no number ({error!r})") from None
+        raise ModelFolderError(
+            f"{path}: r, lora_alpha or a pattern is missing or no number ({error!r}); copy it again"
+        ) from None
     for fault in _faults(said):
         raise ModelFolderError(f"{path}: {fault}; copy the file again")
     return said
@@ -198,7 +200,7 @@ def _refuse_more_than_lora(fields: Mapping[str, Any], path: Path) -> None:
     for name, value in fields.items():
         if name in PLAIN:
             if value not in PLAIN[name]:
-                raise ModelFolderError(f"{path}: {name} {value!r:.60} is not supported, only plain LoRA is")
+                raise ModelFolderError(f"{path}: {name} {value!r:.60} is not supported, only plain LoRA is; train one")
         elif name not in IDLE and value not in (None, False, [], {}):
             raise ModelFolderError(f"{path}: {name} is not known here; is it plain LoRA? then remove the field")
     if "peft_type" not in fields:

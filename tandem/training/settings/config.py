@@ -130,7 +130,9 @@ class StepConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.global_batch % self.micro_batch:
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}; change one"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
         return self
@@ -230,7 +232,8 @@ class Recipe(Section):
                 raise ValueError(f"{name}.balance {stage.balance} is for mixtures of experts; remove it")
             if stage.seq_length > self.model.max_position:
                 raise ValueError(
-                    f"{name}.seq_length {stage.seq_length} is above model.max_position {self.model.max_position}"
+                    f"{name}.seq_length {stage.seq_length} is above model.max_position {self.model.max_position}; "
+                    "change one"
                 )
         return self
 
