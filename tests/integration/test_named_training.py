@@ -152,8 +152,10 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     model = run_named(first, Recording())
     checkpoints = str(first.run.paths.checkpoints)
 
-    random = run_named(resolved(given, tmp_path / "random", CKPT_LOAD_TYPE="0", **text), Recording())  # type: ignore[arg-type]
+    drawn = Recording()
+    random = run_named(resolved(given, tmp_path / "random", CKPT_LOAD_TYPE="0", **text), drawn)  # type: ignore[arg-type]
     assert not same(random, model)
+    assert not any("is read" in note for note in drawn.notes)
 
     on = Recording()  # weights, optimizer and position of another run, here already at its end
     other = {"CKPT_LOAD_TYPE": "2", "USER_CONVERTED_CKPT_PATH": checkpoints}
@@ -163,6 +165,7 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     weights = {"USER_CONVERTED_CKPT_PATH": str(model)}
     progress = Recording()
     run_named(resolved(given, tmp_path / "third", **weights, **text), progress)  # type: ignore[arg-type]
+    assert f"weights: {model} is read as it is; no conversion is needed" in progress.notes
     assert progress.reports[0].loss < losses(first)[0]
     with pytest.raises(CheckpointError, match="was trained from other inputs: model was"):
         run_named(resolved(given, tmp_path / "third", **text), Recording())  # type: ignore[arg-type]

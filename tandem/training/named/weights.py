@@ -59,7 +59,8 @@ def config_of(run: Run) -> ModelConfig:
 
 def remarks_on(run: Run) -> Iterator[str]:
     """What the user should know of the folder, a line each. Errors as `config_of`."""
-    yield f"weights: {run.paths.weights} is read as it is; no conversion is needed"
+    if run.resume.load:
+        yield f"weights: {weights_of(run)} is read as it is; no conversion is needed"
     if parameters(config_of(run)) != parameters(find_model(run.model).config):
         yield f"{weights_of(run)}: is not as large as {run.model}; its recipe is taken all the same"
 
