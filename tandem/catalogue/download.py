@@ -45,7 +45,7 @@ def fetch(source: Source, folder: Path | None) -> Path:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise UsageError(
-            "tandem model fetch needs huggingface_hub; install it with `pip install tandem[hub]`"
+            "tandem model fetch needs huggingface_hub; run `pip install -e '.[hub]'` in tandem's folder"
         ) from None
     try:
         listed = HfApi().model_info(source.repository, revision=source.revision)

@@ -63,18 +63,20 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
             _print_schedule(name, stage)
         return
     from tandem.training.named.memory import memory_need
+    from tandem.training.named.run import missing_files
     from tandem.training.plan.drawing import advice, draw_plan
 
+    notes = (*given.notes, *missing_files(given.run))
     if json:
         need = memory_need(given.run, device)
         memory = need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": _what(need)}
         run = given.run.model_dump(mode="json")
-        fields = {"run": run, "origins": dict(given.origins), "notes": given.notes, "memory": memory}
+        fields = {"run": run, "origins": dict(given.origins), "notes": notes, "memory": memory}
         print(dumps(fields, indent=2))
         return
     rows = ((name, value, given.origins.get(name, "")) for name, value in _flat(given.run.model_dump(mode="json")))
     _print(_table(("setting", "value", "from"), rows))
-    for note in given.notes:
+    for note in notes:
         print(f"note: {note}")
     # Only shares of the run are drawn, so any number of samples will do.
     _print_schedule(given.run.stage, given.run.stage_config(1000 * given.run.training.global_batch))

@@ -72,7 +72,7 @@ class Bucket:
         try:
             from obstore.store import S3Store
         except ImportError:
-            raise UsageError(f"{location}: needs obstore; install it with `pip install tandem[s3]`") from None
+            raise UsageError(f"{location}: needs obstore; run `pip install -e '.[s3]'` in tandem's folder") from None
         settings = read_settings(environment, location.scheme)
         address, virtual = _address(settings, location)
         config: S3Config = {"region": settings.region, "virtual_hosted_style_request": virtual}

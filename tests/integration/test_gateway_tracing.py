@@ -239,4 +239,4 @@ def test_what_is_not_installed_is_asked_for_by_name(
     with pytest.raises(UsageError, match="--otlp-endpoint: OpenTelemetry is not installed"):
         Tracing.open("http://x", {})
     assert Tracing.open(None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}) is None
-    assert "tandem[otel]" in caplog.text
+    assert "pip install -e '.[otel]'" in caplog.text

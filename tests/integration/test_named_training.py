@@ -348,7 +348,9 @@ def test_a_plan_says_where_values_come_from(
     words = ["sft", str(tmp_path / "mine.yaml"), "--data", "d", "--weights", given["ORIGINAL_HF_WEIGHT"],
              "--set", "seed=7", "--set", "training.seq_length=64"]  # fmt: skip
     assert run_command(["train", *words, "--plan"]) == 0
-    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    lines = capsys.readouterr().out.splitlines()
+    assert "note: d: is not there; raw data (ORIGINAL_TRAIN_DATA_PATH, --data)" in lines
+    shown = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
     assert shown["memory"][:3] == ["of", "each", "rank,"]
     assert shown["training.lr"] == ["3e-05", "LR"]
     assert shown["training.clip"] == ["0.5", str(tmp_path / "mine.yaml")]

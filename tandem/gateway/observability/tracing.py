@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROTOCOL: Final = "http/protobuf"
-INSTALL: Final = "install it with `pip install 'tandem[otel]'`"
+INSTALL: Final = "run `pip install -e '.[otel]'` in tandem's folder"
 FLUSH_S: Final = 2.0
 """For the last spans, when the gateway stops."""
 

@@ -58,7 +58,8 @@ def run_named(
     run = resolved.run
     if fresh:
         require_unshared(run.paths.checkpoints, run.launch.nodes)
-    _require_files(run)
+    if missing := missing_files(run):
+        raise UsageError("; ".join(missing))
     for note in (*resolved.notes, *remarks_on(run)):
         progress.note(note)
     if not data_only:
@@ -74,17 +75,15 @@ def run_named(
     return run.exported if run.export else run.paths.checkpoints
 
 
-def _require_files(run: Run) -> None:
-    """Name all that is missing before anything begins."""
+def missing_files(run: Run) -> list[str]:
+    """All that a run reads and that is not there, a line each."""
     paths = run.paths
     wanted = {
         "raw data (ORIGINAL_TRAIN_DATA_PATH, --data)": None if paths.prepared else paths.data,
         "model folder (ORIGINAL_HF_WEIGHT, --weights)": paths.weights / "config.json",
         "tokenizer (TOKENIZER_PATH, --tokenizer)": paths.tokenizer,
     }
-    missing = [f"{path}: is not there; {what}" for what, path in wanted.items() if path and not path.exists()]
-    if missing:
-        raise UsageError("; ".join(missing))
+    return [f"{path}: is not there; {what}" for what, path in wanted.items() if path and not path.exists()]
 
 
 def _require_device(run: Run, device: DeviceName) -> None:

@@ -207,7 +207,10 @@ class Launch(Section):
         if self.node_rank >= self.nodes:
             raise ValueError(f"node_rank {self.node_rank} is none of {self.nodes} nodes; they count from 0")
         if self.nodes > 1 and self.master_addr in ("localhost", "127.0.0.1", "::1"):
-            raise ValueError(f"{self.nodes} nodes need an address of the first that all of them reach, not localhost")
+            raise ValueError(
+                f"{self.nodes} nodes need an address of the first that all of them reach, not {self.master_addr}; set "
+                "MASTER_ADDR (launch.master_addr) to it"
+            )
         return self
 
 

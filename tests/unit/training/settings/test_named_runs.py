@@ -148,7 +148,7 @@ def test_every_variable_sets_what_it_says(name: str) -> None:
         ({"CKPT_LOAD_TYPE": "2", "train_auto_resume": "false"}, "names no other; change one"),
         ({"MA_TRAIN_AUTO_RESUME": "1", "train_auto_resume": "false"}, "contradicts MA_TRAIN_AUTO_RESUME"),
         ({"CONVERT_MG2HF": "maybe"}, "CONVERT_MG2HF=maybe: give true or false"),
-        ({"NNODES": "2"}, "2 nodes need an address"),
+        ({"NNODES": "2"}, "2 nodes need an address of the first .*; set MASTER_ADDR"),
         ({"NODE_RANK": "1"}, "node_rank 1 is none of 1 nodes"),
     ],
 )
