@@ -225,3 +225,9 @@ def test_the_descent_of_wsd_is_a_share_of_the_run() -> None:
         resolved("yi-6b", "sft", "length.decay=0.3")
     with pytest.raises(RecipeError, match=r"length\.warmup 0\.1 and length\.decay 0\.95 are more than the whole run"):
         resolved("yi-6b", "sft", *wsd, "length.decay=0.95")
+
+
+def test_a_balance_is_for_mixtures() -> None:
+    assert resolved("mixtral-8x7b", "sft", "training.balance=0.1").run.training.balance == 0.1
+    with pytest.raises(RecipeError, match=r"training\.balance 0\.1 is for mixtures of experts, and yi-6b is none"):
+        resolved("yi-6b", "sft", "training.balance=0.1")

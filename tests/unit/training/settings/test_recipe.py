@@ -63,6 +63,7 @@ def test_yaml_files_are_read(tmp_path: Path) -> None:
         ({"pretrain__micro_batch": 3}, "pretrain: global_batch 4 is no multiple of micro_batch 3"),
         ({"pretrain__min_lr": 1.0}, "min_lr 1.0 is above lr"),
         ({"sft__warmup_steps": 9}, "warmup_steps 9 are more than steps 4"),
+        ({"sft__balance": 0.1}, r"sft\.balance 0\.1 is for mixtures of experts; remove it"),
         ({"sft__seq_length": 99}, r"sft\.seq_length 99 is above model\.max_position 64"),
         ({"model__heads": 3}, "hidden_size 32 is not divisible by 3 heads"),
         ({"model__kv_heads": 3}, "not divisible by 3 kv heads"),
