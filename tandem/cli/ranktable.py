@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from tandem.topology.formats.supplement import Supplement
 
 app = cyclopts.App(name="ranktable", help="Generate, merge, check, show and convert rank tables.")
 
@@ -151,6 +155,37 @@ def show(
         Console().print(draw(str(file), rows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """What a conversion is told beside the file."""
+
+    role: Annotated[
+        list[Literal["prefill", "decode", "both"]] | None, Parameter(consume_multiple=True, negative="")
+    ] = None
+    """Role of all instances, or of each in order."""
+    instance_size: int | None = None
+    """Devices of an instance, where the file has none."""
+    scheduler: str | None = None
+    """Host of the service entry."""
+    controller: str | None = None
+    """Host of MindIE's controller."""
+    model: str | None = None
+    """Model folder."""
+    ports: str | None = None
+    """Ports of prefill instances, then of decode instances, in order, between commas."""
+    scheduler_port: int | None = None
+    """Public port of the service entry."""
+
+    def supplement(self) -> Supplement:
+        """The same, understood."""
+        from tandem.topology.formats.supplement import Supplement, parse_ports
+        from tandem.topology.topology import Role
+
+        fields = dict(vars(self))
+        roles, ports = [Role(one) for one in fields.pop("role") or ()], fields.pop("ports")
+        return Supplement(roles=roles, ports=() if ports is None else parse_ports(ports), **fields)
+
+
 @app.command
 def convert(
     file: Path,
@@ -160,15 +195,7 @@ def convert(
     to: str,
     from_: Annotated[str | None, Parameter(name="--from")] = None,
     leave_out: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
-    role: Annotated[
-        list[Literal["prefill", "decode", "both"]] | None, Parameter(consume_multiple=True, negative="")
-    ] = None,
-    instance_size: int | None = None,
-    scheduler: str | None = None,
-    controller: str | None = None,
-    model: str | None = None,
-    ports: str | None = None,
-    scheduler_port: int | None = None,
+    added: Annotated[Added, Parameter(name="*")] = Added(),
     local_tables: Path | None = None,
 ) -> None:
     """Write a rank table or a topology file in another format; what would be lost is refused by name.
@@ -181,32 +208,15 @@ def convert(
         to: The format to write.
         from_: The format to read; recognised from the file's contents by default.
         leave_out: Names of what may be lost, as the refusal tells them.
-        role: Role of all instances, or of each in order.
-        instance_size: Devices of an instance, where the file has none.
-        scheduler: Host of the service entry.
-        controller: Host of MindIE's controller.
-        model: Model folder.
-        ports: Ports of prefill instances, then of decode instances, in order, between commas.
-        scheduler_port: Public port of the service entry.
+        added: What the file does not say.
         local_tables: With --to global, a folder for the local tables that belong to it.
     """
     from tandem.topology.formats.convert import convert as converted
     from tandem.topology.formats.known import format_named, read_any
     from tandem.topology.formats.local_table import write_local_tables
-    from tandem.topology.formats.supplement import Supplement, parse_ports
     from tandem.topology.text_file import write_text
-    from tandem.topology.topology import Role
 
-    target = format_named(to)
-    supplement = Supplement(
-        instance_size=instance_size,
-        roles=[Role(one) for one in role or ()],
-        scheduler=scheduler,
-        controller=controller,
-        model=model,
-        ports=parse_ports(ports) if ports is not None else (),
-        scheduler_port=scheduler_port,
-    )
+    target, supplement = format_named(to), added.supplement()
     inventory, text = converted(
         read_any(file, from_), str(file), target, leave_out=leave_out or (), supplement=supplement
     )
