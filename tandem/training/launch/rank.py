@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tandem.errors import ProcessError
 from tandem.protocol.lifeline import hold_lifeline
-from tandem.training.launch.ranks import PEER_LOST
+from tandem.training.launch.ranks import PEER_LOST, STOPPED
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def one_of_several() -> Iterator[None]:
     """Work as a rank: end with whoever started it, and with a code of its own where another rank is to blame.
 
     Raises:
-        SystemExit: In place of a `ProcessError`, which is told.
+        SystemExit: In place of a `ProcessError`, which is told, and of Ctrl-C, which the command tells for all ranks.
     """
     hold_lifeline()
     try:
@@ -24,3 +24,5 @@ def one_of_several() -> Iterator[None]:
     except ProcessError as error:
         print(f"tandem: {error}", file=sys.stderr)
         raise SystemExit(PEER_LOST) from None
+    except KeyboardInterrupt:
+        raise SystemExit(STOPPED) from None

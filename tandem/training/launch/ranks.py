@@ -42,6 +42,8 @@ GRACE_S: Final = 10.0
 LOOK_S: Final = 0.1
 PEER_LOST: Final = 75
 """Exit code of a rank that only failed because another one did (EX_TEMPFAIL)."""
+STOPPED: Final = 130
+"""Exit code of a rank that was told to stop, and did."""
 
 
 @dataclass(frozen=True, kw_only=True)

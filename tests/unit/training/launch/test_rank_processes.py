@@ -16,7 +16,7 @@ from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.training.guard.diagnosis import HUNG, Report, report_path
 from tandem.training.launch import ranks
-from tandem.training.launch.ranks import PEER_LOST, Hosts, run_ranks
+from tandem.training.launch.ranks import PEER_LOST, STOPPED, Hosts, run_ranks
 
 
 def command(program: str) -> list[str]:
@@ -102,6 +102,14 @@ def test_a_signal_is_passed_on_and_a_second_one_ends_at_once(tmp_path: Path, num
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_a_rank_that_is_stopped_leaves_it_to_its_launcher_to_say_so() -> None:
+    words = ["train", "rank", "x", "--device", "cpu"]
+    program = "from tandem.cli import main; main()"
+    patch = "import tandem.training.part as part\ndef stop(*_): raise KeyboardInterrupt\npart.take_part = stop\n"
+    done = subprocess.run([sys.executable, "-c", patch + program, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (STOPPED, "", "")
 
 
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
