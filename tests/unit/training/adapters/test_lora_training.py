@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +19,13 @@ from torch import Tensor
 from tandem.errors import CheckpointError
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load
-from tandem.parallel.place import Place
 from tandem.parallel.world import World
 from tandem.training.adapters.dropout import drop, key_of
 from tandem.training.adapters.lora import apply_lora, lora_parameters
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
+from tandem.training.launch.ranks import Hosts, run_ranks
 from tandem.training.loop import backward
 from tandem.training.progress import Silence
 from tandem.training.settings.config import LoraConfig, Recompute
@@ -89,7 +87,7 @@ def test_several_ranks_train_what_one_does_and_go_on_from_it(
     run(tmp_path / "base", tmp_path / "alone", 6, World(), **lora)
     run(tmp_path / "base", tmp_path / "together", 3, World(), **lora)
     words = [str(tmp_path / "base"), str(tmp_path / "together"), "6", json.dumps(lora)]
-    together(words, tmp_path / "meeting", ranks)
+    run_ranks([sys.executable, adapter_run.__file__, *words], Hosts(ranks=ranks), tmp_path / "logs")
     assert losses_in(tmp_path / "together") == pytest.approx(losses_in(tmp_path / "alone"), rel=1e-5)
     ours, theirs = (saved_in(tmp_path / name / "adapter-6") for name in ("alone", "together"))
     distance = sum(float((tensor - theirs[name]).norm()) for name, tensor in ours.items())
@@ -107,18 +105,6 @@ def test_training_in_bfloat16_lowers_the_loss_too(family: str, tmp_path: Path) -
     assert {factor.dtype for factor in lora_parameters(decoder).values()} == {torch.float32}
     losses = losses_in(tmp_path)
     assert losses[-1] < 0.8 * losses[0]
-
-
-def together(words: list[str], meeting: Path, ranks: int) -> None:
-    places = [Place(rank=n, ranks=ranks, local_rank=n, meeting=f"file:{meeting}") for n in range(ranks)]
-    command = [sys.executable, adapter_run.__file__, *words]
-    processes = [subprocess.Popen(command, env=os.environ | place.environment) for place in places]
-    try:
-        assert [process.wait(60) for process in processes] == [0] * ranks
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def gradients(decoder: Decoder, batch: Batch, micro_batch: int) -> torch.Tensor:
