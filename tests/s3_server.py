@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 BUCKET = "work"
 ABSENT = find_spec("moto") is None
-REASON = "no moto; install tandem[s3server]"
+REASON = "no moto; install .[s3server]"
 
 
 @contextmanager

@@ -32,7 +32,7 @@ TORCH_FREE = [
 ]  # fmt: skip
 
 TRAINING_ROOMS = [
-    "data", "settings", "adapters", "compute", "checkpoints", "guard", "watch", "launch", "plan", "named",
+    "data", "settings", "adapters", "compute", "checkpoints", "guard", "watch", "launch", "plan", "staging", "named",
 ]  # fmt: skip
 GATEWAY_ROOMS = [
     "processes", "wire", "request", "workers", "observability", "admission", "delivery", "door", "fleet",

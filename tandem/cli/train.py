@@ -32,15 +32,16 @@ Device = Literal["auto", "cpu", "cuda", "npu"]
 class Options:
     """What all stages take."""
 
-    out: Path | None = None
-    """Folder of the run; what is there from the same inputs is used again. Named models: here, by default."""
-    data: Path | None = None
+    out: str | None = None
+    """Folder of the run; what is there from the same inputs is used again. Named models: here, by default. This and the
+    next four may be on an object store, as s3://BUCKET/KEY, for a named model."""
+    data: str | None = None
     """Raw data for a named model: a file or a folder (ORIGINAL_TRAIN_DATA_PATH)."""
-    weights: Path | None = None
+    weights: str | None = None
     """Model folder to begin from (ORIGINAL_HF_WEIGHT)."""
-    tokenizer: Path | None = None
+    tokenizer: str | None = None
     """Folder of the tokenizer files; by default where the weights are (TOKENIZER_PATH)."""
-    prepared: Path | None = None
+    prepared: str | None = None
     """Data prepared before, in place of `--data` (USER_PROCESSED_DATA_DIR)."""
     set: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """A setting of a named model, as in `--set training.lr=1e-5`; `tandem train settings` lists them."""
@@ -167,7 +168,7 @@ def train(stage: StageName, what: str, options: Options) -> None:
     with _shown() as progress:
         if isinstance(given, Recipe):
             assert options.out is not None, "a recipe for a new model was chosen with its folder"
-            result = _from_nothing(given, stage, options, options.out, progress)
+            result = _from_nothing(given, stage, options, Path(options.out), progress)
         else:
             from tandem.training.named.run import run_named
 

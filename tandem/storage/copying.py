@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from tandem.errors import StorageError
 from tandem.files import require_regular
-from tandem.storage.bucket import Bucket, Tick
+from tandem.storage.bucket import Bucket, Entry, Tick
 from tandem.storage.ledger import NAME, Ledger, state_of
 from tandem.storage.location import Location
 
@@ -75,8 +75,7 @@ def upload(folder: Path, bucket: Bucket, to: Location, listener: Listener, *, de
     """
     ledger = Ledger(folder, to)
     here = {name: (folder / name).stat().st_size for name in _of(names, files_below(folder))}
-    listed = {} if known else bucket.list(to.key)
-    there = {name: listed[name] for name in _of(names, listed)}
+    there = {} if known else _entries(bucket, to, names)
 
     def alike(name: str) -> bool:
         return ledger.unchanged(name) if known else name in there and ledger.alike(name, there[name])
@@ -92,12 +91,13 @@ def upload(folder: Path, bucket: Bucket, to: Location, listener: Listener, *, de
 
 
 def download(bucket: Bucket, source: Location, folder: Path, listener: Listener, *, delete: bool = False,
-             workers: int = 8, names: Collection[str] | None = None) -> Synced:  # fmt: skip
-    """Make a folder as a location is; arguments and errors as `upload`."""
-    folder.mkdir(parents=True, exist_ok=True)
+             forget: bool = False, workers: int = 8, names: Collection[str] | None = None) -> Synced:  # fmt: skip
+    """Make a folder as a location is; arguments and errors as `upload`.
+
+    `forget` removes files that were as an object which is there no more, and nothing else.
+    """
     ledger = Ledger(folder, source)
-    listed = bucket.list(source.key)
-    there = {name: listed[name] for name in _of(names, listed)}
+    there = _entries(bucket, source, names)
     for name in there:
         _require_inside(name, source)
 
@@ -111,8 +111,15 @@ def download(bucket: Bucket, source: Location, folder: Path, listener: Listener,
     here = set(_of(names, files_below(folder)))
     sizes = {name: one.size for name, one in there.items()}
     return _Copying(sizes, lambda name: ledger.alike(name, there[name]), copy, remove, listener, workers).run(
-        here if delete else set(), here
+        here if delete else {name for name in here if forget and ledger.unchanged(name)}, here
     )
+
+
+def _entries(bucket: Bucket, location: Location, names: Collection[str] | None) -> dict[str, Entry]:
+    """What is below a location; of a few names only these are asked for."""
+    if names is None:
+        return bucket.list(location.key)
+    return {name: entry for name in names if (entry := bucket.find((location / name).key)) is not None}
 
 
 def _of(names: Collection[str] | None, found: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ class Ledger:
     """Of one folder and one location. Threads may use it together; every line is on its way to the disk at once.
 
     Args:
-        folder: Must exist.
+        folder: Need not exist yet.
         location: The other side.
     """
 

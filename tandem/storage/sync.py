@@ -36,10 +36,10 @@ def sync(source: str, target: str, environment: Mapping[str, str], listener: Lis
 
 
 def fetch(bucket: Bucket, source: Location, folder: Path, listener: Listener, *, delete: bool = False,
-          workers: int = 8) -> Synced:  # fmt: skip
-    """What is below a location to a folder, or an object of exactly that name into it; errors as `sync`."""
+          forget: bool = False, workers: int = 8) -> Synced:  # fmt: skip
+    """What is below a location to a folder, or an object of exactly that name into it; as `sync` and `download`."""
     if bucket.list(source.key):
-        return download(bucket, source, folder, listener, delete=delete, workers=workers)
+        return download(bucket, source, folder, listener, delete=delete, forget=forget, workers=workers)
     if not source.key or bucket.find(source.key) is None:
         raise StorageError(f"{source}: there is nothing; check the bucket, the key and AWS_ENDPOINT_URL")
     _refuse_delete(delete, str(source))

@@ -55,7 +55,7 @@ class StepLog(Protocol):
 
 
 class Progress(Protocol):
-    """Listens to a run. Calls come in order and from one thread; none may raise."""
+    """Listens to a run. Calls come in order and from one thread, but for notes on what is sent; none raises."""
 
     def begin(self, stage: str, steps: int | None, done: int = 0) -> None:
         """A stage begins; `steps` is None where it has no countable ones, `done` are those a resumed run has behind."""

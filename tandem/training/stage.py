@@ -51,6 +51,8 @@ class Stage:
     world: World = field(default_factory=World)
     nodes: int = 1
     """Hosts of the run."""
+    hosts_apart: bool = False
+    """Whether each of them has a folder of checkpoints of its own."""
     data: tuple[Path, ...] = ()
     """Prefixes of the prepared data, for the report of the run."""
     process_logs: Path | None = None
@@ -89,7 +91,8 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
     parallelize(model, world, config.precision)
     if fill is not None:
         materialise(model, world.device, fill)
-    store = CheckpointStore(stage.checkpoints or stage.folder / "checkpoints", stage.inputs, config.keep_last, world)
+    folder = stage.checkpoints or stage.folder / "checkpoints"
+    store = CheckpointStore(folder, stage.inputs, config.keep_last, world, hosts_apart=stage.hosts_apart)
     guard = Guard(config.guard, stage.folder / "guard.jsonl", told.note, writes=world.leads)
     trainer = Trainer(model, batches, config, store, world, guard)
     trainer.resume(_first(stage, store))

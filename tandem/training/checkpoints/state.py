@@ -1,8 +1,12 @@
-"""`TrainState`: where a run is, in a few numbers; everything else is a function of them."""
+"""`TrainState`: where a run is, in a few numbers; everything else is a function of them. And where it is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+LATEST: Final = "latest_checkpointed_iteration.txt"
+STATE: Final = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)

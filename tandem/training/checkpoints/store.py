@@ -34,11 +34,9 @@ from tandem.errors import CheckpointError
 from tandem.files import json_bytes, read_bytes, read_json_object, whole_folder, write_whole
 from tandem.parallel.world import World
 from tandem.training.checkpoints.shards import copied, read_shards, write_shard
-from tandem.training.checkpoints.state import Proof, TrainState
+from tandem.training.checkpoints.state import LATEST, STATE, Proof, TrainState
 from tandem.training.inputs import Inputs, differences
 
-LATEST = "latest_checkpointed_iteration.txt"
-STATE = "state.json"
 WEIGHTS = "model."
 """How the names of parameters begin; the optimizer's begin otherwise."""
 
@@ -51,13 +49,19 @@ class CheckpointStore:
         inputs: All that the run's result depends on. A checkpoint made from others is refused.
         keep_last: Older checkpoints than this many are removed once a new one is named.
         world: The ranks.
+        hosts_apart: Every host has a folder of its own, which holds its ranks' parts of a new checkpoint (the first
+            host's the state, too); somebody else brings them together before one is loaded.
     """
 
-    def __init__(self, folder: Path, inputs: Inputs, keep_last: int, world: World | None = None) -> None:
+    def __init__(
+        self, folder: Path, inputs: Inputs, keep_last: int, world: World | None = None, *, hosts_apart: bool = False
+    ) -> None:
         self.folder = folder
         self._inputs = inputs
         self._keep_last = keep_last
         self._world = world or World()
+        self._keeps = self._world.leads or (hosts_apart and self._world.place.local_rank == 0)
+        self._keeper = self._world.rank - self._world.place.local_rank if hosts_apart else 0
         self._talk = self._world.talk()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -143,16 +147,17 @@ class CheckpointStore:
 
     def _write(self, tensors: Mapping[str, Tensor], state: TrainState) -> None:
         target = self._at(state.step)
-        if self._world.leads:
+        if self._keeps:
             # There already only if a run was killed between writing it and naming it.
             _discard(target)
-        with whole_folder(target) if self._world.leads else nullcontext() as own:
-            part = Path(self._talk.gather(str(own or ""))[0])
+        with whole_folder(target) if self._keeps else nullcontext() as own:
+            part = Path(self._talk.gather(str(own or ""))[self._keeper])
             hashes = self._all_hashes(tensors, part)
             if self._world.leads:
                 (part / STATE).write_bytes(json_bytes(self._state_fields(hashes, state)))
         if self._world.leads:
             write_whole(self.folder / LATEST, f"{state.step}\n".encode())
+        if self._keeps:
             self._prune(state.step)
         self._talk.gather("")  # named, for everybody
 

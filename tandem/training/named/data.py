@@ -45,12 +45,17 @@ def prepared_data(run: Run, progress: Progress) -> RunData:
     return RunData(prefix=done.prefix, key=_key(done.prefix, run), chat_template=done.chat_template)
 
 
-def _spec(run: Run, raw: Path) -> PrepareSpec:
+def prepared_prefix(run: Run) -> Path:
+    """How the names of a run's prepared data begin, where nobody else prepared it."""
     folder = {"pretrain": "pretrain", "sft": "finetune"}[run.reads]
+    return run.paths.processed / "data" / folder / NAME
+
+
+def _spec(run: Run, raw: Path) -> PrepareSpec:
     return PrepareSpec(
         input=raw,
         tokenizer=run.paths.tokenizer,
-        prefix=run.paths.processed / "data" / folder / NAME,
+        prefix=prepared_prefix(run),
         stage=run.reads,
         kind=run.data.kind,
         text_key=run.data.text_key,

@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING
 from tandem.errors import UsageError
 from tandem.parallel.place import Place
 from tandem.training.alone import alone_at, require_unshared
+from tandem.training.checkpoints.state import LATEST
 from tandem.training.launch.work import carry_out, let_threads_sleep
-from tandem.training.named.data import prepared_data
+from tandem.training.named.data import prepared_data, prepared_prefix
 from tandem.training.named.weights import remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
 from tandem.training.settings.run import Run
+from tandem.training.staging.staging import Staging
 
 if TYPE_CHECKING:
     from tandem.parallel.device import DeviceName
@@ -52,6 +54,7 @@ def run_named(
         DivergenceError: Training diverged.
         ModelFolderError: The weights or the tokenizer cannot be used.
         ProcessError: A rank failed.
+        StorageError: Something on an object store is not there, or cannot be fetched or sent.
         UsageError: Another process trains there, several hosts are told to make anew what they share, or the device
             is not there.
     """
@@ -60,30 +63,41 @@ def run_named(
         require_unshared(run.paths.checkpoints, run.launch.nodes)
     if missing := missing_files(run):
         raise UsageError("; ".join(missing))
-    for note in (*resolved.notes, *remarks_on(run)):
-        progress.note(note)
     if not data_only:
         _require_device(run, device)
+    staging = Staging(run, prepared_prefix(run), os.environ, progress)
     # Hosts may share the folder; each is alone in its own name.
     with alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False):
+        staging.take_in(fresh=fresh)
+        if missing := missing_files(run, fetched=True):
+            raise UsageError("; ".join(missing))
+        for note in (*resolved.notes, *remarks_on(run)):
+            progress.note(note)
         if fresh:
+            staging.clear()
             _clear(run)
         data = prepared_data(run, progress)
+        staging.send_prepared()
         if data_only:
             return data.prefix.parent
-        carry_out(run, run.launch, run.paths.process_logs, device, partial(take_part, run, progress, Place(), device))
+        with staging.sending():
+            alone = partial(take_part, run, progress, Place(), device)
+            carry_out(run, run.launch, run.paths.process_logs, device, alone)
+        staging.tell()
     return run.exported if run.export else run.paths.checkpoints
 
 
-def missing_files(run: Run) -> list[str]:
-    """All that a run reads and that is not there, a line each."""
+def missing_files(run: Run, *, fetched: bool = False) -> list[str]:
+    """All that a run reads and that is not there, a line each; until it is `fetched`, what is on a store is there."""
+    away = None if fetched else run.mirror
     paths = run.paths
     wanted = {
         "raw data (ORIGINAL_TRAIN_DATA_PATH, --data)": None if paths.prepared else paths.data,
         "model folder (ORIGINAL_HF_WEIGHT, --weights)": paths.weights / "config.json",
         "tokenizer (TOKENIZER_PATH, --tokenizer)": paths.tokenizer,
     }
-    return [f"{path}: is not there; {what}" for what, path in wanted.items() if path and not path.exists()]
+    here = {what: path for what, path in wanted.items() if path and not (away and away.location(path))}
+    return [f"{path}: is not there; {what}" for what, path in here.items() if not path.exists()]
 
 
 def _require_device(run: Run, device: DeviceName) -> None:
@@ -108,7 +122,7 @@ def _clear(run: Run) -> None:
     own, logs = run.paths.checkpoints, run.paths.logs
     for path in (*own.glob("iter_*"), run.exported, run.adapter):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (own / "latest_checkpointed_iteration.txt", run.mark, logs / "metrics.jsonl", logs / "guard.jsonl"):
+    for path in (own / LATEST, run.mark, logs / "metrics.jsonl", logs / "guard.jsonl"):
         path.unlink(missing_ok=True)
 
 

@@ -56,7 +56,7 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         stage = Stage(
             name=run.stage, title=f"{run.model}: {run.stage}", config=config, folder=run.paths.logs, inputs=inputs,
             checkpoints=run.paths.checkpoints, begins_from=beginning(run), process_logs=run.paths.process_logs,
-            world=world, nodes=run.launch.nodes, data=(data.prefix,),
+            world=world, nodes=run.launch.nodes, hosts_apart=run.hosts_apart, data=(data.prefix,),
         )  # fmt: skip
         train(stage, decoder, batches, told, lambda decoder: base.fill(decoder, world))
         if run.export:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import RecipeError
+from tandem.storage.location import Location
 from tandem.training.settings.config import Recipe, build_recipe
 from tandem.training.settings.named_recipe import named_recipes
 from tandem.training.settings.recipe import built_in_recipes, is_path, read_fields
@@ -18,7 +19,7 @@ from tandem.training.settings.variables import launch_values
 
 
 def choose(
-    what: str, stage: StageName, *, environment: Mapping[str, str], options: Values, root: Path | None
+    what: str, stage: StageName, *, environment: Mapping[str, str], options: Values, root: str | Path | None
 ) -> Recipe | Resolved:
     """Read what was asked for.
 
@@ -28,7 +29,7 @@ def choose(
         stage: What to do.
         environment: The process's environment variables; a recipe for a new model looks at those of the launch alone.
         options: What the command line set.
-        root: Folder of the run; a recipe for a new model needs one.
+        root: Folder of the run, or location on an object store; a recipe for a new model needs a folder.
 
     Raises:
         RecipeError: There is no such recipe, or it cannot run so; all reasons are named.
@@ -49,13 +50,17 @@ def choose(
     return _from_nothing(build_recipe(nested(values), where), stage, others, root)
 
 
-def _from_nothing(recipe: Recipe, stage: StageName, options: Values, root: Path | None) -> Recipe:
+def _from_nothing(recipe: Recipe, stage: StageName, options: Values, root: str | Path | None) -> Recipe:
     if stage == "lora":
         raise RecipeError(f"recipe {recipe.name}: makes a new model and has no stage lora; use pretrain or sft")
     given = ", ".join(sorted({value.origin for value in options.values()}))
     if given:
         raise RecipeError(
             f"recipe {recipe.name}: makes a new model from its own data and takes no {given}; edit its file"
+        )
+    if root and Location.of(str(root)):
+        raise RecipeError(
+            f"recipe {recipe.name}: makes a new model in a folder; give --out one, and copy it with `tandem data sync`"
         )
     if root is None:
         raise RecipeError(f"recipe {recipe.name}: needs a folder for the run; give --out")

@@ -22,6 +22,7 @@ from tandem.training.settings.named_recipe import layout_values, recipe_values
 from tandem.training.settings.paths import default_paths
 from tandem.training.settings.rules import contradictions, remarks
 from tandem.training.settings.run import Run, StageName
+from tandem.training.settings.stores import on_this_machine
 from tandem.training.settings.values import Value, Values, flat, nested
 from tandem.training.settings.variables import VARIABLES, hints, stage_of, variable_values
 
@@ -51,7 +52,7 @@ def resolve(
     file_name: str = "recipe file",
     environment: Mapping[str, str],
     options: Values,
-    root: Path,
+    root: str | Path,
 ) -> Resolved:
     """Resolve one run.
 
@@ -62,7 +63,7 @@ def resolve(
         file_name: Of that file, for messages.
         environment: The process's environment variables.
         options: What the command line set (`assignments`).
-        root: Folder for what has no place of its own.
+        root: Folder, or location on an object store, for what has no place of its own.
 
     Raises:
         RecipeError: Something is missing, no value, unknown, or contradicts something else; all of a kind are named.
@@ -73,7 +74,9 @@ def resolve(
     values = recipe_values(model, stage) | flat(file or {}, file_name)
     values |= variable_values(environment) | options
     values |= {"model": Value(model.name, "command"), "stage": Value(stage, "command")}
-    values = default_paths(values, model.name, root) | _recommended_layout(model, values) | values
+    stored, folder = on_this_machine(values, root, environment)
+    values |= stored
+    values = default_paths(values, model.name, folder) | _recommended_layout(model, values) | values
     lines = hints(environment)
     _require(values, lines)
     run = _checked(values)

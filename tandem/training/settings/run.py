@@ -19,6 +19,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tandem.storage.mirror import Mirror, mirror_of
 from tandem.training.data.rows.kinds import AUTO
 from tandem.training.settings.config import Launch, LoraConfig, Section, StageConfig, StepConfig
 
@@ -37,6 +38,7 @@ class Paths(Section):
     checkpoints: Path = Field(description="Gets checkpoints and the exported model.")
     logs: Path = Field(description="Gets metrics and pictures.")
     process_logs: Path = Field(description="Gets what each process says, and its stacks.")
+    cache: Path | None = Field(default=None, description="Keeps here what is on an object store.")
 
 
 class DataOptions(Section):
@@ -114,6 +116,16 @@ class Run(Section):
     layout: Layout = Layout()
     resume: Resume = Resume()
     launch: Launch = Launch()
+
+    @property
+    def mirror(self) -> Mirror | None:
+        """Where this host has what is on an object store; None for a run that has nothing there."""
+        return None if self.paths.cache is None else mirror_of(self.paths.cache, self.launch.node_rank)
+
+    @property
+    def hosts_apart(self) -> bool:
+        """Whether each of several hosts has a folder of checkpoints of its own, and they meet on an object store."""
+        return self.launch.nodes > 1 and bool(self.mirror and self.mirror.location(self.paths.checkpoints))
 
     @property
     def reads(self) -> Literal["pretrain", "sft"]:

@@ -51,6 +51,7 @@ _PATHS = (
     ("LOG_SAVE_PATH", "logs", "gets metrics and pictures", "`$OUTPUT_SAVE_DIR/saved_models/<model>/log`"),
     ("ASCEND_PROCESS_LOG_PATH", "process_logs", "gets what each process says, and its stacks",
      "`$OUTPUT_SAVE_DIR/plog`"),
+    ("TANDEM_STORE_CACHE", "cache", "keeps here what is on an object store; ours", "`~/.cache/tandem/store`"),
 )  # fmt: skip
 
 _NUMBERS = (

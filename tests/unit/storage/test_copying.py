@@ -14,7 +14,7 @@ from tandem.storage.copying import Synced, download, upload
 from tandem.storage.ledger import etag_of
 from tandem.storage.location import Location
 
-obstore = pytest.importorskip("obstore", reason="no obstore; install tandem[s3]")
+obstore = pytest.importorskip("obstore", reason="no obstore; install .[s3]")
 HERE = Location("s3", "work", "run")
 POINTER = "latest_checkpointed_iteration.txt"
 
