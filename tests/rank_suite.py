@@ -55,6 +55,8 @@ class Case:
 
 CASES = (Case(), Case(2), Case(4), Case(1, packed=True), Case(2, packed=True), Case(2, recompute="full"),
          Case(2, recompute="selective"), Case(1, packed=True, recompute="full"))  # fmt: skip
+COURSES = (Case(2), Case(1, packed=True, recompute="full"))
+"""Cases of which all steps are taken."""
 ROUNDED = Case(2, precision="bfloat16")
 
 
@@ -90,7 +92,7 @@ def conversation(number: int) -> Tensor:
 
 
 def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
-    """`<family>/<case>/<parameter>` gradients, `<family>/losses`, `<family>/norms` and `<family>/balances`."""
+    """`<family>/<case>/<parameter>` gradients, and of courses `<family>/{losses,norms,balances}/<case>`."""
     found: dict[str, Tensor] = {}
     for family in families:
         for case in (*CASES, ROUNDED):
@@ -99,11 +101,12 @@ def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
             for name, parameter in trainer.model.named_parameters():
                 if parameter.grad is not None:
                     found[f"{family}/{case.name}/{name}"] = whole(parameter.grad)
-        trainer = trainer_of(family, Case(2), world, clip=CLIP)
-        reports = [trainer.step()[0] for _ in range(STEPS)]
-        for name, field in (("losses", "loss"), ("norms", "grad_norm"), ("balances", "balance")):
-            numbers = [getattr(report, field) or 0.0 for report in reports if report]
-            found[f"{family}/{name}"] = torch.tensor(numbers, dtype=torch.float64)
+        for case in COURSES:
+            trainer = trainer_of(family, case, world, clip=CLIP)
+            reports = [trainer.step()[0] for _ in range(STEPS)]
+            for name, field in (("losses", "loss"), ("norms", "grad_norm"), ("balances", "balance")):
+                numbers = [getattr(report, field) or 0.0 for report in reports if report]
+                found[f"{family}/{name}/{case.name}"] = torch.tensor(numbers, dtype=torch.float64)
     return found
 
 

@@ -59,14 +59,19 @@ def check(alone: dict[str, Tensor], together: dict[str, Tensor], family: str) ->
     rounded = gradients(alone, family, rank_suite.ROUNDED.name)
     assert distance(rounded, expected) > 1e-4, "nothing was computed in bfloat16"
     assert distance(gradients(together, family, rank_suite.ROUNDED.name), rounded) < distance(rounded, expected)
-    losses, norms = together[f"{family}/losses"], together[f"{family}/norms"]
+    for case in rank_suite.COURSES:
+        check_course(together, alone, family, case.name)
+
+
+def check_course(found: dict[str, Tensor], alone: dict[str, Tensor], family: str, case: str) -> None:
+    losses, norms, balances = (found[f"{family}/{what}/{case}"] for what in ("losses", "norms", "balances"))
     assert losses.unique().numel() == rank_suite.STEPS, "every step has its own samples"
-    torch.testing.assert_close(losses, alone[f"{family}/losses"], rtol=1e-5, atol=0)
-    balances = together[f"{family}/balances"]
-    assert bool((balances > 0).all()) == (family in MIXTURES)
-    torch.testing.assert_close(balances, alone[f"{family}/balances"], rtol=1e-5, atol=0)
     assert norms.min() > rank_suite.CLIP, "every step's gradient is clipped"
-    torch.testing.assert_close(norms, alone[f"{family}/norms"], rtol=1e-4, atol=0)
+    assert bool((balances > 0).all()) == (family in MIXTURES)
+    expected = rank_suite.COURSES[0].name
+    torch.testing.assert_close(losses, alone[f"{family}/losses/{expected}"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(balances, alone[f"{family}/balances/{expected}"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(norms, alone[f"{family}/norms/{expected}"], rtol=1e-4, atol=0)
 
 
 def test_ranks_and_cuts_compute_the_same(alone: Any, together: Any) -> None:
