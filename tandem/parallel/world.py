@@ -136,9 +136,11 @@ def joined(place: Place, device: torch.device) -> Iterator[World]:
     for name, interface in INTERFACES.items() if place.meeting.startswith("file:") else ():
         os.environ.setdefault(name, interface)
     with named(f"meeting the other ranks at {place.meeting}"):
+        store = _store(place)
+        wait_for_all(store, place)
         dist.init_process_group(
             BACKENDS.get(device.type, "gloo"),
-            store=_store(place),
+            store=store,
             rank=place.rank,
             world_size=place.ranks,
             timeout=PATIENCE,
@@ -175,6 +177,25 @@ def _store(place: Place) -> Store:
         wait_for_workers=False,
         master_listen_fd=listening.detach(),
     )
+
+
+def wait_for_all(store: Store, place: Place, patience: timedelta = PATIENCE) -> None:
+    """Return when every rank is at the store.
+
+    Raises:
+        ProcessError: Some did not come; they are named.
+    """
+    keys = [f"there/{rank}" for rank in range(place.ranks)]
+    store.set(keys[place.rank], "")
+    try:
+        store.wait(keys, patience)
+    except dist.DistStoreError:
+        missing = ", ".join(str(rank) for rank, key in enumerate(keys) if not store.check([key]))
+        seconds = patience.total_seconds()
+        raise ProcessError(
+            f"of {place.ranks} ranks, these did not come to {place.meeting} in {seconds:g} s: {missing}; start the "
+            "same line on every host, each with its NODE_RANK"
+        ) from None
 
 
 def listen(host: str, port: int) -> socket.socket:

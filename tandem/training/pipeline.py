@@ -163,7 +163,7 @@ class _Run:
             train_and_export(job, self._progress, Place(), self._device)
 
         let_threads_sleep()
-        carry_out(job, job.recipe.launch, job.folder / "plog", self._device, alone)
+        carry_out(job, job.recipe.launch, job.folder / "plog", self._progress, self._device, alone)
         return job.model
 
     def _is_done(self, job: Job) -> bool:

@@ -12,19 +12,23 @@ from pydantic import BaseModel
 
 from tandem.files import write_whole
 from tandem.training.launch.ranks import Hosts, run_ranks
+from tandem.training.progress import Progress
 from tandem.training.settings.config import Launch
 
 if TYPE_CHECKING:
     from tandem.parallel.device import DeviceName
 
 
-def carry_out(work: BaseModel, launch: Launch, logs: Path, device: DeviceName, alone: Callable[[], None]) -> None:
+def carry_out(
+    work: BaseModel, launch: Launch, logs: Path, progress: Progress, device: DeviceName, alone: Callable[[], None]
+) -> None:
     """Have the work done, and return when all ranks of this host have ended well.
 
     Args:
         work: What to do; where there are several ranks, each reads it from `<logs>/run-<host>.json` (`part.py`).
         launch: Which ranks there are.
         logs: Folder of the ranks' logs.
+        progress: Is told which hosts are waited for.
         device: What to train on.
         alone: Does the work in this process; called where there is only one.
 
@@ -36,6 +40,8 @@ def carry_out(work: BaseModel, launch: Launch, logs: Path, device: DeviceName, a
     if not hosts.needs_processes:
         alone()
         return
+    if hosts.count > 1:
+        progress.note(f"host {hosts.rank} of {hosts.count} meets the others at {hosts.master}, port {hosts.port}")
     logs.mkdir(parents=True, exist_ok=True)
     file = logs / f"run-{hosts.rank}.json"
     write_whole(file, work.model_dump_json(indent=2).encode())

@@ -82,7 +82,7 @@ def run_named(
             return data.prefix.parent
         with staging.sending():
             alone = partial(take_part, run, progress, Place(), device)
-            carry_out(run, run.launch, run.paths.process_logs, device, alone)
+            carry_out(run, run.launch, run.paths.process_logs, progress, device, alone)
         staging.tell()
     return run.exported if run.export else run.paths.checkpoints
 
