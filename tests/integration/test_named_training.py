@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,20 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
     assert [report.step for report in progress.reports] == [1, 2, 3]
     assert progress.reports[0].loss < losses(first)[0] - 0.05
 
+    variables["USER_CONVERTED_CKPT_PATH"] = str(first.run.paths.checkpoints)
+    third = resolved(given, tmp_path / "third", **variables, CONVERT_MG2HF="FALSE")  # type: ignore[arg-type]
+    run_named(third, Recording())
+    pointer = first.run.paths.checkpoints / "latest_checkpointed_iteration.txt"
+    shutil.copytree(newest, later := newest.with_name("iter_0000004"))
+    pointer.write_text("4\n")
+    hidden = newest.rename(tmp_path / "hidden")
+    run_named(third, again := Recording())
+    assert not again.reports, "the other run went on, and dropped what this one began from"
+    hidden.rename(newest)
+    shutil.rmtree(later)
+    pointer.write_text("3\n")
+
+    variables["USER_CONVERTED_CKPT_PATH"] = str(newest)
     other = tmp_path / "other"
     named = find_model(MODEL)
     config = chosen_config(named.config, tiny=True, shape=None, full=False)

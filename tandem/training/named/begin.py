@@ -53,7 +53,7 @@ class Base:
         else:
             load_own(decoder, self.folder)
         fill_factors(decoder, initial_factors(decoder, self.run.seed))
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.checkpoint.recorded is None:
             self._require_same_model(self.checkpoint)
             self.checkpoint.store(world).load_weights(trained(decoder), self.checkpoint.step)
 
@@ -78,6 +78,8 @@ class Checkpoint:
 
     folder: Path
     step: int
+    recorded: str | None = None
+    """What the run's own checkpoints say they began from; with them, nothing more is taken from here."""
 
     @property
     def path(self) -> Path:
@@ -86,7 +88,13 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """Its name and a hash of all that it holds; raises CheckpointError as `CheckpointStore.digest`."""
+        """Its name and a hash of all that it holds, or as recorded where it is there no more.
+
+        Raises:
+            CheckpointError: As `CheckpointStore.digest`.
+        """
+        if self.recorded is not None and not self.path.exists():
+            return self.recorded
         return f"{self.path.name} {self.store().digest(self.step)}"
 
     def store(self, world: World | None = None) -> CheckpointStore:
@@ -100,15 +108,25 @@ def base_of(run: Run) -> Base:
 
 
 def _checkpoint(run: Run) -> Checkpoint | None:
-    """The checkpoint that weights alone are taken from."""
+    """The checkpoint that weights alone are taken from; of several the latest, or the one that was when it began."""
     other = run.resume.checkpoint
     if other is None or run.resume.load != 1 or weights_of(run) == other:
         return None
+    recorded = _recorded(run.paths.checkpoints)
     if one := CHECKPOINT.fullmatch(other.name):
-        return Checkpoint(other.parent, int(one[1]))
+        return Checkpoint(other.parent, int(one[1]), recorded)
+    if recorded and (one := CHECKPOINT.match(recorded)):
+        return Checkpoint(other, int(one[1]), recorded)
     step = _latest(other)
     assert step is not None, "weights_of has seen one"
     return Checkpoint(other, step)
+
+
+def _recorded(own: Path) -> str | None:
+    """What a run's latest checkpoint says it began from; None where it has none, or began from a model's folder."""
+    store = CheckpointStore(own, {}, keep_last=1)
+    step = store.latest()
+    return None if step is None else store.inputs_of(step).get("begins_from")
 
 
 def beginning(run: Run) -> Path | None:
