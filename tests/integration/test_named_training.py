@@ -231,6 +231,9 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
     hidden = newest.rename(tmp_path / "hidden")
     run_named(third, again := Recording())
     assert not again.reports, "the other run went on, and dropped what this one began from"
+    gone = variables | {"USER_CONVERTED_CKPT_PATH": str(newest.with_name("iter_0000009")), "CONVERT_MG2HF": "FALSE"}
+    with pytest.raises(CheckpointError, match="iter_0000009"):
+        run_named(resolved(given, tmp_path / "third", **gone), Recording())  # type: ignore[arg-type]
     hidden.rename(newest)
     shutil.rmtree(later)
     pointer.write_text("3\n")

@@ -93,7 +93,7 @@ class Checkpoint:
         Raises:
             CheckpointError: As `CheckpointStore.digest`.
         """
-        if self.recorded is not None and not self.path.exists():
+        if self.recorded is not None and self.recorded.startswith(f"{self.path.name} ") and not self.path.exists():
             return self.recorded
         return f"{self.path.name} {self.store().digest(self.step)}"
 

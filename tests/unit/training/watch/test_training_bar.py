@@ -53,7 +53,10 @@ def test_a_terminal_gets_a_bar() -> None:
 class ClosedTerminal(io.StringIO):
     """What writing to a terminal does that is gone."""
 
+    tries = 0
+
     def write(self, text: str) -> int:
+        self.tries += 1
         raise OSError(errno.EIO, "Input/output error")
 
     def flush(self) -> None:
@@ -62,8 +65,10 @@ class ClosedTerminal(io.StringIO):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_run_outlives_its_terminal(terminal: bool) -> None:
-    with show_training(Console(file=ClosedTerminal(), force_terminal=terminal)) as progress:
+    closed = ClosedTerminal()
+    with show_training(Console(file=closed, force_terminal=terminal)) as progress:
         progress.begin("pretrain", 1)
         progress.step(report(1))
         progress.note("unheard")
         progress.end("pretrain")
+    assert closed.tries, "it was written to, and said no"
