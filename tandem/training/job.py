@@ -67,6 +67,7 @@ class Job(Section):
             "model": self.recipe.model.model_dump(),
             "stage": settings,
             "generation": self.recipe.generation.model_dump(),
+            "documents_apart": True,  # once they were not: what was trained so is not gone on from
         }
 
 

@@ -80,8 +80,8 @@ def _fill(job: Job, decoder: Decoder) -> None:
 
 
 def _batches(job: Job) -> Batches:
-    """Of conversations every so many-th sample is text, where the recipe asks for that."""
-    texts = partial(open_texts, seq_length=job.config.seq_length, seed=job.recipe.seed)
+    """Of conversations every so many-th sample is text, where the recipe asks for that; no text sees another."""
+    texts = partial(open_texts, seq_length=job.config.seq_length, seed=job.recipe.seed, apart=True)
     if job.stage == "pretrain":
         return texts(job.data[0])
     pad = _ids(Tokenizer.from_folder(job.tokenizer), PAD)[0]

@@ -24,6 +24,7 @@ from tandem.errors import CheckpointError, DivergenceError, UsageError
 from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.data.open import open_texts
 from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
 from tandem.training.progress import StepReport
 from tandem.training.settings.config import Launch, Recipe, build_recipe
@@ -156,7 +157,13 @@ def test_old_checkpoints_go(finished: Path) -> None:
     names = {path.name for path in (finished / "pretrain" / "checkpoints").iterdir()}
     assert names == {"iter_0000008", "iter_0000012", "latest_checkpointed_iteration.txt"}
     state = json.loads((finished / "pretrain" / "checkpoints" / "iter_0000008" / "state.json").read_text())
-    assert (state["step"], state["consumed_samples"], state["tokens"]) == (8, 32, 32 * 96)
+    assert (state["step"], state["consumed_samples"]) == (8, 32)
+
+
+def test_texts_are_kept_apart(finished: Path) -> None:
+    prefix = finished / "tokens" / "corpus"
+    joined, apart = (open_texts(prefix, seq_length=96, seed=0, apart=apart).at(0, 48) for apart in (False, True))
+    assert read_metrics(finished / "pretrain" / "metrics.jsonl")[-1].tokens == apart.valid() < joined.valid()
 
 
 @pytest.mark.parametrize("name", ["rank_00000.safetensors", "state.json"])

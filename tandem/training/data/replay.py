@@ -12,7 +12,7 @@ class ReplayBatches:
 
     Args:
         fresh: What it learns now; has segments.
-        replayed: What it must not forget; has none: each row is one segment.
+        replayed: What it must not forget; has segments, too.
         every: Sample 0, `every`, 2 * `every` and so on are replayed; at least 2.
     """
 
@@ -28,15 +28,13 @@ class ReplayBatches:
         fresh = self._fresh.at(position - begin, count - (end - begin)) if count > end - begin else None
         replayed = self._replayed.at(begin, end - begin) if end > begin else None
         parts = [part for part in (fresh, replayed) if part is not None]
+        segments = [part.segments for part in parts if part.segments is not None]
+        assert len(segments) == len(parts), "both have segments"
         return Batch(
             tokens=torch.cat([part.tokens for part in parts]),
             targets=torch.cat([part.targets for part in parts]),
-            segments=torch.cat([_segments(part) for part in parts]),
+            segments=torch.cat(segments),
         )
 
     def _replayed_before(self, position: int) -> int:
         return -(-position // self._every)
-
-
-def _segments(batch: Batch) -> torch.Tensor:
-    return torch.zeros_like(batch.tokens) if batch.segments is None else batch.segments
