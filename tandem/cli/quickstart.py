@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,7 +12,9 @@ from tandem.cli.serve import greet, say, tell
 if TYPE_CHECKING:
     from tandem.deploy.demonstration import Report
     from tandem.topology.topology import Topology
+    from tandem.training.settings.config import Recipe
 
+Device = Literal["auto", "cpu", "cuda", "npu"]
 HOST = "127.0.0.1"
 
 
@@ -22,6 +24,8 @@ def quickstart(
     fresh: Annotated[bool, Parameter(negative="")] = False,
     out: Path = Path("runs/quickstart"),
     port: int = 9000,
+    ranks: int | None = None,
+    device: Device = "cpu",
 ) -> int:
     """Train a small model on this machine's own Python library, then serve it with prefill and decode apart.
 
@@ -30,6 +34,8 @@ def quickstart(
         fresh: Throw away what an earlier run left and train anew; otherwise that is used again.
         out: Folder of the run: data, checkpoints, models, pictures, topology, logs.
         port: Port of the gateway; another free one is taken, and named, where this one is in use.
+        ranks: Processes that train; one for each device by default, on CPUs one.
+        device: What to train on and to serve from; auto takes the best there is.
     """
     from tandem.deploy.port import port_is_free, require_port_number
     from tandem.deploy.service import local_topology, new_run_directory, running
@@ -37,10 +43,13 @@ def quickstart(
     from tandem.topology.topology import Role
 
     require_port_number(port)
+    recipe = recipe_on(ranks, out)
     say(f"working in {out.resolve()}")
-    model = train(out, fresh=fresh)
+    model = train(recipe, out, fresh=fresh, device=device)
     wanted, port = port, port if port_is_free(HOST, port) else 0
-    topology = local_topology(model, port=port, host=HOST, served_model_name="quickstart")
+    # Both instances share the device, so neither takes what is left of its memory.
+    arguments = {"device": device, "kv-cache-gib": "1"}
+    topology = local_topology(model, port=port, host=HOST, served_model_name="quickstart", arguments=arguments)
     if wanted and not port:
         say(f"port {wanted} is in use, so the gateway takes {topology.of(Role.GATEWAY)[0].port}")
     folder = new_run_directory(out, "serve")
@@ -59,7 +68,19 @@ def quickstart(
     return 0 if shown else 130
 
 
-def train(out: Path, *, fresh: bool) -> Path:
+def recipe_on(ranks: int | None, out: Path) -> Recipe:
+    """The built-in recipe, with so many processes."""
+    from tandem.training.settings.choice import choose
+    from tandem.training.settings.config import Recipe
+    from tandem.training.settings.values import Value
+
+    options = {} if ranks is None else {"launch.ranks": Value(ranks, "--ranks")}
+    recipe = choose("quickstart", "sft", environment={}, options=options, root=out)
+    assert isinstance(recipe, Recipe), "it makes a new model"
+    return recipe
+
+
+def train(recipe: Recipe, out: Path, *, fresh: bool, device: Device) -> Path:
     """Train what is not trained yet, with a bar; returns the model folder and says where the pictures lie."""
     from rich.console import Console
 
@@ -67,10 +88,9 @@ def train(out: Path, *, fresh: bool) -> Path:
     from tandem.cli.training_bar import show_training
     from tandem.model.families import read_config
     from tandem.training.pipeline import prepare_and_train
-    from tandem.training.settings.recipe import read_recipe
 
     with show_training(Console()) as progress:
-        model = prepare_and_train(read_recipe("quickstart"), out, progress, fresh=fresh)
+        model = prepare_and_train(recipe, out, progress, fresh=fresh, device=device)
     config = read_config(model)
     say(f"model: {model} ({parameters(config):,} parameters, {kv_bytes_per_token(config, 4):,} KV bytes per token)")
     for picture in sorted(out.glob("*/*.png")):

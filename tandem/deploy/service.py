@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -36,6 +36,7 @@ def local_topology(
     host: str = "127.0.0.1",
     served_model_name: str | None = None,
     engine: Engine = "native",
+    arguments: Mapping[str, str] | None = None,
 ) -> Topology:
     """A service on this host, its instances on free ports.
 
@@ -47,6 +48,7 @@ def local_topology(
         host: Address the gateway listens on.
         served_model_name: Name clients use; the folder's name where None.
         engine: What runs the model.
+        arguments: Further options of every instance but the gateway.
 
     Raises:
         UsageError: When the numbers make no service, or the port is in use.
@@ -64,11 +66,13 @@ def local_topology(
     return Topology(
         model=str(model.resolve()),
         served_model_name=served_model_name or served_name(model),
-        instances=(*instances_on_free_ports(roles, gateway, engine), gateway),
+        instances=(*instances_on_free_ports(roles, gateway, engine, arguments or {}), gateway),
     )
 
 
-def instances_on_free_ports(roles: list[Role], gateway: Instance, engine: Engine) -> Iterator[Instance]:
+def instances_on_free_ports(
+    roles: list[Role], gateway: Instance, engine: Engine, arguments: Mapping[str, str]
+) -> Iterator[Instance]:
     """One instance for each role, on ports that are free and not the gateway's; vLLM needs two."""
     ports = (port for port in free_ports(INSTANCE_HOST, 2 * len(roles) + 1) if port != gateway.port)
     numbers = {role: count() for role in roles}
@@ -79,7 +83,7 @@ def instances_on_free_ports(roles: list[Role], gateway: Instance, engine: Engine
             host=INSTANCE_HOST,
             port=next(ports),
             engine=engine,
-            arguments={"kv-port": str(next(ports))} if engine == "vllm" else {},
+            arguments={**arguments, **({"kv-port": str(next(ports))} if engine == "vllm" else {})},
         )
 
 

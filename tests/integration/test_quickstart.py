@@ -40,3 +40,9 @@ def test_from_nothing_to_an_answer_and_again(tmp_path: Path) -> None:
     assert again.count("there already, used again") == 5
     answers = [re.findall(r"--- (?:completion|chat):.*?\n(.*?)\n---", text, re.S) for text in (said, again)]
     assert answers[0] == answers[1], "the same model and the same seeds give the same answers"
+
+
+def test_two_processes_train_it_as_well(tmp_path: Path) -> None:
+    said = quickstart(tmp_path, "--ranks", "2", "--device", "auto")
+    assert said.count("computed 0 of them again") == 2
+    assert [path.name for path in sorted(tmp_path.glob("*/plog/run_log-*"))] == ["run_log-1-1.txt"] * 2

@@ -1,4 +1,4 @@
-"""Reads recipes: a built-in one by name, or a YAML file by path."""
+"""Reads the files of recipes: a built-in one by name, or a YAML file by path; `choice.py` checks what is in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from tandem.errors import RecipeError
-from tandem.training.settings.config import Recipe, build_recipe
 
 
 def built_in_recipes() -> list[str]:
@@ -23,30 +22,19 @@ def is_path(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path
 
 
-def read_recipe(name_or_path: str) -> Recipe:
-    """Read a recipe for a new model.
+def read_fields(name_or_path: str) -> dict[str, Any]:
+    """The fields of a recipe file, unchecked.
 
     Args:
         name_or_path: A built-in name such as `quickstart`, or a path that ends in .yaml or .yml or holds a slash.
 
     Raises:
-        RecipeError: There is no such recipe, it is no YAML, or a field is wrong.
-    """
-    return build_recipe(read_fields(name_or_path), _where(name_or_path))
-
-
-def read_fields(name_or_path: str) -> dict[str, Any]:
-    """The fields of a recipe file, unchecked.
-
-    Raises:
-        RecipeError: There is no such recipe, or it is no YAML with fields.
+        RecipeError: The file cannot be read, or is no YAML with fields.
     """
     if is_path(name_or_path):
         return _parse(_read(Path(name_or_path)), name_or_path)
-    if name_or_path not in (known := built_in_recipes()):
-        raise RecipeError(f"recipe {name_or_path}: is not built in; use {', '.join(known)} or a path to a .yaml file")
     file = resources.files("tandem.catalogue") / "recipes" / f"{name_or_path}.yaml"
-    return _parse(file.read_text(encoding="utf-8"), _where(name_or_path))
+    return _parse(file.read_text(encoding="utf-8"), f"recipe {name_or_path}")
 
 
 def _read(path: Path) -> str:
@@ -56,10 +44,6 @@ def _read(path: Path) -> str:
         raise RecipeError(
             f"{path}: cannot be read ({error}); give a YAML file or one of {built_in_recipes()}"
         ) from None
-
-
-def _where(name_or_path: str) -> str:
-    return name_or_path if is_path(name_or_path) else f"recipe {name_or_path}"
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

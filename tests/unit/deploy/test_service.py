@@ -35,6 +35,11 @@ def test_topology_of_prefill_and_decode(model: Path) -> None:
     assert (topology.model, topology.served_model_name) == (str(model), "tiny")
 
 
+def test_every_instance_but_the_gateway_gets_the_arguments(model: Path) -> None:
+    topology = local_topology(model, port=0, arguments={"device": "cpu"})
+    assert [i.arguments for i in topology.instances] == [{"device": "cpu"}, {"device": "cpu"}, {}]
+
+
 def test_no_prefill_means_instances_that_do_both(model: Path) -> None:
     topology = local_topology(model, prefill=0, decode=2, port=0, served_model_name="x")
     assert [i.role for i in topology.instances] == [Role.BOTH, Role.BOTH, Role.GATEWAY]
