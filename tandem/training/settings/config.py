@@ -13,6 +13,7 @@ from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.position import Rope
 from tandem.errors import ConfigurationError, RecipeError
+from tandem.training.settings.faults import describe
 
 ScheduleKind = Literal["constant", "linear", "cosine", "wsd"]
 Recompute = Literal["none", "selective", "full"]
@@ -254,15 +255,5 @@ def build_recipe(fields: Any, where: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        faults = "; ".join(describe(dict(fault)) for fault in error.errors())
+        faults = "; ".join(describe(fault) for fault in error.errors())
         raise RecipeError(f"{where}: {faults}") from None
-
-
-def describe(fault: dict[str, Any]) -> str:
-    """One of pydantic's errors in a line: the field, its value, what is wrong and the fix."""
-    field = ".".join(str(part) for part in fault["loc"]) or "the recipe"
-    given = "" if isinstance(fault["input"], dict) else f" = {fault['input']!r}"
-    message = {"extra_forbidden": "is not known; remove it", "missing": "is missing; add it"}.get(
-        fault["type"], fault["msg"].removeprefix("Value error, ")
-    )
-    return f"{field}{given}: {message}"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tandem.catalogue.models import find_model
 from tandem.catalogue.named import NamedModel
 from tandem.errors import RecipeError
-from tandem.training.settings.config import describe
+from tandem.training.settings.faults import describe
 from tandem.training.settings.named_recipe import layout_values, recipe_values
 from tandem.training.settings.paths import default_paths
 from tandem.training.settings.rules import contradictions, remarks
@@ -178,7 +178,7 @@ def _checked(values: Values) -> Run:
             origin = f" (from {values[field].origin})" if field in values else ""
             alike = _alike(field) if fault["type"] == "extra_forbidden" else []
             hint = f"; did you mean {', '.join(alike)}?" if alike else ""
-            faults.append(describe(dict(fault)) + hint + origin)
+            faults.append(describe(fault) + hint + origin)
         raise RecipeError("; ".join(faults)) from None
 
 

@@ -11,8 +11,8 @@ from tandem.errors import RecipeError
 from tandem.training.inputs import write_mark
 from tandem.training.job import Job
 from tandem.training.settings.choice import choose
-from tandem.training.settings.config import Launch, build_recipe
-from tandem.training.settings.recipe import built_in_recipes, read_recipe
+from tandem.training.settings.config import Launch, Recipe, build_recipe
+from tandem.training.settings.recipe import built_in_recipes
 from tandem.training.settings.values import Value
 
 STAGE = {"steps": 4, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
@@ -44,6 +44,12 @@ def fields(**changes: Any) -> dict[str, Any]:
     return whole
 
 
+def read_recipe(what: str) -> Recipe:
+    recipe = choose(what, "pretrain", environment={}, options={}, root=Path("out"))
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
 def test_quickstart_is_the_model_it_says() -> None:
     recipe = read_recipe("quickstart")
     assert built_in_recipes() == ["quickstart"]
@@ -58,7 +64,7 @@ def test_yaml_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrain__lr": -1}, r"pretrain\.lr = -1: .*greater than 0"),
+        ({"pretrain__lr": -1}, r"pretrain\.lr = -1: write a number above 0$"),
         ({"pretrain__lrr": 1}, r"pretrain\.lrr = 1: is not known"),
         ({"pretrain__micro_batch": 3}, "pretrain: global_batch 4 is no multiple of micro_batch 3"),
         ({"pretrain__min_lr": 1.0}, "min_lr 1.0 is above lr"),
@@ -67,7 +73,14 @@ def test_yaml_files_are_read(tmp_path: Path) -> None:
         ({"sft__seq_length": 99}, r"sft\.seq_length 99 is above model\.max_position 64"),
         ({"model__heads": 3}, "hidden_size 32 is not divisible by 3 heads"),
         ({"model__kv_heads": 3}, "not divisible by 3 kv heads"),
-        ({"tokenizer__vocab_size": 10}, r"tokenizer\.vocab_size = 10"),
+        ({"tokenizer__vocab_size": 10}, r"tokenizer\.vocab_size = 10: write a number of at least 263$"),
+        ({"sft__steps": 1.5}, r"sft\.steps = 1\.5: write a whole number$"),
+        ({"sft__schedule": "step"}, r"sft\.schedule = 'step': write 'constant', 'linear', 'cosine' or 'wsd'$"),
+        ({"model__tied_embeddings": "perhaps"}, r"model\.tied_embeddings = 'perhaps': write true or false$"),
+        ({"data__source": ""}, r"data\.source = '': write at least 1 character"),
+        ({"data__source": 3}, r"data\.source = 3: write text"),
+        ({"model": 3}, r"model = 3: write fields below it"),
+        ({"threads": 2000}, r"threads = 2000: write a number of at most 1024$"),
         ({"tokenizer": {}}, r"tokenizer\.vocab_size: is missing"),
         ({"name": "no/slash"}, "name = 'no/slash'"),
     ],
