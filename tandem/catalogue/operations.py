@@ -52,16 +52,19 @@ class Operations:
         return self.per_token * tokens + self.per_pair * pairs
 
     def formula(self) -> str:
-        """The formula with this model's numbers, as it is printed beside every MFU."""
+        """The formula with this model's numbers, as it is printed beside every MFU: a line, and one for each letter."""
         weights = "4·N·T + 6·n·T" if self.adapters else "6·N·T"
-        adapters = f"n = {self.adapters:,} of the adapters, " if self.adapters else ""
+        adapters = [f"n = {self.adapters:,} weights of the adapters"] if self.adapters else []
         attention = self.config.attention
         dims = "2·head_dim" if isinstance(attention, GQA) else "(nope_dim + rope_dim + value_dim)"
-        return (
-            f"MFU = ({weights} + 6·heads·{dims}·P) / (seconds · devices · peak); N = {self.active:,} active weights "
-            f"(without the input embedding), {adapters}T = tokens without padding, P = layers · Σ Lᵢ·(Lᵢ+1)/2 over the "
-            f"real sequences' lengths Lᵢ (causal{self._windowed()}); recomputing is not counted"
+        lines = (
+            f"MFU = ({weights} + 6·heads·{dims}·P) / (seconds · devices · peak), what is recomputed left out",
+            f"N = {self.active:,} active weights, without the input embedding",
+            *adapters,
+            "T = tokens without padding",
+            f"P = layers · Σ Lᵢ·(Lᵢ+1)/2, Lᵢ the real sequences' lengths{self._windowed()}",
         )
+        return "\n  ".join(lines)
 
     def _windowed(self) -> str:
         attention = self.config.attention

@@ -67,8 +67,8 @@ class Meter:
         }
 
     def formula(self) -> str:
-        """How MFU is counted, with this run's numbers."""
-        return f"{self.operations.formula()}; {self.devices} device(s) with a peak of {self.peak}"
+        """How MFU is counted, with this run's numbers, in lines."""
+        return f"{self.operations.formula()}\n  devices = {self.devices}\n  peak = {self.peak} of each"
 
 
 def tokens_per_device(nominal: int, devices: int, seconds: float) -> float:

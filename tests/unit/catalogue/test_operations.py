@@ -105,4 +105,5 @@ def test_the_formula_says_what_is_counted() -> None:
     assert "adapters" not in formula
     lora = Operations.of(LLAMA3, adapters=12).formula()
     assert lora.startswith("MFU = (4·N·T + 6·n·T + 6·heads·2·head_dim·P) / (")
-    assert ", n = 12 of the adapters, T = tokens" in lora
+    assert "\n  n = 12 weights of the adapters\n  T = tokens" in lora
+    assert max(map(len, lora.splitlines())) < 120

@@ -60,7 +60,7 @@ def test_speed_is_the_documents_formula() -> None:
 
 
 def test_the_formula_names_devices_and_peak() -> None:
-    assert METER.formula().endswith("; 2 device(s) with a peak of 0.001 TFLOP/s (a sheet)")
+    assert METER.formula().endswith("\n  devices = 2\n  peak = 0.001 TFLOP/s (a sheet) of each")
 
 
 @pytest.mark.parametrize(
