@@ -30,6 +30,7 @@ DIGEST: Final = "sha256"
 """Metadata of an object whose sender knew its content's SHA-256."""
 ANSWER: Final = re.compile(r"<Code>(.*?)</Code>.*?<Message>(.*?)</Message>")
 NOT_THERE: Final = re.compile(r"\b404\b|not found|NoSuchKey", re.I)
+NO_CONDITIONS: Final = re.compile(r"\b501\b|NotImplemented")
 NOT_ALLOWED: Final = re.compile(r"\b40[13]\b|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|credential", re.I)
 
 Tick = Callable[[int], None]
@@ -169,6 +170,36 @@ class Bucket:
 
         with self._named(key):
             obstore.put(self._store, key, content)
+
+    def swap(self, key: str, before: bytes | None, after: bytes) -> bool:
+        """Put a small object where there still is what was there before; returns whether there was.
+
+        A store that takes no conditions (it answers 501) gets it without: then the last one who writes wins.
+
+        Args:
+            key: Of the object.
+            before: Its content; None where there was no object.
+            after: The new content.
+
+        Raises:
+            StorageError: The store refuses, or cannot be reached.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        with self._named(key):
+            try:
+                there = None if before is None else obstore.get(self._store, key)
+                if there is not None and bytes(there.bytes()) != before:
+                    return False
+                obstore.put(self._store, key, after, mode={"e_tag": there.meta["e_tag"]} if there else "create")
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+                return False
+            except BaseError as error:
+                if not NO_CONDITIONS.search(str(error)):
+                    raise
+                obstore.put(self._store, key, after)
+        return True
 
     def download(self, key: str, path: Path, tick: Tick) -> Entry:
         """Put an object's content at `path`, whole or not at all; returns what was fetched.

@@ -116,9 +116,10 @@ def download(bucket: Bucket, source: Location, folder: Path, listener: Listener,
 
 
 def _entries(bucket: Bucket, location: Location, names: Collection[str] | None) -> dict[str, Entry]:
-    """What is below a location; of a few names only these are asked for."""
+    """What is below a location, without our own notes; of a few names only these are asked for."""
     if names is None:
-        return bucket.list(location.key)
+        every = bucket.list(location.key)
+        return {name: entry for name, entry in every.items() if not _own(name.rpartition("/")[2])}
     return {name: entry for name in names if (entry := bucket.find((location / name).key)) is not None}
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -124,6 +125,13 @@ def steps(variables: Mapping[str, str]) -> list[int]:
     return [json.loads(line)["step"] for line in lines.splitlines()]
 
 
+def report(variables: Mapping[str, str], url: str) -> dict[str, Any]:
+    words = [sys.executable, "-m", "tandem", "train", "report", url, "--json"]
+    done = subprocess.run(words, env=os.environ | variables, capture_output=True, text=True, check=True)
+    [summary] = json.loads(done.stdout)
+    return dict(summary)
+
+
 def exported(variables: Mapping[str, str]) -> bytes:
     return bucket(variables).read(f"out/{SAVED}/sft_hf/model.safetensors") or b""
 
@@ -148,6 +156,7 @@ def test_a_run_goes_on_on_any_machine_and_ends_as_one_that_was_never_killed(
     assert exported(server) == (at_home / expected).read_bytes()
     assert out.startswith(str(second / "cache"))
     assert f"s3://{BUCKET}/out/{SAVED}/sft_hf has what was trained" in said
+    assert report(server, f"s3://{BUCKET}/out/{SAVED}")["steps"] == 9
 
     _, said = finish(start(server, first))
     assert "sft: there already, used again" in said, "also on a machine that knew less"
@@ -155,6 +164,20 @@ def test_a_run_goes_on_on_any_machine_and_ends_as_one_that_was_never_killed(
     assert "goes on after" not in said
     assert whole(server) == 9
     assert exported(server) == (at_home / expected).read_bytes()
+
+
+def test_two_runs_do_not_mix(server: dict[str, str], tmp_path: Path) -> None:
+    first = start({**server, "TRAIN_ITERS": "2000"}, machine(tmp_path, "first"))
+    while bucket(server).read(f"out/{SAVED}/{POINTER}") is None:
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start(server, machine(tmp_path, "second"))
+    _, said = finish(second, code=1)
+    assert f"another run ({os.uname().nodename}, pid {first.pid}, at 20" in " ".join(said.split())
+    first.send_signal(signal.SIGTERM)
+    finish(first, code=130)
+    assert bucket(server).read(f"out/{SAVED}/.in_use.lock") is None
+    assert whole(server) is not None
 
 
 def test_two_ranks(server: dict[str, str], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def run_named(
         DivergenceError: Training diverged.
         ModelFolderError: The weights or the tokenizer cannot be used.
         ProcessError: A rank failed.
-        StorageError: Something on an object store is not there, or cannot be fetched or sent.
+        StorageError: Something on an object store is not there, cannot be fetched or sent, or is another run's place.
         UsageError: Another process trains there, several hosts are told to make anew what they share, or the device
             is not there.
     """
@@ -67,7 +67,8 @@ def run_named(
         _require_device(run, device)
     staging = Staging(run, prepared_prefix(run), os.environ, progress)
     # Hosts may share the folder; each is alone in its own name.
-    with alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False):
+    here = alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False)
+    with here, staging.alone():
         staging.take_in(fresh=fresh)
         if missing := missing_files(run, fetched=True):
             raise UsageError("; ".join(missing))

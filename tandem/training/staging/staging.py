@@ -22,6 +22,7 @@ from tandem.training.data.output import mark_path
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.run import Run
 from tandem.training.staging.checkpoints import Hosts, StoredCheckpoints
+from tandem.training.staging.lease import Lease
 from tandem.training.staging.outbox import Outbox
 
 
@@ -40,6 +41,15 @@ class Staging:
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._leads = run.launch.node_rank == 0
         self._checkpoints = self._stored_checkpoints()
+        self._lease = self._new_lease()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Within the block no other run has the same checkpoints on a store; of several hosts the first sees to it.
+
+        Raises:
+            StorageError: Another run has them, or the store refuses.
+        """
+        return self._lease or nullcontext()
 
     def take_in(self, *, fresh: bool) -> None:
         """Fetch all that the run reads, and what it made before; with `fresh` only what it reads.
@@ -105,6 +115,12 @@ class Staging:
         bucket = self._bucket(location)
         return StoredCheckpoints(paths.checkpoints, bucket, location, hosts, self._run.training.keep_last)
 
+    def _new_lease(self) -> Lease | None:
+        folder = self._run.paths.checkpoints
+        if (location := self._location(folder)) is None or not self._leads:
+            return None
+        return Lease(self._bucket(location), location, folder, self._progress.note)
+
     def _inputs(self) -> list[Path]:
         paths, other = self._run.paths, self._run.resume.checkpoint
         given = (paths.prepared or paths.data, paths.weights, paths.tokenizer, other)
@@ -123,6 +139,7 @@ class Staging:
     def _at(self, path: Path, act: Callable[[Bucket, Location, Path], object]) -> None:
         """Do something about a path that is on a store, and nothing about another."""
         if (location := self._location(path)) is not None:
+            self._require_lease()
             act(self._bucket(location), location, path)
 
     def _fetch_input(self, bucket: Bucket, location: Location, path: Path) -> None:
@@ -142,7 +159,12 @@ class Staging:
         if path.is_dir():
             upload(path, bucket, location, Silence() if known else self._progress, known=known)
 
+    def _require_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.require()
+
     def _send_checkpoint(self, ended: Callable[[], bool]) -> bool:
+        self._require_lease()
         return self._checkpoints is not None and self._checkpoints.send(ended, self._send_logs)
 
     def _send_logs(self) -> None:
