@@ -17,6 +17,7 @@ from tandem.catalogue.models import MODELS
 from tandem.errors import ModelFolderError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ON_A_STORE = ("s3://", "obs://")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -65,6 +66,11 @@ def model_folder(text: str | Path) -> Path:
     Raises:
         ModelFolderError: There is none; the message says how to get it.
     """
+    if str(text).startswith(ON_A_STORE):
+        raise ModelFolderError(
+            f"{text}: is on an object store, and a model is read from a folder; bring it with `tandem data sync {text} "
+            "FOLDER`, and give that folder"
+        )
     folder = Path(text)
     if not folder.is_dir():
         folder = _snapshot(str(text))

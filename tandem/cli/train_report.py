@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 
-def report(run: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def report(run: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Show how a run went: steps, loss, speed, MFU, interruptions, what was skipped.
 
     Args:
-        run: Its folder, or one stage's.
+        run: Its folder, or one stage's; or where that is on an object store, as s3://BUCKET/KEY.
         json: Print as JSON.
     """
+    import os
     from dataclasses import asdict
     from json import dumps
 
     from rich.console import Console
 
-    from tandem.training.watch.report import draw_report, summaries
+    from tandem.storage.glance import glance
+    from tandem.training.progress import Silence
+    from tandem.training.watch.report import FILES, draw_report, summaries
 
-    found = summaries(run)
+    with glance(run, FILES, os.environ, Silence()) as folder:
+        found = summaries(folder)
     if json:
         print(dumps([asdict(summary) for summary in found], indent=2))
         return

@@ -16,6 +16,8 @@ from tandem.training.progress import StepReport
 from tandem.training.watch.metrics import METRICS, read_metrics
 from tandem.training.watch.record import DATA, FORMULA
 
+FILES = (METRICS, FORMULA, DATA)
+"""What is read of a run's folder."""
 WARM = 1
 """First steps of a session, whose speed is not that of the others."""
 
