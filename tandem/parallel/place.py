@@ -19,7 +19,7 @@ class Place:
     local_rank: int = 0
     """Among those of its host; its device has this number."""
     meeting: str = ""
-    """`file:PATH` or `tcp:HOST:PORT`; empty for a rank that is alone."""
+    """`file:PATH`, of an open file the ranks inherited, or `tcp:HOST:PORT`; empty for a rank that is alone."""
 
     @property
     def environment(self) -> dict[str, str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -76,9 +75,9 @@ class Hosts:
         """Whether one process is not enough."""
         return self.ranks * self.count > 1
 
-    def place(self, local_rank: int, folder: str) -> Place:
-        """Of one of this host's ranks, which meet in a folder of theirs where there are no other hosts."""
-        meeting = f"file:{folder}/meeting" if self.count == 1 else f"tcp:{self.master}:{self.port}"
+    def place(self, local_rank: int, file: int) -> Place:
+        """Of one of this host's ranks, which meet in an open file they inherit where there are no other hosts."""
+        meeting = f"file:/proc/self/fd/{file}" if self.count == 1 else f"tcp:{self.master}:{self.port}"
         rank = self.rank * self.ranks + local_rank
         return Place(rank=rank, ranks=self.ranks * self.count, local_rank=local_rank, meeting=meeting)
 
@@ -132,8 +131,9 @@ def run_ranks(command: Sequence[str], hosts: Hosts, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("rank_*.hang.json"):
         old.unlink()
-    with tempfile.TemporaryDirectory(prefix="tandem-ranks-") as folder, ExitStack() as stack:
-        ranks = [stack.enter_context(_started(command, hosts, i, folder, logs)) for i in range(hosts.ranks)]
+    # In memory and without a name: nothing of it stays behind, however all of them end.
+    with os.fdopen(os.memfd_create("meeting")) as meeting, ExitStack() as stack:
+        ranks = [stack.enter_context(_started(command, hosts, i, meeting.fileno(), logs)) for i in range(hosts.ranks)]
         with passed_on(ranks) as signals:
             _wait(ranks)
         if failed := [rank for rank in ranks if rank.code]:
@@ -170,8 +170,8 @@ def _culprit(failed: Sequence[Rank]) -> Rank:
 
 
 @contextmanager
-def _started(command: Sequence[str], hosts: Hosts, local_rank: int, folder: str, logs: Path) -> Iterator[Rank]:
-    place, lifeline = hosts.place(local_rank, folder), Lifeline()
+def _started(command: Sequence[str], hosts: Hosts, local_rank: int, meeting: int, logs: Path) -> Iterator[Rank]:
+    place, lifeline = hosts.place(local_rank, meeting), Lifeline()
     log = logs / f"run_log-{hosts.count}-{place.rank}.txt" if place.rank else None
     with ExitStack() as stack:
         stack.callback(lifeline.close)
@@ -179,7 +179,7 @@ def _started(command: Sequence[str], hosts: Hosts, local_rank: int, folder: str,
         process = subprocess.Popen(
             list(command),
             env=os.environ | place.environment | lifeline.environment,
-            pass_fds=(lifeline.descriptor,),
+            pass_fds=(lifeline.descriptor, meeting),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

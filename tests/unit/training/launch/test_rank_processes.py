@@ -34,13 +34,11 @@ def test_every_rank_is_told_its_place(tmp_path: Path) -> None:
     assert Place.told({}) is None
 
 
-def test_ranks_of_one_host_meet_in_a_folder_that_goes_with_them(tmp_path: Path) -> None:
-    program = f"open('{tmp_path}/' + str(rank), 'w').write(os.environ['TANDEM_MEETING'])"
+def test_ranks_of_one_host_meet_in_a_file_that_goes_with_them(tmp_path: Path) -> None:
+    file = "open(os.environ['TANDEM_MEETING'].removeprefix('file:'), 'rb+')"
+    wait = "[None for _ in iter(lambda: os.fstat(f.fileno()).st_size, 2)]"
+    program = f"f = {file}; f.seek(rank); f.write(b'x'); f.flush(); {wait}"
     run_ranks(command(program), Hosts(ranks=2), tmp_path / "logs")
-    first, second = ((tmp_path / name).read_text() for name in "01")
-    assert first == second
-    assert first.startswith("file:")
-    assert not Path(first.removeprefix("file:")).parent.exists()
 
 
 def test_the_rank_that_failed_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
@@ -122,7 +120,8 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from tandem.training.launch.ranks import Hosts, run_ranks\n"
         f"run_ranks([sys.executable, '-c', {program!r}], Hosts(ranks=2), Path('{tmp_path}/logs'))"
     )
-    process = subprocess.Popen([sys.executable, "-c", launcher])
+    (temporary := tmp_path / "tmp").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", launcher], env=os.environ | {"TMPDIR": str(temporary)})
     while len(pids := [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]) < 2:
         time.sleep(0.05)
     process.kill()
@@ -131,6 +130,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a rank lives on without its launcher"
         time.sleep(0.05)
+    assert not list(temporary.iterdir())
 
 
 def test_hosts_that_cannot_be_are_refused() -> None:
