@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from tandem.errors import DataError, printable
 from tandem.training.data.readers.blocks import Broken, Sized, readable
 
 ROWS_AT_ONCE = 1024
+UNREAD = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
 
 
 def read_parquet(path: Path) -> Iterator[Sized]:
     """The rows of a Parquet file; one row group is held at a time."""
     with readable(path, pyarrow.ArrowException), pyarrow.parquet.ParquetFile(path) as file:
+        _require_names(path, file.schema_arrow.names)
         each = path.stat().st_size // max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             yield from ((row, each) for row in _rows(batch))
@@ -28,7 +32,9 @@ def read_arrow(path: Path) -> Iterator[Sized]:
     """The rows of an Arrow IPC file or stream, mapped and not held."""
     with readable(path, pyarrow.ArrowException), pyarrow.memory_map(str(path)) as source:
         for batch in _record_batches(source):
-            batch.validate(full=True)  # of a damaged file, offsets lead anywhere in memory
+            _require_names(path, batch.schema.names)
+            # Of a damaged file, offsets lead anywhere in memory; texts that are no UTF-8 harm their row alone.
+            batch.cast(_with_types(batch.schema, _unread_type)).validate(full=True)
             for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
                 rows = batch.slice(begin, ROWS_AT_ONCE)
                 each = rows.nbytes // rows.num_rows
@@ -37,8 +43,7 @@ def read_arrow(path: Path) -> Iterator[Sized]:
 
 def _rows(batch: Any) -> list[Any]:
     """The rows of a record batch as objects; those with a value that Python has no object for are broken."""
-    fields = [field.with_type(_readable_type(field.type)) for field in batch.schema]
-    batch = batch.cast(pyarrow.schema(fields), safe=False)
+    batch = batch.cast(_with_types(batch.schema, _readable_type), safe=False)
     try:
         return list(batch.to_pylist())
     except ValueError:  # text that is no UTF-8, a time out of range; which row's, only each alone can say
@@ -53,14 +58,26 @@ def _row(batch: Any) -> Any:
 
 
 def _readable_type(kind: Any) -> Any:
-    """A column's type with times as Python has them: in microseconds, and in no zone, which would have to be known."""
-    if pyarrow.types.is_timestamp(kind):
-        return pyarrow.timestamp("us")
-    if pyarrow.types.is_list(kind):
-        return pyarrow.list_(kind.value_field.with_type(_readable_type(kind.value_type)))
-    if pyarrow.types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_readable_type(field.type)) for field in kind])
-    return kind
+    """Times as Python has them: in microseconds, and in no zone, which would have to be known."""
+    return pyarrow.timestamp("us") if pyarrow.types.is_timestamp(kind) else kind
+
+
+def _unread_type(kind: Any) -> Any:
+    """Texts as the bytes they are."""
+    return UNREAD.get(kind, kind)
+
+
+def _with_types(fields: Iterable[Any], changed: Callable[[Any], Any]) -> Any:
+    """Columns with the types that `changed` gives them, and what is inside them, too."""
+
+    def within(kind: Any) -> Any:
+        if pyarrow.types.is_list(kind):
+            return pyarrow.list_(kind.value_field.with_type(within(kind.value_type)))
+        if pyarrow.types.is_struct(kind):
+            return pyarrow.struct([field.with_type(within(field.type)) for field in kind])
+        return changed(kind)
+
+    return pyarrow.schema([field.with_type(within(field.type)) for field in fields])
 
 
 def _record_batches(source: Any) -> Iterator[Any]:
@@ -78,8 +95,18 @@ def read_csv(path: Path) -> Iterator[Sized]:
     with readable(path, csv.Error), path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.reader(file)
         header = next(lines, [])
+        _require_names(path, header)
         for fields in lines:
             yield _csv_row(header, fields), sum(map(len, fields)) + len(fields)
+
+
+def _require_names(path: Path, names: Iterable[str]) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{path}: has the column {printable(repr(twice))} twice, and a row can have only one of them; rename or "
+            "remove one"
+        )
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Any:

@@ -132,6 +132,8 @@ def _check(messages: Sequence[Message]) -> None:
         raise DataError("has no turn")
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise DataError("no turn of the assistant to learn from")
+    if next(message for message in messages if message["role"] != "system")["role"] == "assistant":
+        raise DataError("begins with the assistant, and there is nothing it answers; begin with a turn of the user")
     if not any(message["role"] in ("user", "tool") and message["content"].strip() for message in messages):
         raise DataError("no turn of a user to answer")
 

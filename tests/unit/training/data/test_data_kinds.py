@@ -55,6 +55,17 @@ def test_rows_become_conversations(row: Any, kind: Kind, expected: list[list[str
         ({"instruction": "", "output": "o"}, "alpaca", "no turn of a user"),
         ({"instruction": "i", "output": "o", "history": [["q"]]}, "alpaca", "history 0 is no pair"),
         ({"conversations": [{"from": "bard", "value": "x"}]}, "sharegpt", "turn 0: from 'bard' is unknown"),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "gpt", "value": "a"},
+                    {"from": "human", "value": "q"},
+                ]
+            },
+            "sharegpt",
+            "begins with the assistant",
+        ),
         ({"conversations": []}, "sharegpt", "has no list `conversations`"),
         ({"messages": [{"role": "user"}]}, "openai", "turn 0: `content` is no text"),
         ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "openai", "tool calls are not supported"),

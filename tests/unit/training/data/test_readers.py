@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
@@ -138,17 +139,37 @@ def test_offsets_that_lead_out_of_a_damaged_table_are_not_followed(tmp_path: Pat
         rows_of(tmp_path / "a.arrow")
 
 
-def test_values_that_python_has_no_object_for_break_their_row_alone(tmp_path: Path) -> None:
+def save_parquet(path: Path, table: Any) -> None:
+    pyarrow.parquet.write_table(table, path)
+
+
+def save_arrow(path: Path, table: Any) -> None:
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write(table)
+
+
+@pytest.mark.parametrize(("name", "save"), [("a.parquet", save_parquet), ("a.arrow", save_arrow)])
+def test_values_that_python_has_no_object_for_break_their_row_alone(name: str, save: Any, tmp_path: Path) -> None:
     text = pyarrow.Array.from_buffers(
         pyarrow.string(), 3, [None, pyarrow.py_buffer(struct.pack("<4i", 0, 1, 2, 3)), pyarrow.py_buffer(b"a\xffb")]
     )
     when = pyarrow.array([[{"at": 1}]] * 3, pyarrow.list_(pyarrow.struct([("at", pyarrow.timestamp("ns", "No/Zone"))])))
-    pyarrow.parquet.write_table(pyarrow.table({"text": text, "when": when}), tmp_path / "a.parquet")
-    rows = [row for _, _, row in rows_of(tmp_path / "a.parquet")]
+    save(tmp_path / name, pyarrow.table({"text": text, "when": when}))
+    rows = [row for _, _, row in rows_of(tmp_path / name)]
     assert [rows[0]["text"], rows[2]["text"]] == ["a", "b"]
     assert rows[0]["when"] == [{"at": datetime(1970, 1, 1)}]
     assert isinstance(rows[1], Broken)
     assert "can't decode byte 0xff" in rows[1].reason
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    table = pyarrow.table([["one"], [2], ["three"]], names=["text", "n", "text"])
+    pyarrow.csv.write_csv(table, tmp_path / "a.csv")
+    save_parquet(tmp_path / "a.parquet", table)
+    save_arrow(tmp_path / "a.arrow", table)
+    for name in ("a.csv", "a.parquet", "a.arrow"):
+        with pytest.raises(DataError, match=rf"{name}: has the column 'text' twice"):
+            rows_of(tmp_path / name)
 
 
 def test_folders(tmp_path: Path) -> None:
