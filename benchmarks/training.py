@@ -39,10 +39,11 @@ from tandem.model.random_weights import random_decoder
 from tandem.training import loop
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.indexed import IndexedWriter
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.settings.config import StageConfig
@@ -97,7 +98,7 @@ def prepared(samples: list[Sample], prefix: Path, length: int) -> TokenBatches |
 def write(pair: Path, rows: list[np.ndarray]) -> None:
     with IndexedWriter(pair, np.int32) as writer:
         for row in rows:
-            writer.add(row)
+            writer.add(row, [len(row)])
 
 
 def real_tokens(batch: Batch) -> int:

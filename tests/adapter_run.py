@@ -18,7 +18,8 @@ from tandem.parallel.world import World, joined
 from tandem.training.adapters.lora import apply_lora
 from tandem.training.adapters.peft_folder import save_factors
 from tandem.training.compute.gathering import Gathering
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
+from tandem.training.data.labels import IGNORED
 from tandem.training.progress import Silence
 from tandem.training.settings.config import LoraConfig, StageConfig
 from tandem.training.stage import Stage, train

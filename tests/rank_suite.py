@@ -26,7 +26,8 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import parallelize
 from tandem.training.compute.recompute import apply_recompute
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
+from tandem.training.data.labels import IGNORED
 from tandem.training.loop import Trainer
 from tandem.training.settings.config import Precision, Recompute, StageConfig
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from tandem.model.context import AttentionContext
 from tandem.model.decoder import Decoder
 from tandem.model.head import NormHead
-from tandem.training.data.batch import IGNORED
+from tandem.training.data.labels import IGNORED
 
 CACHED_LOGITS = 2**21
 """Logits at once on a CPU: 8 MB, which stay in its cache between the three things done with them."""

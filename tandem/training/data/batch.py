@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from tandem.model.context import AttentionContext, CausalContext
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.packed import PackedContext
-
-IGNORED = -100
-"""A target that no loss is taken of."""
 
 
 @dataclass(frozen=True, kw_only=True)

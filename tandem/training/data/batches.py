@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from tandem.errors import DataError
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.order import SampleOrder
 
 

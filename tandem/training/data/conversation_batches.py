@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from tandem.errors import DataError
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
 from tandem.training.data.indexed import IndexedTokens
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.order import SampleOrder, permutation
 from tandem.training.data.packing import best_fit, one_each
 

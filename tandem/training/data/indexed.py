@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -68,20 +68,15 @@ class IndexedWriter(AbstractContextManager["IndexedWriter"]):
         self._part = prefix.with_name(f".{prefix.name}.{os.getpid()}.bin.part")
         self._bin = self._part.open("wb")
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """Append one document.
-
-        Raises:
-            DataError: A token does not fit the type.
-        """
-        self.add_many(np.asarray(tokens, dtype=np.int64), [len(tokens)])
-
-    def add_many(self, tokens: NDArray[np.integer[Any]], lengths: Iterable[int]) -> None:
-        """Append documents that lie one after the other; as `add` for each.
+    def add(self, tokens: NDArray[np.integer[Any]], lengths: Iterable[int]) -> None:
+        """Append documents that lie one after the other.
 
         Args:
             tokens: [N].
             lengths: Tokens in each document, N in all.
+
+        Raises:
+            DataError: A token does not fit the type.
         """
         bounds = np.iinfo(self._type)
         if tokens.size and not bounds.min <= tokens.min() <= tokens.max() <= bounds.max:

@@ -28,9 +28,8 @@ import numpy as np
 from tandem.errors import DataError
 from tandem.training.data.encoding import Encoded
 from tandem.training.data.indexed import IndexedWriter, paths_of, token_type
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.rows.kinds import Stage
-
-IGNORED_LABEL = -100
 
 
 def text_prefix(prefix: Path) -> Path:
@@ -114,10 +113,10 @@ class DocumentWriter:
         lengths = encoded.lengths.tolist()
         columns = [encoded.ids]
         if self._stage == "sft":
-            labels = np.where(True if encoded.learnt is None else encoded.learnt, encoded.ids, np.int32(IGNORED_LABEL))
+            labels = np.where(True if encoded.learnt is None else encoded.learnt, encoded.ids, np.int32(IGNORED))
             columns += [labels, np.ones_like(encoded.ids)]
         for writer, values in zip(self._writers, columns, strict=True):
-            writer.add_many(values, lengths)
+            writer.add(values, lengths)
         self.documents += len(lengths)
         self.tokens += len(encoded.ids)
         self.learnt += len(encoded.ids) if encoded.learnt is None else int(encoded.learnt.sum())

@@ -16,8 +16,9 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import STATE, build_optimizer, optimizer_tensors
 from tandem.training.compute.schedule import Schedule, set_learning_rate
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
 from tandem.training.data.batches import TokenBatches
+from tandem.training.data.labels import IGNORED
 from tandem.training.loop import Trainer, backward
 from tandem.training.progress import Silence
 from tandem.training.settings.config import StageConfig

@@ -21,7 +21,8 @@ from tandem.parallel.world import World
 from tandem.training.compute.balance import Balance, factor_of, imbalance
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.recompute import apply_recompute
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
+from tandem.training.data.labels import IGNORED
 from tandem.training.loop import backward
 
 LENGTHS = (5, 9, 2)

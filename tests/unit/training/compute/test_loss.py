@@ -14,7 +14,7 @@ from tandem.model.decoder import Decoder
 from tandem.model.random_weights import random_decoder
 from tandem.training.compute import loss as module
 from tandem.training.compute.loss import LossModel, linear_cross_entropy
-from tandem.training.data.batch import IGNORED
+from tandem.training.data.labels import IGNORED
 
 FAMILIES = [
     "llama3.2-1b", "yi-6b", "qwen-7b", "qwen2-0.5b", "qwen2.5-7b", "glm3-6b", "glm4-9b", "baichuan2-13b", "mistral-7b",

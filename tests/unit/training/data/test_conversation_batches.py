@@ -15,9 +15,9 @@ from tandem.catalogue.position import Rope
 from tandem.errors import DataError
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
-from tandem.training.data.batch import IGNORED
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.indexed import IndexedWriter
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.data.packing import best_fit
@@ -29,8 +29,7 @@ def write(prefix: Path, lengths: list[int]) -> None:
     labels = [np.where(np.arange(n) >= n // 2, tokens, -100) for n, tokens in zip(lengths, ids, strict=True)]
     for field, values in (("input_ids", ids), ("labels", labels)):
         with IndexedWriter(packed_prefix(prefix, field), np.int32) as writer:
-            for value in values:
-                writer.add(value.tolist())
+            writer.add(np.concatenate(values), lengths)
 
 
 def opened(prefix: Path, lengths: list[int], seq_length: int, *, pack: bool = True) -> ConversationBatches:
@@ -97,15 +96,14 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c_text_document\.idx: is missing, so there are no texts to pretrain on"):
         open_texts(tmp_path / "c", seq_length=4, seed=0)
     with IndexedWriter(packed_prefix(tmp_path / "c", "labels"), np.int32) as writer:
-        writer.add([1])
+        writer.add(np.array([1]), [1])
     with pytest.raises(DataError, match="not of one run"):
         open_conversations(tmp_path / "c", seq_length=16, seed=0, pad=0)
 
 
 def test_texts_can_be_kept_apart(tmp_path: Path) -> None:
     with IndexedWriter(text_prefix(tmp_path / "t"), np.uint16) as writer:
-        for document in ([1, 2, 3], [], [4, 5], [6, 7, 8, 9]):
-            writer.add(document)
+        writer.add(np.arange(1, 10), [3, 0, 2, 4])
     joined = open_texts(tmp_path / "t", seq_length=8, seed=0).at(0, 1)
     assert joined.targets.tolist() == [[2, 3, 4, 5, 6, 7, 8, 9]]
     batch = open_texts(tmp_path / "t", seq_length=8, seed=0, apart=True).at(0, 1)

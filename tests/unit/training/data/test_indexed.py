@@ -15,7 +15,7 @@ from tandem.training.data.indexed import IndexedTokens, IndexedWriter, token_typ
 def write(prefix: Path, documents: list[list[int]], vocab_size: int = 1000) -> None:
     with IndexedWriter(prefix, token_type(vocab_size)) as writer:
         for document in documents:
-            writer.add(document)
+            writer.add(np.array(document, np.int64), [len(document)])
 
 
 def test_layout_is_megatrons_byte_for_byte(tmp_path: Path) -> None:
@@ -103,6 +103,6 @@ def test_cut_off_index_is_refused(tmp_path: Path) -> None:
 
 def test_labels_hold_what_is_not_learnt(tmp_path: Path) -> None:
     with IndexedWriter(tmp_path / "d", np.int32) as writer:
-        writer.add_many(np.array([-100, 7, -100], np.int32), [2, 1])
+        writer.add(np.array([-100, 7, -100], np.int32), [2, 1])
     tokens = IndexedTokens(tmp_path / "d")
     assert [tokens[n].tolist() for n in range(len(tokens))] == [[-100, 7], [-100]]

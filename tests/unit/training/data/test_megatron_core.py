@@ -27,7 +27,7 @@ def megatron() -> Any:
 def test_both_ways_and_byte_for_byte(megatron: Any, tmp_path: Path, dtype: Any, documents: list[list[int]]) -> None:
     with IndexedWriter(tmp_path / "ours", dtype) as writer:
         for document in documents:
-            writer.add(document)
+            writer.add(np.array(document, np.int64), [len(document)])
     builder = megatron.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
     for document in documents:
         builder.add_item(torch.tensor(document, dtype=torch.int64))

@@ -9,7 +9,8 @@ from tiny import TINY
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.operations import Operations
 from tandem.model.decoder import Decoder
-from tandem.training.data.batch import IGNORED, Batch
+from tandem.training.data.batch import Batch
+from tandem.training.data.labels import IGNORED
 from tandem.training.data.sequences import real_lengths
 from tandem.training.watch.meter import Meter, tokens_per_device, trained_adapters
 from tandem.training.watch.peak import Peak, peak_of, sheet_peak
