@@ -84,7 +84,6 @@ def _run(arguments: list[str]) -> int:
     except TandemError as error:
         return _said(str(error), 2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # whoever read our output has enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _said(_what_failed(error), 1)
@@ -114,7 +113,7 @@ def main() -> None:
     """Entry point of the `tandem` command."""
     try:
         _prepare()
-        code = run(sys.argv[1:])
+        code = _written(run(sys.argv[1:]))
     except KeyboardInterrupt:
         code = _said("stopped", 130)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in `nohup`
@@ -122,15 +121,33 @@ def main() -> None:
     sys.exit(code)
 
 
+def _written(code: int) -> int:
+    """The code of a command, or 1 where what it printed cannot be written; who reads no further needs no message."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python's own end would try it again
+        return code or (1 if isinstance(error, BrokenPipeError) else _said(f"stdout: {_what_failed(error)}", 1))
+    return code
+
+
 def _prepare() -> None:
     if sys.platform == "win32":
         sys.exit("tandem: Windows is not supported; use Linux, or WSL 2 on Windows")
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone is no reason to fail
-    if sys.stderr is not None:
-        import faulthandler
+    import faulthandler
 
-        faulthandler.enable()  # what ends in native code says in whose
+    faulthandler.enable()  # what ends in native code says in whose
     # A plain kill leaves nothing half-written either; commands that serve or train bring handlers of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def _open_closed() -> None:
+    """A stream that was closed, as by `>&-`, leads nowhere: else the next file that is opened would be it."""
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+            os.set_inheritable(number, True)  # to the processes it starts
