@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol, TypeVar
 
-from tandem.errors import RequestError
+from tandem.errors import RequestError, TandemError
 from tandem.text.detokenizer import Start
 
 Message = dict[str, str]
 """One turn: `role` and `content`."""
+Answers = tuple[list[int], list[bool]]
+"""Ids of a finished conversation, and for each whether it is part of an answer, its end token included."""
+Said = TypeVar("Said")
+Made = TypeVar("Made")
 
 
 class ChatFormat(Protocol):
@@ -34,13 +38,24 @@ class ChatFormat(Protocol):
             RequestError: The format cannot say this conversation; the message names the turn.
         """
 
-    def encode_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids of a finished conversation, and for each whether it is part of an answer, its end token included.
+    def encode_answers(self, conversations: Sequence[Sequence[Message]]) -> list[Answers | TandemError]:
+        """Several finished conversations, to be learnt from.
 
-        Raises:
-            DataError: The format does not build conversations turn by turn.
-            RequestError: The format cannot say this conversation; the message names the turn.
+        In place of one that the format cannot say is the error that tells why: a `DataError` where it does not build
+        conversations turn by turn, else a `RequestError` that names the turn.
         """
+
+
+def each(encode: Callable[[Said], Made], several: Iterable[Said]) -> list[Made | TandemError]:
+    """What `encode` makes of each; where it raises an error of ours, that error."""
+    return [_one(encode, one) for one in several]
+
+
+def _one(encode: Callable[[Said], Made], one: Said) -> Made | TandemError:
+    try:
+        return encode(one)
+    except TandemError as error:
+        return error
 
 
 def refuse_turn(turn: int, reason: str) -> RequestError:

@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tandem.errors import TandemError
 from tandem.text.backend import Backend
-from tandem.text.chat import Message, check_alternation, check_roles, refuse_turn
+from tandem.text.chat import Answers, Message, check_alternation, check_roles, each, refuse_turn
 from tandem.text.detokenizer import Start
 
 QWEN_SYSTEM = "You are a helpful assistant."
@@ -40,8 +41,11 @@ class PieceFormat(ABC):
         """Ids of all pieces."""
         return [token for piece in self.pieces(messages, add_generation_prompt) for token in piece.ids]
 
-    def encode_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids of all pieces of a finished conversation, and whether each is part of an answer."""
+    def encode_answers(self, conversations: Sequence[Sequence[Message]]) -> list[Answers | TandemError]:
+        """Ids of all pieces of each finished conversation, and whether each is part of an answer."""
+        return each(self._answers, conversations)
+
+    def _answers(self, messages: Sequence[Message]) -> Answers:
         pieces = list(self.pieces(messages, opens_answer=False))
         mask = [piece.answer for piece in pieces for _ in piece.ids]
         return [token for piece in pieces for token in piece.ids], mask

@@ -52,7 +52,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def compiled(self, source: str) -> Template:
         """A template whose loops, filters and joined texts are limited; raises whatever is wrong with it."""
-        return self.from_string(_Limits().visit(self.parse(source)))
+        template = self.from_string(_Limits().visit(self.parse(source)))
+        template.globals = dict(template.globals)  # of two dicts in one view, copying is half the time of a short text
+        return template
 
     def run(self, template: Template, names: dict[str, Any]) -> str:
         """The text a template makes of `names`; raises whatever goes wrong in it.

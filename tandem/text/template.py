@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import datetime
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 
-from tandem.errors import DataError, ModelFolderError, RequestError
+from tandem.errors import DataError, ModelFolderError, RequestError, TandemError
 from tandem.files import read_json_object, there
 from tandem.text.backend import Backend, Span
-from tandem.text.chat import Message
+from tandem.text.chat import Answers, Message, each
 from tandem.text.detokenizer import Start
 from tandem.text.folder import TokenizerFolder
 from tandem.text.library import said
@@ -76,6 +80,15 @@ class ChatTemplate:
             raise RequestError(f"messages: {reason}", param="messages") from None
 
 
+@dataclass(frozen=True)
+class Worded:
+    """A conversation as a template says it."""
+
+    text: str
+    answers: list[Span]
+    """Characters [begin, end) of each, in order."""
+
+
 class TemplateFormat:
     """A template and the tokenizer its text is for.
 
@@ -108,16 +121,49 @@ class TemplateFormat:
         """Ids of the rendered conversation; the template writes the special tokens itself."""
         return self._backend.encode(self.render(messages, add_generation_prompt=add_generation_prompt), special=False)
 
-    def encode_answers(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids of the rendered conversation, and whether each begins inside an answer.
+    def encode_answers(self, conversations: Sequence[Sequence[Message]]) -> list[Answers | TandemError]:
+        """Ids of each rendered conversation, and whether each begins inside an answer.
 
-        The conversation is rendered and tokenised once, whole. Which characters are answers is found on the text, and
-        the tokens follow from their offsets; tokenising the prompt by itself could cut it elsewhere than the whole.
+        A conversation is rendered and tokenised once, whole. Which characters are answers is found on the text, and the
+        tokens follow from where they begin in it; tokenising the prompt by itself could cut it elsewhere than the
+        whole.
         """
+        found = each(self._worded, conversations)
+        answers = iter(self._answers([one for one in found if isinstance(one, Worded)]))
+        return [next(answers) if isinstance(one, Worded) else one for one in found]
+
+    def _worded(self, messages: Sequence[Message]) -> Worded:
         text = self.render(messages, add_generation_prompt=False)
-        spans = answer_spans(self._template, messages, text)
-        ids, offsets = self._backend.encode_with_offsets(text, special=False)
-        return ids, _begin_inside(offsets, spans)
+        return Worded(text, answer_spans(self._template, messages, text))
+
+    def _answers(self, several: list[Worded]) -> list[Answers | TandemError]:
+        """With offsets the library takes twice as long; most tokenizers spell a text out, and need none."""
+        if self._backend.drops_first_space:
+            return each(self._by_offsets, several)
+        try:
+            found = self._backend.encode_many([worded.text for worded in several], special=False)
+        except RequestError:  # one of them; which one, only each alone can say
+            return each(self._by_offsets, several)
+        return each(self._marked, zip(several, found, strict=True))
+
+    def _marked(self, one: tuple[Worded, list[int]]) -> Answers:
+        worded, ids = one
+        pieces = [self._spellings[token] for token in ids]
+        if not all(pieces) or b"".join(pieces) != worded.text.encode():
+            return self._by_offsets(worded)
+        begins, learnt = [0, *accumulate(map(len, pieces))], [False] * len(ids)
+        for span in worded.answers:
+            first, last = (bisect_left(begins, len(worded.text[:at].encode())) for at in span)
+            learnt[first:last] = [True] * (last - first)
+        return ids, learnt
+
+    def _by_offsets(self, worded: Worded) -> Answers:
+        ids, offsets = self._backend.encode_with_offsets(worded.text, special=False)
+        return ids, _begin_inside(offsets, worded.answers)
+
+    @cached_property
+    def _spellings(self) -> list[bytes]:
+        return [self._backend.bytes_of(token) for token in range(self._backend.vocab_size)]
 
 
 def answer_spans(template: ChatTemplate, messages: Sequence[Message], text: str) -> list[Span]:

@@ -28,6 +28,9 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 """Classes whose `add_bos_token` and `add_eos_token` count for more than what `tokenizer.json` puts around a text."""
 
+AT_ONCE = 256
+"""Texts given to the library together: it keeps some hundred times their size until all are encoded."""
+
 
 class TokenizerJson:
     """An opened `tokenizer.json`.
@@ -84,8 +87,12 @@ class TokenizerJson:
 
     def encode_many(self, texts: list[str], *, special: bool) -> list[list[int]]:
         """Ids of several texts, encoded in parallel."""
+        encode, found = self._encoder.encode_batch_fast, []
         with mapped(refused):
-            return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=special)]
+            for begin in range(0, len(texts), AT_ONCE):
+                part = encode(texts[begin : begin + AT_ONCE], add_special_tokens=special)
+                found += [encoding.ids for encoding in part]
+        return found
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text`, with the spelling of special tokens as text."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tandem.errors import DataError, RequestError, UsageError
+from tandem.errors import DataError, RequestError, TandemError, UsageError
 from tandem.text.alpaca import alpaca_template, end_of_document
+from tandem.text.chat import Answers, Message, each
 from tandem.text.tokenizer import Tokenizer
 from tandem.training.data.readers.blocks import Block, Broken
 from tandem.training.data.readers.rows import parsed
@@ -77,6 +78,7 @@ class Encoder:
         self.tokenizer = Tokenizer.from_folder(encoding.tokenizer)
         self.chat_template: str | None = None
         """The template that was taken in place of the folder's own; a model trained so needs it to chat."""
+        self._observes = self.tokenizer.id_of("<|observation|>") is not None
         if encoding.kind == "text":
             self._end = end_of_document(encoding.tokenizer, self.tokenizer)
         else:
@@ -88,13 +90,13 @@ class Encoder:
         skipped: list[Skipped] = []
         encode = self._texts if self._encoding.kind == "text" else self._conversations
         parts = encode(rows, block.file, skipped)
-        masks = [np.array(mask, bool) for _, mask in parts if mask is not None]
         lengths = np.fromiter((len(ids) for ids, _ in parts), np.int32, len(parts))
+        masks = [mask for _, mask in parts if mask is not None]
         return Encoded(
             rows=len(rows),
             ids=np.fromiter(chain.from_iterable(ids for ids, _ in parts), np.int32, int(lengths.sum())),
             lengths=lengths,
-            learnt=np.concatenate(masks) if masks else None,
+            learnt=np.fromiter(chain.from_iterable(masks), bool, int(lengths.sum())) if masks else None,
             skipped=tuple(skipped),
         )
 
@@ -137,36 +139,39 @@ class Encoder:
         return ids
 
     def _conversations(self, rows: Rows, file: str, skipped: list[Skipped]) -> list[Ids]:
-        found: list[Ids] = []
         chat = self.tokenizer.chat
         assert chat is not None, "chosen with the template"
-        for number, row in rows:
-            try:
-                several = conversations(_whole(row), self._encoding.kind)
-            except DataError as error:
-                skipped.append(_skip(file, number, row, error))
-                continue
-            for messages in several:
-                try:
-                    ids, learnt = chat.encode_answers(self._spoken(messages))
-                    self._check(ids, learnt)
-                    found.append((ids, learnt))
-                except (DataError, RequestError) as error:
-                    skipped.append(_skip(file, number, row, error))
+        read = each(self._read, (row for _, row in rows))
+        said = chat.encode_answers([one for several in read if not isinstance(several, TandemError) for one in several])
+        answers = iter(each(self._checked, said))
+        found: list[Ids] = []
+        for (number, row), several in zip(rows, read, strict=True):
+            for one in [several] if isinstance(several, TandemError) else islice(answers, len(several)):
+                if isinstance(one, TandemError):
+                    skipped.append(_skip(file, number, row, one))
+                else:
+                    found.append(one)
         return found
 
-    def _spoken(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _read(self, row: Any) -> list[list[Message]]:
+        return [self._spoken(messages) for messages in conversations(_whole(row), self._encoding.kind)]
+
+    def _spoken(self, messages: list[Message]) -> list[Message]:
         """What a tool answers has its own word in the models of the GLM family."""
-        if self.tokenizer.id_of("<|observation|>") is None:
+        if not self._observes:
             return messages
         return [message | {"role": "observation"} if message["role"] == "tool" else message for message in messages]
 
-    def _check(self, ids: Sequence[int], learnt: Sequence[bool]) -> None:
+    def _checked(self, answers: Answers | TandemError) -> Answers:
+        if isinstance(answers, TandemError):
+            raise answers
+        ids, learnt = answers
         most = self._encoding.seq_length
         if most is not None and len(ids) > most:
             raise DataError(f"{len(ids)} tokens are more than seq_length {most}")
         if not any(learnt[1:]):
             raise DataError("no token of the assistant to learn from")
+        return answers
 
 
 Ids = tuple[list[int], list[bool] | None]

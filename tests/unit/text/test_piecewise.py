@@ -110,7 +110,9 @@ LEARNT |= dict.fromkeys(("glm4", "glm"), "\nHo🙂<|user|>\nHu<|endoftext|>")
 def test_answers_and_their_ends_are_marked_exactly(made, kind: str) -> None:
     tokenizer, chat = opened(made, kind)
     conversation = talk(("system", "S"), ASK, ANSWER, AGAIN, ("assistant", "Hu"))
-    ids, mask = chat.encode_answers(conversation)
+    (found,) = chat.encode_answers([conversation])
+    assert isinstance(found, tuple), found
+    ids, mask = found
     learnt = [token for token, marked in zip(ids, mask, strict=True) if marked]
     assert tokenizer.decode(learnt, skip_special=False).removeprefix(" ") == LEARNT[kind]
     if kind == "qwen":

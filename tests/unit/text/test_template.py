@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tandem.errors import DataError, ModelFolderError, RequestError
+from tandem.text.chat import Answers, ChatFormat
 from tandem.text.folder import TokenizerFolder
 from tandem.text.template import ChatTemplate, TemplateFormat, answer_spans
 from tandem.text.tokenizer import Tokenizer
@@ -126,13 +127,43 @@ def test_templates_that_rewrite_history_are_refused() -> None:
         answer_spans(chat, talk, chat.render(talk, add_generation_prompt=False))
 
 
+TALKS = [
+    [MESSAGES[0], {"role": "assistant", "content": "  def f():\n        return '你好🙂'"}],
+    [{"role": "user", "content": "e\u0301 ﬁ 东\u00a0京"},
+     {"role": "assistant", "content": "\u1100\u1161🏽 x\u0301\n\n"}],
+    [{"role": "user", "content": "q <s> </s> <|im_end|>"}, MESSAGES[1],
+     {"role": "user", "content": "\t"}, {"role": "assistant", "content": "<|im_end|> <unk> 12"}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama3", "qwen2", "deepseek", "mistral", "yi", "llama2"])
+def test_many_at_once_are_marked_as_by_their_offsets(made, kind: str) -> None:
+    chat = Tokenizer.from_folder(made[kind][0]).chat
+    assert isinstance(chat, TemplateFormat)
+    refused = [{"role": "nobody", "content": "x"}]
+    found = chat.encode_answers([TALKS[0], refused, *TALKS[1:]])
+    assert isinstance(found.pop(1), RequestError)
+    for talk, answers in zip(TALKS, found, strict=True):
+        text = chat.render(talk, add_generation_prompt=False)
+        ids, offsets = chat._backend.encode_with_offsets(text, special=False)
+        spans = answer_spans(chat._template, talk, text)
+        inside = [begin < end and any(first <= begin < last for first, last in spans) for begin, end in offsets]
+        assert answers == (ids, inside)
+
+
+def answers_of(chat: ChatFormat, talk: list[dict[str, str]]) -> Answers:
+    (found,) = chat.encode_answers([talk])
+    assert isinstance(found, tuple), found
+    return found
+
+
 @pytest.mark.parametrize("kind", ["llama3", "qwen2", "deepseek", "mistral", "yi"])
 def test_answers_and_their_ends_are_marked(made, kind: str) -> None:
     tokenizer = Tokenizer.from_folder(made[kind][0])
     assert tokenizer.chat is not None
     answer = "  def f():\n        return '你好🙂'"
     talk = [MESSAGES[0], {"role": "assistant", "content": answer}]
-    ids, mask = tokenizer.chat.encode_answers(talk)
+    ids, mask = answers_of(tokenizer.chat, talk)
     assert ids == tokenizer.chat.encode(talk, add_generation_prompt=False)
     learnt = [token for token, marked in zip(ids, mask, strict=True) if marked]
     said = tokenizer.decode(learnt)
