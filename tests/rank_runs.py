@@ -50,6 +50,7 @@ class Plan:
     folder: Path
     ranks: int = 2
     lora: bool = False
+    model: str = "llama3.2-1b"
     stop_after: int | None = None
     """A step after which rank 1, or the only one, is told to stop."""
     victims: tuple[int, ...] = ()
@@ -119,7 +120,8 @@ def play(plan: Plan) -> list[int]:
 def warm_up(folder: Path) -> None:
     """Import what a run imports on its way, and leave no thread behind: what is forked has only one."""
     torch.set_num_threads(1)
-    train(_stage(Plan(folder=folder, ranks=1), World()), _decoder(lora=False), Conversations(packed=False), Recording())
+    plan = Plan(folder=folder, ranks=1)
+    train(_stage(plan, World()), _decoder(plan.model, lora=False), Conversations(packed=False), Recording())
 
 
 def _forked(plan: Plan, rank: int) -> int:
@@ -139,7 +141,7 @@ def _work(plan: Plan, rank: int) -> int:
     progress = Stopping(plan.stop_after if rank == 0 else None)
     with joined(place, torch.device("cpu")) as world:
         points.watch()
-        whole = _decoder(lora=plan.lora)
+        whole = _decoder(plan.model, lora=plan.lora)
         decoder = bare(whole.config)
         if plan.lora:
             apply_lora(decoder, LORA, seed=0)
@@ -163,11 +165,11 @@ def _work(plan: Plan, rank: int) -> int:
 def _stage(plan: Plan, world: World) -> Stage:
     config = StageConfig(steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH, micro_batch=2, lr=1e-4, min_lr=1e-5,
                          warmup_steps=1, save_every=2, keep_last=2)  # fmt: skip
-    return Stage(name="sft", title="ranks", config=config, folder=plan.folder, inputs={}, world=world)
+    return Stage(name="pretrain", title="ranks", config=config, folder=plan.folder, inputs={}, world=world)
 
 
-def _decoder(*, lora: bool) -> Any:
-    small = shrink(MODELS["llama3.2-1b"].config, SmallShape(layers=2, vocab=VOCABULARY))
+def _decoder(model: str, *, lora: bool) -> Any:
+    small = shrink(MODELS[model].config, SmallShape(layers=2, vocab=VOCABULARY))
     decoder = random_decoder(small, torch.float32, 0)
     if not lora:
         return decoder.unfreeze()
@@ -214,6 +216,8 @@ def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int
             "point": names[point - 1],
             "killed": -signal.SIGKILL in codes,
             "codes": codes,
+            # A survivor says that another is gone, and does not take it for an error of its own.
+            "told": all(code <= 0 or (folder / f"error.{rank}.txt").exists() for rank, code in enumerate(codes)),
             "again": again,
             "named": named,
             "begin": result.steps[0] - 1 if result and result.steps else STEPS,

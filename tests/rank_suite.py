@@ -36,6 +36,8 @@ LENGTH = 24
 GLOBAL_BATCH = 8
 """Rows where each conversation has one of its own; packed, it is half as many."""
 STEPS = 20
+SPEED = 0.01
+"""Of the biases of routers, where they have any."""
 CLIP = 0.1
 """Smaller than the norm of every step's gradient."""
 
@@ -93,7 +95,8 @@ def conversation(number: int) -> Tensor:
 
 
 def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
-    """`<family>/<case>/<parameter>` gradients, and of courses `<family>/{losses,norms,balances}/<case>`."""
+    """`<family>/<case>/<parameter>` gradients, and of courses `<family>/{losses,norms,balances,loads}/<case>`, and
+    `<family>/biases/<case>/<parameter>` after them."""
     found: dict[str, Tensor] = {}
     for family in families:
         for case in (*CASES, ROUNDED):
@@ -105,9 +108,17 @@ def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
         for case in COURSES:
             trainer = trainer_of(family, case, world, clip=CLIP)
             reports = [trainer.step()[0] for _ in range(STEPS)]
-            for name, field in (("losses", "loss"), ("norms", "grad_norm"), ("balances", "balance")):
+            for name, field in (
+                ("losses", "loss"),
+                ("norms", "grad_norm"),
+                ("balances", "balance"),
+                ("loads", "load_max"),
+            ):
                 numbers = [getattr(report, field) or 0.0 for report in reports if report]
                 found[f"{family}/{name}/{case.name}"] = torch.tensor(numbers, dtype=torch.float64)
+            for name, parameter in trainer.model.named_parameters():
+                if name.endswith("router.bias"):
+                    found[f"{family}/biases/{case.name}/{name}"] = parameter.detach().clone()
     return found
 
 
@@ -121,6 +132,7 @@ def trainer_of(family: str, case: Case, world: World, clip: float = 1e9, balance
         steps=STEPS, seq_length=LENGTH, global_batch=GLOBAL_BATCH // 2 if case.packed else GLOBAL_BATCH,
         micro_batch=case.micro_batch, lr=1e-4, min_lr=1e-5, warmup_steps=2, clip=clip, precision=case.precision,
         recompute=case.recompute, save_every=STEPS, balance=balance,
+        balance_bias=SPEED if MODELS[family].config.router_biases else None,
     )  # fmt: skip
     store = CheckpointStore(Path(os.devnull), {}, 1, World())  # nothing is saved
     return Trainer(model, Conversations(packed=case.packed), config, store, world)

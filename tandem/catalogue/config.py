@@ -200,6 +200,11 @@ class ModelConfig:
         return mixture
 
     @property
+    def router_biases(self) -> bool:
+        """Whether routers choose with biases that no gradient moves."""
+        return isinstance(self.feed_forward, MoE) and isinstance(self.feed_forward.router, GroupedSigmoidRouter)
+
+    @property
     def longest(self) -> int | None:
         """Longest sequence the positions reach; None where their scaling follows any length."""
         if isinstance(self.position, Alibi):

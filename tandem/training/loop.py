@@ -175,8 +175,10 @@ class Trainer:
             self._leave_out(action, outcome)
             return None, bool(stops)
         self.optimizer.step()
+        load_max = self._balance.loads.settle(self._world, self._config.balance_bias or 0.0)
         report = self._advance(work, outcome, lr, time.perf_counter() - began)
-        return replace(report, balance=balance if self._balance.acts else None), bool(stops)
+        report = replace(report, balance=balance if self._balance.acts else None, load_max=load_max)
+        return report, bool(stops)
 
     def _written(self) -> None:
         """Wait for the checkpoint that is being written."""

@@ -38,6 +38,8 @@ class StepReport:
     """Most bytes in use so far, of the device that reports; on a CPU, of its process."""
     balance: float | None = None
     """The loss that evens a mixture's experts, with its coefficient; no part of `loss`. None where there is none."""
+    load_max: float | None = None
+    """Tokens of a mixture's most loaded expert over its layer's mean, in the layer where that is most."""
     skipped: int = 0
     """Batches that the guard has left out so far."""
     session: int = 1

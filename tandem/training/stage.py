@@ -13,11 +13,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tandem.errors import UsageError
+from tandem.catalogue.config import MoE
+from tandem.errors import RecipeError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
 from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.loads import PRETRAINING
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import Fill, materialise, parallelize
 from tandem.training.compute.recompute import apply_recompute
@@ -74,6 +76,7 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
         CheckpointError: The latest checkpoint is damaged or belongs to another run, or one cannot be written.
         DivergenceError: Training diverged.
         ProcessError: A rank is gone.
+        RecipeError: Routers' biases shall move, and there are none, or only adapters are trained.
         KeyboardInterrupt: It was told to stop, and what was done is in a checkpoint.
         UsageError: There is not enough memory.
     """
@@ -82,7 +85,7 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
 
 
 def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None) -> None:
-    world, config = stage.world, stage.config
+    world, config = stage.world, _settled(stage, decoder)
     told = progress if world.leads else Silence()
     if fill is None:
         decoder.to(world.device)
@@ -98,9 +101,41 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
     trainer.resume(_first(stage, store))
     told.begin(stage.name, config.steps, done=trainer.state.step)
     told.note(formula := trainer.meter.formula())
+    for remark in _remarks(config, decoder):
+        told.note(remark)
     record = _record(stage, trainer.state.step, formula) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch)
+
+
+def _settled(stage: Stage, decoder: Decoder) -> StageConfig:
+    """With the speed of routers' biases, which only a pretraining moves unasked."""
+    speed, there = stage.config.balance_bias, decoder.config.router_biases
+    if speed is None:
+        speed = PRETRAINING if there and stage.name == "pretrain" else 0.0
+    if speed and not there:
+        raise RecipeError(f"balance_bias {speed:g}: the model's routers have no biases; remove it")
+    if speed and stage.name == "lora":
+        raise RecipeError(
+            f"balance_bias {speed:g}: adapters leave the routers' biases as they are, and PEFT's format has no place "
+            "for them; remove it, or use the stage sft"
+        )
+    return stage.config.model_copy(update={"balance_bias": speed})
+
+
+def _remarks(config: StageConfig, decoder: Decoder) -> Iterator[str]:
+    """How a mixture's experts are kept evenly busy, which is not as its `config.json` may say."""
+    part = decoder.config.feed_forward
+    if not isinstance(part, MoE):
+        return
+    coefficient = part.balance if config.balance is None else config.balance
+    if coefficient:
+        yield (
+            f"balance of experts: a loss with coefficient {coefficient:g} over each sequence by itself, also where the "
+            "model was published with one over a whole micro-batch (seq_aux false)"
+        )
+    if config.balance_bias:
+        yield f"balance of experts: the routers' biases move by {config.balance_bias:g} a step"
 
 
 @contextmanager

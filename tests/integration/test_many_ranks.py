@@ -71,6 +71,9 @@ def check_course(found: dict[str, Tensor], alone: dict[str, Tensor], family: str
     expected = rank_suite.COURSES[0].name
     torch.testing.assert_close(losses, alone[f"{family}/losses/{expected}"], rtol=1e-5, atol=0)
     torch.testing.assert_close(balances, alone[f"{family}/balances/{expected}"], rtol=1e-5, atol=0)
+    same = [f"{family}/loads/{expected}", *(name for name in alone if name.startswith(f"{family}/biases/{expected}/"))]
+    for name in same:
+        assert torch.equal(found[name.replace(expected, case)], alone[name]), name
     torch.testing.assert_close(norms, alone[f"{family}/norms/{expected}"], rtol=1e-4, atol=0)
 
 

@@ -37,14 +37,19 @@ def test_a_stopped_run_goes_on_on_other_ranks(tmp_path: Path) -> None:
     check_resumes(tmp_path, [(2, 2), (3, 2)], lora=True)
 
 
-def check_resumes(tmp_path: Path, changes: list[tuple[int, int]], *, lora: bool) -> None:
+@pytest.mark.full
+def test_biases_of_routers_go_on_exactly_too(tmp_path: Path) -> None:
+    check_resumes(tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], lora=False, model="deepseek-v3")
+
+
+def check_resumes(tmp_path: Path, changes: list[tuple[int, int]], *, lora: bool, model: str = "llama3.2-1b") -> None:
     for ranks in {after for _, after in changes}:
         whole = tmp_path / f"whole-{ranks}"
-        assert play(Plan(folder=whole, ranks=ranks, lora=lora)) == [0] * ranks
+        assert play(Plan(folder=whole, ranks=ranks, lora=lora, model=model)) == [0] * ranks
     for before, after in changes:
         folder = tmp_path / f"{before}-{after}"
-        assert play(Plan(folder=folder, ranks=before, lora=lora, stop_after=2)) == [130] * before
-        assert play(Plan(folder=folder, ranks=after, lora=lora)) == [0] * after
+        assert play(Plan(folder=folder, ranks=before, lora=lora, model=model, stop_after=2)) == [130] * before
+        assert play(Plan(folder=folder, ranks=after, lora=lora, model=model)) == [0] * after
         ours, whole = Result.of(folder), Result.of(tmp_path / f"whole-{after}")
         # Several ranks stop together, where they next speak: one step later.
         assert ours.steps == list(range(3 if before == 1 else 4, rank_runs.STEPS + 1))
@@ -74,8 +79,8 @@ def test_frozen_weights_that_changed_are_noticed(tmp_path: Path, monkeypatch: py
     assert play(Plan(folder=tmp_path, ranks=2, lora=True, stop_after=2)) == [130, 130]
     original = rank_runs._decoder
 
-    def changed(*, lora: bool) -> Any:
-        decoder = original(lora=lora)
+    def changed(model: str, *, lora: bool) -> Any:
+        decoder = original(model, lora=lora)
         with torch.no_grad():
             decoder.layers[0].attention.q.weight.mul_(1.5)
         return decoder
@@ -97,6 +102,7 @@ def check(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one["again"] == [0] * len(one["codes"]), one
         assert one["same"], one
+        assert one["told"], one
         assert one["begin"] >= one["named"], "what was named as the latest is never lost"
     assert {0, 2, 4} <= {one["begin"] for one in found if one["killed"]}
 

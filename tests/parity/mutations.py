@@ -110,6 +110,7 @@ CHANGED: dict[str, Any] = {
     "norm_topk_prob": False,
     "router_aux_loss_coef": 0.5,
     "aux_loss_alpha": 0.5,
+    "seq_aux": False,
     "first_k_dense_replace": 1,
     "kv_lora_rank": 16,
     "q_lora_rank": 20,
@@ -164,6 +165,7 @@ DEEPSEEK = {
     "max_position_embeddings": LENGTH,
     "num_nextn_predict_layers": "only says which layers may be left out",
     "aux_loss_alpha": TRAINING,
+    "seq_aux": "training judges every sequence by itself",
 }
 MIXTRAL = {"max_position_embeddings": LENGTH, "router_aux_loss_coef": TRAINING}
 ONE_KEY_EACH = {"num_attention_heads": "num_key_value_heads"}

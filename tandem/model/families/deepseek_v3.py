@@ -113,8 +113,14 @@ def _read_mixture(file: Fields) -> MoE:
         shared_size=size * shared,
         dense_layers=dense,
         dense_size=file.size("intermediate_size") if dense else 0,
-        balance=file.coefficient("aux_loss_alpha"),
+        balance=_read_balance(file),
     )
+
+
+def _read_balance(file: Fields) -> float:
+    """Of `seq_aux` only that it is no nonsense: training judges every sequence by itself, and says so."""
+    file.flag("seq_aux", True)
+    return file.coefficient("aux_loss_alpha")
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ Of one sequence of T tokens, in one layer with X experts, of which a token choos
 Every sequence is judged by itself and weighs as many tokens as it really has, so the loss depends neither on packing
 nor on micro-batches nor on ranks. `transformers` takes the tokens and layers of a micro-batch together, which does.
 
-Not done: DeepSeek-V3's other means, that moves the routers' biases after a step; they stay as they were loaded.
+DeepSeek-V3's other means, that moves the routers' biases after a step, is in `loads.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 from tandem.catalogue.config import MoE, SoftmaxRouter
 from tandem.model.experts import Router
+from tandem.training.compute.loads import Loads
 from tandem.training.data.batch import Batch
 from tandem.training.data.sequences import numbered
 
 
 class Balance:
-    """Adds the loss's gradient to what routers give, and counts the loss as it does.
+    """Adds the loss's gradient to what routers give, and counts the loss as it does; beside it, experts' loads.
 
     A layer that is computed again in the backward pass adds and counts it once all the same: both happen where
     gradients pass. Without gradients, there is nothing.
@@ -47,6 +48,9 @@ class Balance:
         """Of what was learnt since `begin`: this rank's part of the loss, coefficient included; fp32 scalar."""
         self._tokens = 1
         self._sequences: tuple[Tensor, Tensor] | None = None
+        self.loads = Loads(routers)
+        """Of the experts, since `begin`."""
+        self._mixes = bool(routers)
         factors = [factor_of(router.mixture, len(routers), coefficient) for router in routers]
         self.acts = any(factors)
         """Whether there is such a loss."""
@@ -58,15 +62,19 @@ class Balance:
         """A batch begins, which has so many real tokens over all ranks."""
         self.total = torch.zeros((), device=device)
         self._tokens = max(1, tokens)
+        self.loads.begin(device)
 
     @contextmanager
     def over(self, part: Batch) -> Iterator[None]:
         """The routers choose, forward and backward, for a micro-batch of it."""
-        self._sequences = numbered(part) if self.acts else None
+        if self._mixes:
+            self._sequences = sequences, lengths = numbered(part)
+            self.loads.of(sequences < len(lengths))
         try:
             yield
         finally:
             self._sequences = None
+            self.loads.of(None)
 
     def _add(
         self, factor: float, router: Router, rows: tuple[Tensor], given: tuple[Tensor, Tensor]

@@ -74,5 +74,14 @@ def let_go(model: nn.Module) -> None:
 
 
 def trained(decoder: Decoder) -> dict[str, Tensor]:
-    """The parameters that gradients move, by their names in a checkpoint, `model.<parameter>`."""
-    return {f"model.{name}": one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
+    """The parameters that training moves, by their names in a checkpoint, `model.<parameter>`.
+
+    Those with gradients; and the biases of routers that learn, which have none and go by loads (`loads.py`).
+    """
+    return {f"model.{name}": one.detach() for name, one in decoder.named_parameters() if _learns(decoder, name)}
+
+
+def _learns(decoder: Decoder, name: str) -> bool:
+    if name.endswith(ALWAYS_FLOAT32):
+        name = name.removesuffix("bias") + "weight"
+    return decoder.get_parameter(name).requires_grad

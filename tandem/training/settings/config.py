@@ -123,6 +123,11 @@ class StepConfig(Section):
         ge=0,
         description="Coefficient of the loss that evens a mixture's experts; the model's by default.",
     )
+    balance_bias: float | None = Field(
+        default=None,
+        ge=0,
+        description="What a step moves DeepSeek-V3's routers' biases by; by default 0.001 in pretraining, else 0.",
+    )
     recompute: Recompute = Field(default="none", description="Activations computed again instead of being kept.")
     save_every: int = Field(gt=0, description="Steps between checkpoints; one more is written at the end.")
     keep_last: int = Field(default=2, gt=0, description="Checkpoints kept.")
@@ -232,8 +237,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, stage in {"pretrain": self.pretrain, "sft": self.sft}.items():
-            if stage.balance is not None:
-                raise ValueError(f"{name}.balance {stage.balance} is for mixtures of experts; remove it")
+            for field in ("balance", "balance_bias"):
+                if (value := getattr(stage, field)) is not None:
+                    raise ValueError(f"{name}.{field} {value} is for mixtures of experts; remove it")
             if stage.seq_length > self.model.max_position:
                 raise ValueError(
                     f"{name}.seq_length {stage.seq_length} is above model.max_position {self.model.max_position}; "

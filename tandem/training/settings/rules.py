@@ -18,6 +18,11 @@ def contradictions(run: Run, model: NamedModel) -> Iterator[str]:
     yield from _beginning(run)
     if run.training.balance is not None and not isinstance(model.config.feed_forward, MoE):
         yield f"training.balance {run.training.balance} is for mixtures of experts, and {model.name} is none; remove it"
+    if run.training.balance_bias is not None and not model.config.router_biases:
+        yield (
+            f"training.balance_bias {run.training.balance_bias} is for routers with biases (DeepSeek-V3's), and "
+            f"{model.name} has none; remove it"
+        )
     if run.hosts_apart and "rollback" in (run.training.guard.on_spike, run.training.guard.on_nan):
         yield (
             "training.guard rollback goes back to a checkpoint that every host has whole, and with CKPT_SAVE_PATH on "

@@ -12,6 +12,7 @@ NAMES = {
     "loss": "train/loss",
     "lr": "train/learning_rate",
     "balance": "train/balance_loss",
+    "load_max": "train/load_max",
     "grad_norm": "train/grad_norm",
     "skipped": "train/skipped_batches",
     "tokens_per_s_device": "speed/tokens_per_s_device",

@@ -80,10 +80,11 @@ class Record(AbstractContextManager["Record"]):
 def line_of(report: StepReport) -> str:
     """A step for people."""
     balance = "" if report.balance is None else f"load balancing loss {report.balance:.6e} | "
+    load = "" if report.load_max is None else f"most loaded expert {report.load_max:.2f} | "
     mfu = "-" if report.mfu is None else f"{report.mfu:.1%}"
     return (
         f"iteration {report.step} | consumed samples {report.consumed_samples} | "
         f"elapsed time per iteration (ms) {report.seconds * 1000:.1f} | tokens/s/p {report.tokens_per_s_device:.1f} | "
         f"real tokens/s {report.real_tokens_per_s:.1f} | MFU {mfu} | learning rate {report.lr:.6e} | "
-        f"lm loss {report.loss:.6e} | {balance}grad norm {report.grad_norm:.3f} | skipped {report.skipped}"
+        f"lm loss {report.loss:.6e} | {balance}{load}grad norm {report.grad_norm:.3f} | skipped {report.skipped}"
     )

@@ -70,6 +70,7 @@ REFUSALS: tuple[tuple[dict[str, Any], str], ...] = (
     (DEEPSEEK | {"quantization_config": FP8 | {"weight_block_size": [64, 64]}}, "weight_block_size = "),
     (DEEPSEEK | {"quantization_config": FP8 | {"activation_scheme": "static"}}, "activation_scheme = 'static'"),
     (DEEPSEEK | {"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported; supported: 'sigmoid'"),
+    (DEEPSEEK | {"seq_aux": "no"}, "seq_aux is 'no'; expected true or false"),
     (DEEPSEEK | {"topk_method": "greedy"}, "topk_method = 'greedy'"),
     (DEEPSEEK | {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
     (DEEPSEEK | {"num_nextn_predict_layers": "one"}, "num_nextn_predict_layers is 'one'; expected a whole number"),

@@ -228,6 +228,8 @@ def test_the_descent_of_wsd_is_a_share_of_the_run() -> None:
 
 
 def test_a_balance_is_for_mixtures() -> None:
+    with pytest.raises(RecipeError, match=r"balance_bias 0\.001 is for routers with biases .* mixtral-8x7b has none"):
+        resolved("mixtral-8x7b", "pretrain", "training.balance_bias=0.001")
     assert resolved("mixtral-8x7b", "sft", "training.balance=0.1").run.training.balance == 0.1
     with pytest.raises(RecipeError, match=r"training\.balance 0\.1 is for mixtures of experts, and yi-6b is none"):
         resolved("yi-6b", "sft", "training.balance=0.1")

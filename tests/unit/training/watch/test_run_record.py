@@ -27,7 +27,7 @@ def report(step: int, seconds: float = 2.0) -> StepReport:
                       consumed_samples=4 * step, elapsed=seconds * step, seconds=seconds,
                       tokens_per_s_device=400 / seconds, real_tokens_per_s=300 / seconds,
                       learnt_tokens_per_s=100 / seconds, mfu=0.5 / seconds, memory_peak=2**30 + step,
-                      balance=0.02)  # fmt: skip
+                      balance=0.02, load_max=1.5)  # fmt: skip
 
 
 @pytest.fixture
