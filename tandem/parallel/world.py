@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tandem.errors import ProcessError, UsageError
 from tandem.parallel.collectives import BACKENDS, INTERFACES
+from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.place import Place
 
 MEETING_S: Final = 600.0
@@ -246,5 +247,19 @@ def named(what: str) -> Iterator[None]:
 
 
 def is_others_fault(error: RuntimeError) -> bool:
-    """Whether torch says that another rank is gone; gloo has no type of its own for that."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Gloo", "Socket", "store"))
+    """Whether a collective failed, and not what a rank computes by itself.
+
+    By the error's type, or, since gloo raises plain errors, by where it was raised: within torch.distributed, which
+    stands around all of FSDP's collectives and of ours. Memory that runs out there is no other rank's fault.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return _raised_in(error).startswith("torch.distributed") and not is_out_of_memory(error)
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module of the innermost function that an error has come through."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals["__name__"])

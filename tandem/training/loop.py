@@ -278,11 +278,12 @@ class Trainer:
         """Mean loss over the valid targets of some samples, in nats."""
         batch = self._share(position, count)
         total = torch.zeros(2, device=self._world.device, dtype=torch.float32)
-        for part in self._parts(batch, count):
-            with computing_in(self.model, self._dtype):
-                loss = self.model(part.tokens, part.targets, part.context())
-            total += torch.stack([loss, torch.tensor(float(part.valid()), device=loss.device)])
-        let_go(self.model)
+        with named(f"the loss of samples {position} to {position + count - 1}"):
+            for part in self._parts(batch, count):
+                with computing_in(self.model, self._dtype):
+                    loss = self.model(part.tokens, part.targets, part.context())
+                total += torch.stack([loss, torch.tensor(float(part.valid()), device=loss.device)])
+            let_go(self.model)
         loss, valid = self._world.total(total)
         return float(loss / valid.clamp(min=1))
 
