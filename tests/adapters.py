@@ -9,11 +9,15 @@ import torch
 from parity.cases import CASES, Case
 from parity.measure import CPU, tokens_of
 from parity.references import Reference, write
-from torch import Tensor
+from torch import Tensor, nn
 
+from tandem.catalogue.config import ModelConfig
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load
-from tandem.training.adapters.lora import apply_lora, lora_parameters
+from tandem.parallel.world import World
+from tandem.training.adapters.lora import apply_lora
+from tandem.training.adapters.peft_folder import save_factors
+from tandem.training.compute.gathering import Gathering
 from tandem.training.settings.config import LoraConfig
 
 FAMILIES = (
@@ -41,6 +45,23 @@ def adapted(name: str, folder: Path, dtype: torch.dtype = torch.float32, **field
     apply_lora(decoder, LoraConfig.model_validate({"rank": 4, "alpha": 6, **fields}), 0)
     randomise(lora_parameters(decoder).values())
     return decoder
+
+
+def every_target(config: ModelConfig) -> tuple[str, ...]:
+    """All that may be adapted at once."""
+    tables = ("embedding",) if config.normalised_head else ("embedding", "head")
+    return ("all-linear", *(() if config.tied_embeddings else tables))
+
+
+def lora_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
+    """Every factor by its name."""
+    named = decoder.named_parameters()
+    return {name: parameter for name, parameter in named if name.endswith(("lora_a", "lora_b"))}
+
+
+def save_adapter(decoder: Decoder, folder: Path, base: str | None = None) -> None:
+    """Write the adapters of a decoder that is whole here."""
+    save_factors(decoder.config, Gathering(decoder, World()).factors(), folder, base)
 
 
 def randomise(tensors: Iterable[Tensor], std: float = 0.08) -> None:

@@ -23,8 +23,8 @@ from tandem.model.random_weights import random_decoder
 from tandem.model.skeleton import bare
 from tandem.parallel.place import Place
 from tandem.parallel.world import World, joined
-from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors, lora_parameters, merge
-from tandem.training.adapters.peft_folder import save_adapter, save_factors
+from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors, merge
+from tandem.training.adapters.peft_folder import save_factors
 from tandem.training.compute.gathering import Gathering, collected
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import materialise, parallelize
@@ -87,7 +87,7 @@ def move_all(decoder: Decoder) -> Decoder:
     """Let B add something."""
     drawn = torch.Generator().manual_seed(1)
     fill_factors(decoder, [(name, torch.randn(one.shape, generator=drawn) / 8)
-                           for name, one in lora_parameters(decoder).items()])  # fmt: skip
+                           for name, one in decoder.named_parameters() if one.requires_grad])  # fmt: skip
     return decoder
 
 
@@ -96,7 +96,7 @@ def check_exports(parts: Decoder, whole: Decoder, out: Path, world: World) -> No
     factors = gathering.factors()
     if world.leads:
         save_factors(whole.config, factors, out / "adapter")
-        save_adapter(whole, out / "whole-adapter")
+        save_factors(whole.config, Gathering(whole, World()).factors(), out / "whole-adapter")
         merge(whole)
         save(whole, out / "whole", GenerationDefaults(), {}, SHARD)
     target = out / "model" if world.leads else None

@@ -85,7 +85,7 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
 
 
 def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None) -> None:
-    world, config = stage.world, _settled(stage, decoder)
+    world, config = stage.world, _with_speed(stage, decoder)
     told = progress if world.leads else Silence()
     if fill is None:
         decoder.to(world.device)
@@ -108,8 +108,8 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
         trainer.run(log, told, watch)
 
 
-def _settled(stage: Stage, decoder: Decoder) -> StageConfig:
-    """With the speed of routers' biases, which only a pretraining moves unasked."""
+def _with_speed(stage: Stage, decoder: Decoder) -> StageConfig:
+    """Its settings with the speed of routers' biases, which only a pretraining moves unasked."""
     speed, there = stage.config.balance_bias, decoder.config.router_biases
     if speed is None:
         speed = PRETRAINING if there and stage.name == "pretrain" else 0.0

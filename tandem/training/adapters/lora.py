@@ -71,16 +71,6 @@ def fill_factors(decoder: Decoder, values: Iterable[tuple[str, Tensor]]) -> None
         keep_own(decoder.get_parameter(name), value)
 
 
-def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every factor by its name."""
-    return {name: parameter for name, parameter in model.named_parameters() if is_factor(name)}
-
-
-def is_factor(name: str) -> bool:
-    """Whether a parameter of this name is one half of an adapter."""
-    return name.endswith(("lora_a", "lora_b"))
-
-
 def merge(decoder: Decoder) -> None:
     """Add the adapters to the matrices and take them off: a plain decoder again, whose parameters stay frozen.
 

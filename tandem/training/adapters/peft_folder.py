@@ -19,7 +19,7 @@ from tandem.model.decoder import Decoder
 from tandem.model.folder import unwritable
 from tandem.training.adapters.factors import Factors, fused
 from tandem.training.adapters.layers import Strength
-from tandem.training.adapters.lora import factors_of, put_on, strengths
+from tandem.training.adapters.lora import factors_of, put_on
 from tandem.training.adapters.peft_config import FILE, PeftConfig, peft_fields
 from tandem.training.adapters.peft_reading import TENSORS, read_adapter
 from tandem.training.adapters.targets import places
@@ -47,11 +47,6 @@ def load_adapter(decoder: Decoder, folder: Path, dropout: float = 0.0, seed: int
         for name, one in adapter.factors.items():
             for target, value in zip(factors_of(decoder, name), (one.a, one.b), strict=True):
                 target.copy_(value)
-
-
-def save_adapter(decoder: Decoder, folder: Path, base: str | None = None) -> None:
-    """Write the adapters of a decoder that is whole here; otherwise as `save_factors`."""
-    save_factors(decoder.config, _own_factors(decoder), folder, base)
 
 
 def save_factors(config: ModelConfig, factors: Mapping[str, Factors], folder: Path, base: str | None = None) -> None:
@@ -98,10 +93,6 @@ def _with_dropout(strength: Strength, dropout: float) -> Strength:
     return Strength(rank=strength.rank, alpha=strength.alpha, rslora=strength.rslora, dropout=dropout)
 
 
-def _own_factors(decoder: Decoder) -> dict[str, Factors]:
-    return {name: Factors(*_detached(decoder, name), strength) for name, strength in strengths(decoder).items()}
-
-
 def _written(config: ModelConfig, factors: Mapping[str, Factors]) -> dict[str, Factors]:
     """Module name -> the pair that the file gets."""
     shapes = parameter_shapes(config)
@@ -113,11 +104,6 @@ def _written(config: ModelConfig, factors: Mapping[str, Factors]) -> dict[str, F
             rows = [shapes[name][-2] for name in place.ours]
             written[place.module] = parts[0] if len(parts) == 1 and parts[0] else fused(parts, rows)
     return written
-
-
-def _detached(decoder: Decoder, name: str) -> tuple[Tensor, Tensor]:
-    a, b = factors_of(decoder, name)
-    return a.detach().cpu(), b.detach().cpu()
 
 
 def _companions(own: Mapping[str, Factors], shapes: Mapping[str, Shape]) -> dict[str, Factors]:

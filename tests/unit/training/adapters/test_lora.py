@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import FAMILIES, TOKENS, adapted, base_of
+from adapters import FAMILIES, TOKENS, adapted, base_of, every_target, lora_parameters
 from parity.measure import CPU, whole
 from tiny import TINY
 
@@ -15,20 +15,24 @@ from tandem.errors import ModelFolderError, RecipeError
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load, save
 from tandem.model.random_weights import random_decoder
-from tandem.training.adapters.lora import apply_lora, initial_factors, lora_parameters, merge
+from tandem.training.adapters.lora import apply_lora, initial_factors, merge, strengths
 from tandem.training.adapters.targets import resolved
 from tandem.training.compute.parallelize import trained
 from tandem.training.settings.config import LoraConfig
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen2, tied"])
 def test_at_first_nothing_changes_and_merging_changes_nothing_more(family: str, tmp_path: Path) -> None:
     base = base_of(family, tmp_path / "base")
     before = whole(base, TOKENS)
     names = [name for name, _ in base.named_parameters()]
-    apply_lora(base, LoraConfig(rank=4), 0)
+    targets, matrices = every_target(base.config), {name for name, one in base.named_parameters() if one.dim() > 1}
+    apply_lora(base, LoraConfig(rank=4, targets=targets), 0)
     assert torch.equal(whole(base, TOKENS), before)
-    decoder = adapted(family, tmp_path / "again")
+    config = base.config
+    refused = [config.tied_embeddings * "embedding.weight", config.normalised_head * "head.weight"]
+    assert strengths(base).keys() == matrices - set(refused)
+    decoder = adapted(family, tmp_path / "again", targets=targets)
     unmerged = whole(decoder, TOKENS)
     assert (unmerged - before).abs().max() > 0.1
     merge(decoder)
@@ -119,6 +123,7 @@ def test_all_linear_is_everything_but_the_tables(tmp_path: Path) -> None:
     [
         ("llama", {"targets": ("q_prj",)}, "q_prj is no matrix of this model; it has .*q_proj"),
         ("llama, tied, one kv head", {"targets": ("embed_tokens",)}, "the embedding is this model's head too"),
+        ("qwen2, tied", {"targets": ("lm_head",)}, "lm_head is no matrix of this model"),
         ("baichuan2-7b", {"targets": ("lm_head",)}, "scaled to length one"),
         ("mixtral", {"dropout": 0.1}, "feed_forward.router cannot have any"),
         ("llama", {"targets": ("embed_tokens",), "dropout": 0.1}, "embedding cannot have any"),

@@ -12,7 +12,7 @@ import adapter_run
 import pytest
 import torch
 from adapter_run import Questions, run, stage_of
-from adapters import FAMILIES, base_of
+from adapters import FAMILIES, base_of, every_target, lora_parameters
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from tandem.model.decoder import Decoder
 from tandem.model.folder import load
 from tandem.parallel.world import World
 from tandem.training.adapters.dropout import drop, key_of
-from tandem.training.adapters.lora import apply_lora, lora_parameters
+from tandem.training.adapters.lora import apply_lora
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
@@ -58,15 +58,25 @@ def saved_in(folder: Path) -> dict[str, Tensor]:
 
 def test_a_resumed_run_is_the_same_bit_for_bit_with_dropout(tmp_path: Path) -> None:
     base_of("llama", tmp_path / "base")
-    run(tmp_path / "base", tmp_path / "whole", 6, World(), dropout=0.3)
-    for steps in (3, 6):
-        run(tmp_path / "base", tmp_path / "parts", steps, World(), dropout=0.3)
-    ours, theirs = (saved_in(tmp_path / name / "adapter-6") for name in ("whole", "parts"))
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    assert losses_in(tmp_path / "whole") == losses_in(tmp_path / "parts")
+    check_resumes(tmp_path, dropout=0.3)
     base_of("qwen2", tmp_path / "other")
     with pytest.raises(CheckpointError, match="base was"):
         run(tmp_path / "other", tmp_path / "parts", 7, World())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen2, tied"])
+def test_a_resumed_run_is_the_same_with_adapters_on_everything(family: str, tmp_path: Path) -> None:
+    check_resumes(tmp_path, targets=every_target(base_of(family, tmp_path / "base").config))
+
+
+def check_resumes(folder: Path, **lora: object) -> None:
+    run(folder / "base", folder / "whole", 6, World(), **lora)
+    for steps in (3, 6):
+        run(folder / "base", folder / "parts", steps, World(), **lora)
+    ours, theirs = (saved_in(folder / name / "adapter-6") for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert losses_in(folder / "whole") == losses_in(folder / "parts")
 
 
 @pytest.mark.full
@@ -98,8 +108,7 @@ def test_several_ranks_train_what_one_does_and_go_on_from_it(
 def test_training_in_bfloat16_lowers_the_loss_too(family: str, tmp_path: Path) -> None:
     base_of(family, tmp_path / "base")
     decoder = load(tmp_path / "base", torch.device("cpu"), torch.bfloat16)
-    targets = "all-linear" if decoder.config.normalised_head else ("all-linear", "embedding", "head")
-    apply_lora(decoder, LoraConfig(rank=4, targets=targets), 0)
+    apply_lora(decoder, LoraConfig(rank=4, targets=every_target(decoder.config)), 0)
     stage = Stage(name="lora", title="", config=stage_of(precision="bfloat16"), folder=tmp_path, inputs={})
     train(stage, decoder, Questions(), Silence())
     assert {factor.dtype for factor in lora_parameters(decoder).values()} == {torch.float32}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import TOKENS, adapted, randomise
+from adapters import TOKENS, adapted, lora_parameters, randomise, save_adapter
 from parity.measure import CPU, whole
 from safetensors.torch import load_file
 from tiny import TINY, write_model
@@ -16,8 +16,7 @@ from tandem.cli import run
 from tandem.model.folder import load, save
 from tandem.model.random_weights import random_decoder
 from tandem.text.tokenizer import Tokenizer
-from tandem.training.adapters.lora import apply_lora, lora_parameters
-from tandem.training.adapters.peft_folder import save_adapter
+from tandem.training.adapters.lora import apply_lora
 from tandem.training.settings.config import LoraConfig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters import TOKENS, adapted, base_of, case_of, randomise
+from adapters import TOKENS, adapted, base_of, case_of, lora_parameters, randomise, save_adapter
 from parity.measure import CPU, whole
 from parity.references import FROM_FORMULAS
 from safetensors.torch import load_file, save_file
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from tandem.errors import ModelFolderError, RecipeError, TandemError
 from tandem.model.folder import load
-from tandem.training.adapters.lora import lora_parameters
 from tandem.training.adapters.peft_config import short_names
-from tandem.training.adapters.peft_folder import load_adapter, save_adapter
+from tandem.training.adapters.peft_folder import load_adapter
 
 FUSED = {
     "qwen": ("transformer.h.{}.attn.c_attn", "transformer.h.{}.mlp.c_proj"),
