@@ -113,13 +113,13 @@ def test_loads_even_out_in_thirty_steps() -> None:
     first, late = {}, {}
     for speed in (0.0, 0.02):
         batches = rank_suite.Conversations(packed=True)
-        trainer = trainer_of(small("deepseek-v3"), Path("unused"), batches, steps=30, global_batch=16, micro_batch=16,
+        trainer = trainer_of(small("deepseek-v3"), Path("unused"), batches, steps=30, global_batch=8, micro_batch=8,
                              balance=0.0, balance_bias=speed)  # fmt: skip
         found = [report.load_max for report, _ in (trainer.step() for _ in range(30)) if report and report.load_max]
         first[speed], late[speed] = found[0], sum(found[-5:]) / 5
     assert first[0.0] == first[0.02] > 3
     assert late[0.0] > 3
-    assert late[0.02] < 1.5
+    assert late[0.02] < 1.9
 
 
 def poisonous() -> Decoder:
