@@ -33,6 +33,7 @@ TORCH_FREE = [
 
 TRAINING_ROOMS = [
     "data", "settings", "adapters", "compute", "checkpoints", "guard", "watch", "launch", "plan", "staging", "named",
+    "preflight",
 ]  # fmt: skip
 GATEWAY_ROOMS = [
     "processes", "wire", "request", "workers", "observability", "admission", "delivery", "door", "fleet",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tandem.training.progress import Progress
     from tandem.training.settings.config import Recipe
+    from tandem.training.settings.resolve import Resolved
     from tandem.training.settings.run import StageName
     from tandem.training.settings.values import Values
 
@@ -47,8 +48,11 @@ class Options:
     """A setting of a named model, as in `--set training.lr=1e-5`; `tandem train settings` lists them."""
     plan: Annotated[bool, Parameter(negative="")] = False
     """Only show what would be done, with where each value comes from."""
+    check: Annotated[bool, Parameter(negative="")] = False
+    """Only look at all that the run could fail of on this host: data, weights, memory, disk, hosts, stores; exit code 3
+    if it would."""
     json: Annotated[bool, Parameter(negative="")] = False
-    """Show the plan as JSON."""
+    """Show the plan, or with --check what was found, as JSON."""
     resume: bool | None = None
     """Go on from the latest checkpoint, as is done by default; else the stage begins anew, or, of a named model, is
     refused where there is a checkpoint."""
@@ -66,36 +70,36 @@ Given = Annotated[Options, Parameter(name="*")]
 
 
 @app.command
-def pretrain(what: str, /, *, options: Given = Options()) -> None:
+def pretrain(what: str, /, *, options: Given = Options()) -> int:
     """Train on plain text: a new model from a recipe of one, or a named model further.
 
     Args:
         what: A built-in recipe, such as quickstart, a model of `tandem train list`, or a path to a .yaml file.
         options: See below.
     """
-    train("pretrain", what, options)
+    return train("pretrain", what, options)
 
 
 @app.command
-def sft(what: str, /, *, options: Given = Options()) -> None:
+def sft(what: str, /, *, options: Given = Options()) -> int:
     """Fine-tune a model on conversations; of a recipe for a new one, stages before it are done first.
 
     Args:
         what: A built-in recipe, such as quickstart, a model of `tandem train list`, or a path to a .yaml file.
         options: See below.
     """
-    train("sft", what, options)
+    return train("sft", what, options)
 
 
 @app.command
-def lora(what: str, /, *, options: Given = Options()) -> None:
+def lora(what: str, /, *, options: Given = Options()) -> int:
     """Fine-tune small factors beside a named model's frozen weights.
 
     Args:
         what: A model of `tandem train list`, or a path to a .yaml file.
         options: See below.
     """
-    train("lora", what, options)
+    return train("lora", what, options)
 
 
 @app.command(show=False)
@@ -152,19 +156,21 @@ def refuse(*words: Annotated[str, Parameter(show=False, allow_leading_hyphen=Tru
         raise UsageError(f"train {words[0]}: there is no such stage; use {', '.join(STAGES)}")
 
 
-def train(stage: StageName, what: str, options: Options) -> None:
-    """Do one stage of whatever was asked for, or show the plan."""
+def train(stage: StageName, what: str, options: Options) -> int:
+    """Do one stage of whatever was asked for, or show the plan, or what it could fail of."""
     import os
 
     from tandem.training.settings.choice import choose
     from tandem.training.settings.config import Recipe
 
     given = choose(what, stage, environment=os.environ, options=_values(options), root=options.out)
+    if options.check:
+        return _check(given, stage, options)
     if options.plan or options.json:
         from tandem.cli.training_plan import print_plan
 
         print_plan(given, options.device, json=options.json)
-        return
+        return 0
     with _shown() as progress:
         if isinstance(given, Recipe):
             assert options.out is not None, "a recipe for a new model was chosen with its folder"
@@ -176,6 +182,28 @@ def train(stage: StageName, what: str, options: Options) -> None:
                 given, progress, device=options.device, fresh=options.fresh, data_only=options.data_only
             )  # fmt: skip
     print(result)
+    return 0
+
+
+def _check(given: Recipe | Resolved, stage: StageName, options: Options) -> int:
+    import os
+
+    from tandem.cli.training_plan import print_findings
+    from tandem.errors import UsageError
+    from tandem.training.preflight.named import check_named
+    from tandem.training.preflight.recipe import check_recipe
+    from tandem.training.settings.config import Recipe
+
+    if options.plan or options.data_only:
+        other = "--plan" if options.plan else "--data-only"
+        raise UsageError(f"--check looks at the whole run and shows what it finds; give it without {other}")
+    if isinstance(given, Recipe):
+        assert options.out is not None, "a recipe for a new model was chosen with its folder"
+        again = options.fresh or options.resume is False
+        found = check_recipe(given, stage, Path(options.out), options.device, os.environ, fresh=again)
+    else:
+        found = check_named(given, options.device, os.environ, fresh=options.fresh)
+    return print_findings(found, json=options.json)
 
 
 def _from_nothing(given: Recipe, stage: StageName, options: Options, out: Path, progress: Progress) -> Path:

@@ -1,4 +1,4 @@
-"""Shows what can be trained, what can be set, and what a command would do."""
+"""Shows what can be trained, what can be set, what a command would do, and what it would fail of."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from tandem.cli.train import Device
     from tandem.training.named.memory import Need
+    from tandem.training.preflight.finding import Finding
     from tandem.training.settings.config import Recipe, StageConfig
     from tandem.training.settings.resolve import Resolved
 
@@ -85,6 +86,24 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
     _print(draw_plan(need.plan, need.capacity))
     if not need.fits:
         print(advice(need.change))
+
+
+def print_findings(found: Iterable[Finding], *, json: bool) -> int:
+    """What was found, a line each; returns the exit code, 3 where the run would fail."""
+    from tandem.training.preflight.finding import counted
+
+    every = list(found)
+    problems = [finding for finding in every if finding.remark.verdict == "problem"]
+    if json:
+        print(dumps({"problems": len(problems), "findings": [finding.as_json for finding in every]}, indent=2))
+        return 3 if problems else 0
+    rows = ((finding.subject, finding.remark.verdict, finding.remark.text) for finding in every)
+    _print(_table(("what", "verdict", "found"), rows))
+    if not problems:
+        print("nothing was found that it would fail of")
+        return 0
+    print(f"{counted(len(problems), 'problem')}: the run would fail")
+    return 3
 
 
 def _print_schedule(name: str, stage: StageConfig) -> None:

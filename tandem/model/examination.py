@@ -61,8 +61,12 @@ class Examination:
         return {"config": config_fields(self.config), "costs": costs, **found}
 
 
-def examine(folder: Path) -> Examination:
+def examine(folder: Path, tokenizer: Path | None = None) -> Examination:
     """Look at a model folder without loading it.
+
+    Args:
+        folder: Of the model.
+        tokenizer: Folder of the tokenizer's files, where they lie apart.
 
     Raises:
         ModelFolderError: The configuration is missing, broken or not supported; faults of weights and tokenizer are
@@ -76,12 +80,23 @@ def examine(folder: Path) -> Examination:
         faults = fit(stored, family, config, fields).faults
     except ModelFolderError as error:
         faults = (str(error),)
-    tokenizer = None
+    found = None
     try:
-        tokenizer = _tokenizer(folder, config)
+        found = find_tokenizer(tokenizer or folder, config)
     except ModelFolderError as error:
         faults = (*faults, str(error))
-    return Examination(config=config, tensors=len(stored), dtypes=_dtypes(stored), tokenizer=tokenizer, faults=faults)
+    return Examination(config=config, tensors=len(stored), dtypes=_dtypes(stored), tokenizer=found, faults=faults)
+
+
+def find_tokenizer(folder: Path, config: ModelConfig) -> TokenizerFound:
+    """What there is of a tokenizer for a model.
+
+    Raises:
+        ModelFolderError: It cannot be used, or has more ids than the model has rows.
+    """
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.require_room(folder, config.vocab_size)
+    return TokenizerFound(file=tokenizer.file, ids=tokenizer.vocab_size, chat=tokenizer.chat is not None)
 
 
 def _dtypes(stored: dict[str, StoredTensor]) -> dict[str, int]:
@@ -89,12 +104,6 @@ def _dtypes(stored: dict[str, StoredTensor]) -> dict[str, int]:
     for tensor in stored.values():
         sizes[tensor.dtype] += tensor.size
     return dict(sizes.most_common())
-
-
-def _tokenizer(folder: Path, config: ModelConfig) -> TokenizerFound:
-    tokenizer = Tokenizer.from_folder(folder)
-    tokenizer.require_room(folder, config.vocab_size)
-    return TokenizerFound(file=tokenizer.file, ids=tokenizer.vocab_size, chat=tokenizer.chat is not None)
 
 
 def require_whole(folder: Path) -> None:

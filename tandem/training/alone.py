@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from tandem.errors import UsageError
 from tandem.training.progress import Progress
@@ -25,6 +26,19 @@ def require_unshared(place: Path, hosts: int) -> None:
         )
 
 
+def at_work(place: Path) -> str | None:
+    """Who is at work at a place; None for nobody. Leaves nothing behind."""
+    path = _lock_of(place)
+    if not path.is_file():
+        return None
+    with path.open("r", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(lock)
+    return None
+
+
 @contextmanager
 def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Iterator[None]:
     """Keep other processes away for as long as the block lasts; the lock goes with the process, however it ends.
@@ -39,13 +53,11 @@ def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Itera
         UsageError: Another process is at work there, and `wait` is off.
     """
     place.parent.mkdir(parents=True, exist_ok=True)
-    path = place.with_name(f".{place.name}.lock")
-    with path.open("a+", encoding="utf-8") as lock:
+    with _lock_of(place).open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            other = f"another process ({lock.read().strip() or 'unknown'}) {work} there"
+            other = f"{_holder(lock)} {work} there"
             if not wait:
                 raise UsageError(f"{place}: {other}; wait for it, or work at another place") from None
             progress.note(f"{place}: {other}; waiting for it")
@@ -54,3 +66,12 @@ def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Itera
         lock.write(f"{os.uname().nodename}, pid {os.getpid()}\n")
         lock.flush()
         yield
+
+
+def _lock_of(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")
+
+
+def _holder(lock: TextIO) -> str:
+    lock.seek(0)
+    return f"another process ({lock.read().strip() or 'unknown'})"

@@ -131,6 +131,14 @@ class CheckpointStore:
         inputs: Inputs = self._fields(self._at(step), step)["inputs"]
         return inputs
 
+    def require_same_inputs(self, step: int) -> None:
+        """Refuse a checkpoint made from other inputs; its tensors are not looked at.
+
+        Raises:
+            CheckpointError: It is, or it is missing or its state damaged.
+        """
+        self._of_same_inputs(self._at(step), step)
+
     def load(self, tensors: dict[str, Tensor], step: int) -> TrainState:
         """Fill tensors from one checkpoint.
 
@@ -210,13 +218,17 @@ class CheckpointStore:
             raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
         return fields
 
-    def _checked(self, folder: Path, step: int) -> TrainState:
+    def _of_same_inputs(self, folder: Path, step: int) -> dict[str, Any]:
         fields = self._fields(folder, step)
         if different := differences(fields["inputs"], self._inputs):
             raise CheckpointError(
                 f"{folder}: belongs to a run with other inputs: {different}; go back to those, use another folder, or "
                 "train anew with --fresh"
             )
+        return fields
+
+    def _checked(self, folder: Path, step: int) -> TrainState:
+        fields = self._of_same_inputs(folder, step)
         self._check_parts(folder, fields["sha256"], step)
         known = {name: fields[name] for name in TrainState.__dataclass_fields__}
         return TrainState(**known | {"proof": Proof(**known["proof"]) if known["proof"] else None})

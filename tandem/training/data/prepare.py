@@ -17,7 +17,7 @@ from typing import Any
 from tandem.errors import DataError, UsageError
 from tandem.files import json_bytes, write_whole
 from tandem.training.alone import alone_at
-from tandem.training.data.encoding import Encoder, Encoding, Template
+from tandem.training.data.encoding import Encoded, Encoder, Encoding, Template
 from tandem.training.data.fingerprint import Fingerprints, read_mark, tokenizer_digests
 from tandem.training.data.indexed import IndexedTokens
 from tandem.training.data.output import (
@@ -32,15 +32,17 @@ from tandem.training.data.readers.blocks import Block
 from tandem.training.data.readers.files import find_files
 from tandem.training.data.readers.rows import parsed, read_blocks
 from tandem.training.data.rows.kinds import AUTO, Kind, Stage, detect, named_kind, stage_of
-from tandem.training.data.skipped import SkippedRows
+from tandem.training.data.skipped import Reasons, SkippedRows
 from tandem.training.data.workers import choose_workers, encode_blocks
 from tandem.training.inputs import Inputs, differences
-from tandem.training.progress import Progress
+from tandem.training.progress import Progress, Silence
 
 VERSION = 1
 """Rises when the same inputs would give other tokens."""
 LOOKED_AT = 64
 """Rows in which the kind is looked for."""
+SAMPLED = 8_000_000
+"""Bytes of rows that `sample` tokenises."""
 MEGABYTE = 1_000_000
 STAGE = "prepare data"
 
@@ -96,6 +98,43 @@ class Prepared:
     """Whether it was there already, made from the same inputs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the first rows of every file tell of some data."""
+
+    kind: Kind
+    files: int
+    size: int
+    """Bytes of all files."""
+    read: int
+    """Bytes of them that the rows took."""
+    whole: bool
+    """Whether these are all rows."""
+    rows: int
+    documents: int
+    """Texts, or conversations, that can be trained on."""
+    tokens: int
+    skipped: str
+    """Why others cannot, the most frequent reasons first; empty where all can."""
+    chat_template: str | None
+    """As of `Prepared`."""
+    prepared: bool
+    """Whether all of it is prepared already, from the same inputs."""
+
+
+def sample(spec: PrepareSpec) -> Sample:
+    """Look at the first rows of every file, as `prepare` would take them; writes nothing.
+
+    Raises:
+        DataError: A file cannot be read, the kind is not recognised, or of all rows that were read none can be trained
+            on.
+        ModelFolderError: The tokenizer cannot be used.
+        UsageError: Options contradict each other.
+    """
+    _check(spec)
+    return _Preparation(spec, Silence()).sample()
+
+
 def prepare(spec: PrepareSpec, progress: Progress) -> Prepared:
     """Prepare data, unless it is there, made from the same inputs.
 
@@ -141,6 +180,29 @@ class _Preparation:
         write_whole(mark_path(self._spec.prefix), json_bytes(made))
         return self._prepared(result, reused=False)
 
+    def sample(self) -> Sample:
+        encoder, reasons, done, read, whole = Encoder(self._encoding), Reasons(), list[Encoded](), 0, True
+        for file in self._files.files:
+            begin = list(itertools.islice(read_blocks(file), 2))  # the second tells whether there is more
+            whole = whole and len(begin) < 2 and read < SAMPLED
+            if begin and read < SAMPLED:
+                done.append(encoder.encode(begin[0]))
+                read += begin[0].size
+        for row in itertools.chain.from_iterable(one.skipped for one in done):
+            reasons.add(row)
+        rows, documents = sum(one.rows for one in done), sum(len(one.lengths) for one in done)
+        self._refuse_nothing(rows, documents, reasons)
+        return Sample(
+            kind=self._kind, files=len(self._files.files), size=self._files.size, read=read, whole=whole, rows=rows,
+            documents=documents, tokens=sum(len(one.ids) for one in done), skipped=reasons.text(),
+            chat_template=encoder.chat_template, prepared=self._is_prepared(),
+        )  # fmt: skip
+
+    def _is_prepared(self) -> bool:
+        mark = read_mark(self._spec.prefix)
+        same = bool(mark) and mark["inputs"] == self._inputs(Fingerprints(mark["files"]))
+        return same and _whole(self._spec.prefix, self._stage)
+
     def _inputs(self, fingerprints: Fingerprints) -> Inputs:
         return {
             "version": VERSION,
@@ -167,16 +229,17 @@ class _Preparation:
                     skipped.add(encoded.skipped)
                     rows, done = rows + encoded.rows, done + block.size
                     self._progress.advance(done // MEGABYTE, _numbers(writer, time.monotonic() - began))
-            self._refuse_nothing(rows, writer.documents, skipped)
+            self._refuse_nothing(rows, writer.documents, skipped.reasons)
             self._refuse_changed(fingerprints)
         sync_folder(self._spec.prefix.parent)
         self._progress.note(f"{self._stage}: {self._found(writer)}")
-        if skipped.count:
-            self._progress.note(f"{skipped.count} skipped, see {skipped_path(self._spec.prefix)}: {skipped.reasons()}")
+        if skipped.reasons.count:
+            self._progress.note(f"{skipped.reasons.count} skipped, see {skipped_path(self._spec.prefix)}: "
+                                f"{skipped.reasons.text()}")  # fmt: skip
         self._progress.end(STAGE)
         return {
             "rows": rows, "documents": writer.documents, "tokens": writer.tokens, "learnt": writer.learnt,
-            "skipped": skipped.count, "chat_template": encoder.chat_template,
+            "skipped": skipped.reasons.count, "chat_template": encoder.chat_template,
             "seconds": round(time.monotonic() - began, 3),
         }  # fmt: skip
 
@@ -195,12 +258,12 @@ class _Preparation:
             return f"{writer.documents:,} texts, {writer.tokens:,} tokens"
         return f"{writer.documents:,} conversations ({self._kind}), {writer.tokens:,} tokens, {writer.learnt:,} learnt"
 
-    def _refuse_nothing(self, rows: int, documents: int, skipped: SkippedRows) -> None:
+    def _refuse_nothing(self, rows: int, documents: int, reasons: Reasons) -> None:
         if not rows:
             raise DataError(f"{self._spec.input}: holds no row; check that it is the right file")
         if not documents:
             raise DataError(
-                f"{self._spec.input}: none of {rows} {self._kind} rows can be trained on. {skipped.reasons()}; mend "
+                f"{self._spec.input}: none of {rows} {self._kind} rows can be trained on. {reasons.text()}; mend "
                 "the data, raise seq_length, or name another kind"
             )
 

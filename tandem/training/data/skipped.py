@@ -17,6 +17,33 @@ from tandem.training.data.encoding import Skipped
 NUMBER = re.compile(r"\d+")
 
 
+class Reasons:
+    """Why rows are skipped, alike ones counted together."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, Skipped] = {}
+
+    @property
+    def count(self) -> int:
+        """Of all rows."""
+        return self._counts.total()
+
+    def add(self, row: Skipped) -> None:
+        """Count one more."""
+        kind = _kind(row.reason)
+        self._examples.setdefault(kind, row)
+        self._counts[kind] += 1
+
+    def text(self, most: int = 3) -> str:
+        """The most frequent reasons, each with how often, and where it was met first."""
+        return "; ".join(
+            f"{count} times: {first.reason} ({first.file}, row {first.row})"
+            for kind, count in self._counts.most_common(most)
+            for first in (self._examples[kind],)
+        )
+
+
 class SkippedRows(AbstractContextManager["SkippedRows"]):
     """Counts rows and writes them to a JSON Lines file, which is there only if there are some.
 
@@ -25,11 +52,9 @@ class SkippedRows(AbstractContextManager["SkippedRows"]):
     """
 
     def __init__(self, path: Path) -> None:
-        self.count = 0
+        self.reasons = Reasons()
         self._path = path
         self._file: TextIO | None = None
-        self._reasons: Counter[str] = Counter()
-        self._examples: dict[str, Skipped] = {}
 
     def add(self, rows: Iterable[Skipped]) -> None:
         """Count and write some rows."""
@@ -38,18 +63,7 @@ class SkippedRows(AbstractContextManager["SkippedRows"]):
                 self._file = self._path.open("w", encoding="utf-8")
             # ASCII: a row may hold half a surrogate pair, which is why it is here.
             self._file.write(json.dumps(vars(row), default=str) + "\n")
-            kind = _kind(row.reason)
-            self._examples.setdefault(kind, row)
-            self._reasons[kind] += 1
-            self.count += 1
-
-    def reasons(self, most: int = 3) -> str:
-        """The most frequent reasons, each with how often, and where it was met first."""
-        return "; ".join(
-            f"{count} times: {first.reason} ({first.file}, row {first.row})"
-            for kind, count in self._reasons.most_common(most)
-            for first in (self._examples[kind],)
-        )
+            self.reasons.add(row)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

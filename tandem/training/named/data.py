@@ -10,7 +10,7 @@ from tandem.errors import DataError
 from tandem.training.data.fingerprint import read_mark
 from tandem.training.data.indexed import paths_of
 from tandem.training.data.output import packed_prefix, text_prefix
-from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.data.prepare import PrepareSpec, Sample, prepare, sample
 from tandem.training.inputs import digest
 from tandem.training.progress import Progress
 from tandem.training.settings.run import Run
@@ -37,12 +37,28 @@ def prepared_data(run: Run, progress: Progress) -> RunData:
         DataError: It cannot be read or recognised, or there is none.
     """
     if run.paths.prepared is not None:
-        prefix = _prefix(run.paths.prepared, run)
-        progress.note(f"data: {prefix} was prepared before; nothing is prepared")
-        return RunData(prefix=prefix, key=_key(prefix, run), chat_template=None)
+        there = data_there(run)
+        progress.note(f"data: {there.prefix} was prepared before; nothing is prepared")
+        return there
     assert run.paths.data is not None, "a run without prepared data has raw data"
     done = prepare(_spec(run, run.paths.data), progress)
     return RunData(prefix=done.prefix, key=_key(done.prefix, run), chat_template=done.chat_template)
+
+
+def sampled_data(run: Run) -> Sample:
+    """The first rows of a run's raw data, as they would be prepared; nothing is written. Raises as `sample`."""
+    assert run.paths.data is not None, "a run without prepared data has raw data"
+    return sample(_spec(run, run.paths.data))
+
+
+def data_there(run: Run) -> RunData:
+    """The prepared data of a run as it lies there, whatever it was made from.
+
+    Raises:
+        DataError: There is none.
+    """
+    prefix = _prefix(run.paths.prepared, run) if run.paths.prepared else prepared_prefix(run)
+    return RunData(prefix=prefix, key=_key(prefix, run), chat_template=None)
 
 
 def prepared_prefix(run: Run) -> Path:

@@ -36,12 +36,12 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         place: This process among the ranks.
         device: What to train on.
     """
-    batches = _open(run, data)
+    batches = open_batches(run, data)
     config = run.stage_config(batches.samples)
     told = progress if place.rank == 0 else Silence()
     base = base_of(run)
-    inputs = _inputs(base, data, config)
-    if _is_done(run, inputs):
+    inputs = inputs_of(base, data, config)
+    if is_done(run, inputs):
         told.reuse(run.stage)
         return
     if run.threads is not None:
@@ -64,7 +64,12 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         told.end(run.stage)
 
 
-def _open(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
+def open_batches(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
+    """The samples of a run.
+
+    Raises:
+        DataError: There are no such files, they are damaged, or too little for one sample.
+    """
     length = run.training.seq_length
     if run.reads == "pretrain":
         return open_texts(data.prefix, seq_length=length, seed=run.seed, apart=run.data.documents_apart)
@@ -73,7 +78,13 @@ def _open(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
     return open_conversations(data.prefix, seq_length=length, seed=run.seed, pad=pad, pack=run.data.pack)
 
 
-def _inputs(base: Base, data: RunData, config: StageConfig) -> Inputs:
+def inputs_of(base: Base, data: RunData, config: StageConfig) -> Inputs:
+    """All that the result of a run depends on.
+
+    Raises:
+        CheckpointError: The checkpoint it begins from is missing or damaged.
+        ModelFolderError: The weights cannot be read.
+    """
     run = base.run
     begins = {} if base.checkpoint is None else {"begins_from": base.checkpoint.identity}
     return begins | {
@@ -88,7 +99,12 @@ def _inputs(base: Base, data: RunData, config: StageConfig) -> Inputs:
     }
 
 
-def _is_done(run: Run, inputs: Inputs) -> bool:
+def is_done(run: Run, inputs: Inputs) -> bool:
+    """Whether the exported model is there already.
+
+    Raises:
+        CheckpointError: It is, made from other inputs.
+    """
     if not run.export or not run.exported.is_dir() or not run.mark.exists():
         return False
     if different := differences(read_json_object(run.mark, CheckpointError), inputs):

@@ -82,6 +82,15 @@ class Lease(AbstractContextManager["Lease"]):
             if self._is_mine(self._there()):
                 self._bucket.delete([self._key])
 
+    def holder(self) -> str | None:
+        """Who has it, or has left it behind, and since when; None for nobody.
+
+        Raises:
+            StorageError: The store refuses.
+        """
+        seen = self._there()
+        return None if seen is None else _owner(seen)
+
     def require(self) -> None:
         """See that it is still held.
 

@@ -58,7 +58,7 @@ class Staging:
             StorageError: The store refuses, or something is not there.
             UsageError: An address or credentials are missing.
         """
-        for path in dict.fromkeys(self._inputs()):
+        for path in dict.fromkeys(self.inputs()):
             self._at(path, self._fetch_input)
         if not mark_path(self._prepared).exists():
             self._at(self._prepared.parent, self._fetch)
@@ -107,6 +107,25 @@ class Staging:
         if (location := self._location(self._run.exported)) is not None and self._leads:
             self._progress.note(f"{location} has what was trained")
 
+    def inputs(self) -> list[Path]:
+        """All that the run reads, on a store or not."""
+        paths, other = self._run.paths, self._run.resume.checkpoint
+        given = (paths.prepared or paths.data, paths.weights, paths.tokenizer, other)
+        return [path for path in given if path and path != paths.checkpoints]
+
+    def look(self, path: Path, act: Callable[[Bucket, Location, Path], object]) -> None:
+        """Do something about a path that is on a store, and nothing about another."""
+        if (location := self._location(path)) is not None:
+            act(self._bucket(location), location, path)
+
+    def holder(self) -> str | None:
+        """Who was at work at the same checkpoints on a store and has not said that it ended; None for nobody.
+
+        Raises:
+            StorageError: The store refuses.
+        """
+        return self._lease.holder() if self._lease else None
+
     def _stored_checkpoints(self) -> StoredCheckpoints | None:
         paths, launch = self._run.paths, self._run.launch
         if (location := self._location(paths.checkpoints)) is None:
@@ -121,11 +140,6 @@ class Staging:
             return None
         return Lease(self._bucket(location), location, folder, self._progress.note)
 
-    def _inputs(self) -> list[Path]:
-        paths, other = self._run.paths, self._run.resume.checkpoint
-        given = (paths.prepared or paths.data, paths.weights, paths.tokenizer, other)
-        return [path for path in given if path and path != paths.checkpoints]
-
     def _location(self, path: Path) -> Location | None:
         mirror = self._run.mirror
         return None if mirror is None else mirror.location(path)
@@ -137,10 +151,10 @@ class Staging:
         return self._buckets[name]
 
     def _at(self, path: Path, act: Callable[[Bucket, Location, Path], object]) -> None:
-        """Do something about a path that is on a store, and nothing about another."""
-        if (location := self._location(path)) is not None:
+        """As `look`, for what only the run that has the place may do."""
+        if self._location(path) is not None:
             self._require_lease()
-            act(self._bucket(location), location, path)
+            self.look(path, act)
 
     def _fetch_input(self, bucket: Bucket, location: Location, path: Path) -> None:
         """A folder, one object, or (of prepared data) all objects whose names begin so."""

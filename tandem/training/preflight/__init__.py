@@ -1,0 +1,1 @@
+"""What a run could fail of later, looked at before it begins."""

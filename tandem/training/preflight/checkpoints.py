@@ -1,0 +1,60 @@
+"""Where a named model's run goes on, and whether it may: nobody works there, and nothing else was trained there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tandem.training.alone import at_work, require_unshared
+from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.data.prepare import Sample
+from tandem.training.named.begin import base_of, beginning
+from tandem.training.named.data import data_there
+from tandem.training.named.stage import inputs_of, is_done, open_batches
+from tandem.training.preflight.data import is_prepared
+from tandem.training.preflight.finding import Remark, good, note, problem
+from tandem.training.settings.run import Run
+
+
+def look_at_work(run: Run) -> Iterator[Remark]:
+    """Whether another process trains there."""
+    place = run.paths.checkpoints / f"host-{run.launch.node_rank}"
+    if other := at_work(place):
+        yield problem(f"{place}: {other} trains there; wait for it, or set another CKPT_SAVE_PATH")
+
+
+def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) -> Iterator[Remark]:
+    """Where the run begins.
+
+    Args:
+        run: What shall be done.
+        sample: Reads the first rows of the raw data.
+        fresh: Whether its own checkpoints are to be thrown away first.
+
+    Raises:
+        CheckpointError: There are checkpoints or an export of other inputs, or none where it must go on.
+        UsageError: Several hosts are told to throw away what they share.
+    """
+    own = run.paths.checkpoints
+    if fresh:
+        require_unshared(own, run.launch.nodes)
+        yield good(f"{own}: begins anew; what the run has made before is thrown away")
+        return
+    folder = beginning(run) or own
+    step = CheckpointStore(folder, {}, keep_last=1).latest()
+    if step is None and not run.exported.is_dir():
+        yield good(f"{own}: begins at step 0")
+    elif is_prepared(run, sample):
+        yield from _goes_on(run, folder, step)
+    else:
+        yield note(f"{folder}: goes on from step {step} if the data, which is prepared first, comes out as it was")
+
+
+def _goes_on(run: Run, folder: Path, step: int | None) -> Iterator[Remark]:
+    data = data_there(run)
+    inputs = inputs_of(base_of(run), data, run.stage_config(open_batches(run, data).samples))
+    if is_done(run, inputs):
+        yield note(f"{run.exported}: is there, from the same inputs; the run would train nothing")
+    elif step is not None:
+        CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)
+        yield good(f"{folder}: goes on from step {step}")

@@ -1,0 +1,76 @@
+"""All that a run which makes a new model could fail of later, looked at on this host; see `named.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tandem.parallel.device import DeviceName
+from tandem.training.alone import at_work, require_unshared
+from tandem.training.data.corpus import gather
+from tandem.training.named.memory import Need, need_of
+from tandem.training.preflight.finding import Finding, Remark, findings, good, problem
+from tandem.training.preflight.hosts import look_at_meeting, look_at_memory, look_at_ranks
+from tandem.training.preflight.machine import look_at_machine
+from tandem.training.preflight.space import held, look_at_folders
+from tandem.training.settings.config import Recipe, StageConfig
+from tandem.training.settings.run import StageName
+
+
+def check_recipe(
+    recipe: Recipe, stage: StageName, out: Path, device: DeviceName, environment: Mapping[str, str], *, fresh: bool
+) -> Iterator[Finding]:
+    """Look at everything, and tell all that is found.
+
+    Args:
+        recipe: What shall be made.
+        stage: Up to which stage.
+        out: Folder of the run.
+        device: On what.
+        environment: The process's variables.
+        fresh: Whether something of an earlier run is to be thrown away.
+    """
+    launch = recipe.launch
+    stages = {"pretrain": recipe.pretrain} | ({} if stage == "pretrain" else {"sft": recipe.sft})
+    return findings(
+        {
+            "data": lambda: _data(recipe),
+            "work": lambda: _work(recipe, out, fresh=fresh),
+            "ranks": lambda: look_at_ranks(launch, device),
+            "memory": lambda: look_at_memory(_most(recipe, stages, device), launch, device),
+            "folders": lambda: look_at_folders(_wanted(recipe, stages, out, device)),
+            "hosts": lambda: look_at_meeting(launch, device, environment),
+            "machine": lambda: look_at_machine(launch, device, 1, ()),
+        }
+    )
+
+
+def _data(recipe: Recipe) -> Iterator[Remark]:
+    sources = gather(recipe.data.source)
+    yield good(f"{recipe.data.source}: {len(sources.files):,} Python files")
+
+
+def _work(recipe: Recipe, out: Path, *, fresh: bool) -> Iterator[Remark]:
+    place = out / f"host-{recipe.launch.node_rank}"
+    if fresh:
+        require_unshared(out, recipe.launch.nodes)
+    if other := at_work(place):
+        yield problem(f"{place}: {other} trains there; wait for it, or give another --out")
+
+
+def _need(recipe: Recipe, name: str, stage: StageConfig, device: DeviceName) -> Need:
+    config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
+    return need_of(config, stage, recipe.launch, device, packed=name == "sft")
+
+
+def _most(recipe: Recipe, stages: Mapping[str, StageConfig], device: DeviceName) -> Need:
+    return max((_need(recipe, *one, device) for one in stages.items()), key=lambda need: need.plan.total)
+
+
+def _wanted(recipe: Recipe, stages: Mapping[str, StageConfig], out: Path, device: DeviceName) -> dict[Path, int]:
+    """Checkpoints and the exported model of each stage; the model is as large as the weights in a checkpoint."""
+    wanted = {}
+    for name, stage in stages.items():
+        size = _need(recipe, name, stage, device).checkpoint
+        wanted[out / name] = max(0, (stage.keep_last + 1) * size + size // 3 - held(out / name, "*"))
+    return wanted

@@ -1,0 +1,221 @@
+"""`tandem train ... --check`: a good run, and every kind of problem that files and places can have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recording import Recording
+from s3_server import ABSENT, BUCKET, REASON, s3_server
+from safetensors.torch import load_file, save_file
+from tiny import TINY
+
+from tandem.catalogue.models import find_model
+from tandem.catalogue.shrink import chosen_config
+from tandem.cli import run as run_command
+from tandem.model.random_folder import write_random_folder
+from tandem.storage.bucket import Bucket
+from tandem.storage.location import Location
+from tandem.text.trainer import train_tokenizer
+from tandem.training.alone import alone_at
+from tandem.training.named.memory import memory_need
+from tandem.training.named.run import run_named
+from tandem.training.preflight.finding import UNKNOWN
+from tandem.training.preflight.named import check_named
+from tandem.training.settings.resolve import Resolved, assignments, resolve
+from tandem.training.settings.run import StageName
+from tandem.training.staging.lease import Lease
+
+MODEL = "qwen2-0.5b"
+SMALL = {"SEQ_LEN": "64", "GBS": "4", "MBS": "2", "TRAIN_ITERS": "2", "SAVE_INTERVAL": "1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "small"
+    named = find_model(MODEL)
+    config = chosen_config(named.config, tiny=True, shape=None, full=False)
+    write_random_folder(config, named.tokenizer, folder, dtype="bfloat16", seed=0)
+    return folder
+
+
+@pytest.fixture
+def given(model: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a good run, over copies that a test may spoil."""
+    shutil.copytree(model, tmp_path / "small")
+    rows = [{"instruction": f"What follows {n}?", "output": f"It is {n + 1}.", "text": f"{n}. " * 9} for n in range(60)]
+    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data, weights = tmp_path / "data.jsonl", tmp_path / "small"
+    return {"ORIGINAL_TRAIN_DATA_PATH": str(data), "ORIGINAL_HF_WEIGHT": str(weights)} | SMALL
+
+
+def settled(given: dict[str, str], *sets: str, stage: StageName = "sft", **variables: str) -> Resolved:
+    root = Path(given["ORIGINAL_HF_WEIGHT"]).parent / "work"
+    return resolve(MODEL, stage, environment=given | variables, options=assignments(sets), root=root)
+
+
+def problems(given: dict[str, str], *sets: str, stage: StageName = "sft", **variables: str) -> list[tuple[str, str]]:
+    found = check_named(settled(given, *sets, stage=stage, **variables), "cpu", variables, fresh=False)
+    return [(finding.subject, finding.remark.text) for finding in found if finding.remark.verdict == "problem"]
+
+
+def test_the_command_finds_nothing_wrong_with_a_good_run(given: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tandem", "train", "sft", MODEL, "--out", str(tmp_path / "work"), "--check"]
+    done = subprocess.run(
+        [*command, "--device", "cpu"], capture_output=True, text=True, env={**os.environ, **given}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "nothing was found that it would fail of"
+    subjects = [line.split()[0] for line in lines[1:-1]]
+    assert [*dict.fromkeys(subjects)] == [
+        "data", "model", "checkpoints", "ranks", "memory", "folders", "machine",
+    ]  # fmt: skip
+    assert "60 rows (alpaca)" in done.stdout
+    assert not (tmp_path / "work").exists()
+
+
+def test_all_that_is_wrong_is_told_at_once(
+    given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    words = ["train", "sft", MODEL, "--data", str(tmp_path / "none.jsonl"), "--out", "/proc/work", "--device", "cpu"]
+    (tmp_path / "small" / "tokenizer.json").write_text("{}")
+    assert run_command([*words, "--check", "--json"]) == 3
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    bad = [finding for finding in told["findings"] if finding["verdict"] == "problem"]
+    assert told["problems"] == len(bad) == 3
+    assert [finding["subject"] for finding in bad] == ["files", "model", "folders"]
+    assert bad[0]["text"] == f"{tmp_path}/none.jsonl: is not there; raw data (ORIGINAL_TRAIN_DATA_PATH, --data)"
+    assert "tokenizer.json" in bad[1]["text"]
+    assert "/proc cannot be written to" in bad[2]["text"]
+
+
+@pytest.mark.parametrize("other", ["--plan", "--data-only"])
+def test_one_thing_is_shown_at_a_time(
+    other: str,
+    given: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["train", "sft", MODEL, "--out", str(tmp_path / "work"), "--check", other]) == 2
+    assert f"give it without {other}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "data.jsonl: holds no row"),
+        ('{"question": "?"}\n', "data.jsonl"),
+        ('{"instruction": "Why?", "output": ""}\n', "none of 1 alpaca rows can be trained on. 1 times: "),
+    ],
+)
+def test_data_that_cannot_be_trained_on(content: str, says: str, given: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text(content)
+    ((subject, text),) = [one for one in problems(given) if one[0] == "data"]
+    assert (subject, says in text) == ("data", True), text
+
+
+def test_too_few_texts_and_rows_that_are_skipped(given: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "short"}\n')
+    assert "tokens make no sample of 64 + 1" in dict(problems(given, stage="pretrain"))["data"]
+    (tmp_path / "data.jsonl").write_text('{"instruction": "Why?", "output": "So."}\nno json\n')
+    found = list(check_named(settled(given), "cpu", {}, fresh=False))
+    told = [one.remark for one in found if one.subject == "data"]
+    assert [remark.verdict for remark in told] == ["good", "note"]
+    assert "is no JSON" in told[1].text
+
+
+def test_weights_that_are_not_whole(given: dict[str, str], tmp_path: Path) -> None:
+    (file,) = (tmp_path / "small").glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(one for one in tensors if one.endswith("q_proj.weight"))
+    save_file({one: tensor for one, tensor in tensors.items() if one != name}, file)
+    ((subject, text),) = problems(given)
+    assert (subject, name in text, str(tmp_path / "small") in text) == ("model", True, True)
+    save_file(tensors | {name: tensors[name][:-1].contiguous()}, file)
+    assert [(subject, name in text) for subject, text in problems(given)] == [("model", True)]
+    index = {"weight_map": dict.fromkeys(tensors, "gone.safetensors")}
+    (tmp_path / "small" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert any("names gone.safetensors, which is not in this folder" in text for _, text in problems(given))
+
+
+def test_what_one_problem_hides_is_said_to_be_hidden(given: dict[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "small" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 32}))
+    found = {one.subject: one.remark for one in check_named(settled(given), "cpu", {}, fresh=False)}
+    assert found["model"].verdict == "problem"
+    assert "takes 32 tokens, a sample has 64" in found["model"].text
+    assert (found["memory"].verdict, found["memory"].text) == ("note", UNKNOWN)
+
+
+def test_a_tokenizer_of_another_model(given: dict[str, str], tmp_path: Path) -> None:
+    texts = [f"{n} {n * n} {n**3:x} {n**5:o}" for n in range(4000)]
+    train_tokenizer(texts, 2000, tmp_path / "other", TINY.max_position)
+    ((subject, text),) = problems(given, TOKENIZER_PATH=str(tmp_path / "other"))
+    assert (subject, str(tmp_path / "other") in text) == ("model", True)
+
+
+def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
+    resolved = settled(given)
+    place = resolved.run.paths.checkpoints / "host-0"
+    with alone_at(place, Recording(), work="trains", wait=False):
+        ((subject, text),) = problems(given)
+    assert subject == "work"
+    assert text.startswith(f"{place}: another process ({os.uname().nodename}, pid {os.getpid()}) trains there")
+    run_named(resolved, Recording())
+    assert problems(given) == []
+    checkpoint = resolved.run.paths.checkpoints / "iter_0000002" / "rank_00000.safetensors"
+    # The shard has a table of names beside the numbers.
+    assert checkpoint.stat().st_size == pytest.approx(memory_need(resolved.run, "cpu").checkpoint, rel=0.05)
+    ((subject, text),) = problems(given, LR="0.5")
+    assert (subject, "lr was 2.5e-05, now 0.5" in text) == ("checkpoints", True)
+    shutil.rmtree(resolved.run.exported)
+    found = {one.subject: one.remark for one in check_named(settled(given), "cpu", {}, fresh=False)}
+    assert found["checkpoints"].text.endswith("goes on from step 2")
+    assert "lr was 2.5e-05, now 0.5" in dict(problems(given, LR="0.5"))["checkpoints"]
+    assert "may not go on from it" in dict(problems(given, train_auto_resume="false"))["checkpoints"]
+
+
+def test_a_recipe_for_a_new_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["quickstart", "--out", str(tmp_path), "--check", "--device", "cpu"]
+    assert run_command(["train", "sft", *words]) == 0
+    assert "python-stdlib: " in capsys.readouterr().out
+    with alone_at(tmp_path / "host-0", Recording(), work="trains", wait=False):
+        assert run_command(["train", "pretrain", *words]) == 3
+    assert "trains there; wait for it, or give another --out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(ABSENT, reason=REASON)
+def test_places_on_a_store(given: dict[str, str], tmp_path: Path) -> None:
+    with s3_server() as server:
+        variables = dict(server) | {"ORIGINAL_TRAIN_DATA_PATH": f"s3://{BUCKET}/data.jsonl",
+                                   "OUTPUT_SAVE_DIR": f"s3://{BUCKET}/out",
+                                   "TANDEM_STORE_CACHE": str(tmp_path / "cache")}  # fmt: skip
+        ((subject, text),) = problems(given, **variables)
+        assert subject == "store"
+        assert text == f"s3://{BUCKET}/data.jsonl: holds nothing; check the key, or send the input there"
+        location = Location("s3", BUCKET, "data.jsonl")
+        Bucket.connect(location, server).upload(tmp_path / "data.jsonl", location.key, lambda size: None)
+        found = list(check_named(settled(given, **variables), "cpu", variables, fresh=False))
+        assert [one.subject for one in found if one.remark.verdict == "problem"] == []
+        assert any("is fetched when the run begins" in one.remark.text for one in found)
+        assert any(one.remark.text.startswith(f"{location}: 1 object, ") for one in found)
+        place = settled(given, **variables).run.paths.checkpoints
+        own = Location("s3", BUCKET, f"out/saved_models/{MODEL}")
+        with Lease(Bucket.connect(own, server), own, tmp_path, print):
+            found = list(check_named(settled(given, **variables), "cpu", variables, fresh=False))
+        assert any(one.remark.text.startswith(f"{place}: {os.uname().nodename}, pid ") for one in found)
+        ((subject, text),) = problems(given, **variables | {"OUTPUT_SAVE_DIR": "s3://nobody/out"})
+        assert (subject, "check the bucket's name" in text) == ("store", True)
+        assert not (tmp_path / "cache").exists()
