@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER_S = 1.0
+"""Seconds after a signal in which others are the same wish. A service manager, or a cluster's scheduler, signals every
+process of a job at once, so a rank hears it from there and from its launcher."""
+
+
+class Wish:
+    """That it should end, as signals told."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether any signal came."""
+        return self._since is not None
+
+    def repeated(self) -> bool:
+        """Take in a signal; returns whether it is a second wish and not part of the first."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        return now - self._since > TOGETHER_S
 
 
 @contextmanager
@@ -35,16 +57,14 @@ def between_steps() -> Iterator[Callable[[], bool]]:
 
     Outside the main thread signals cannot be handled, and the answer is always False.
     """
-    asked = False
+    wish = Wish()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if wish.repeated():
             raise KeyboardInterrupt
-        asked = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     with handled(ask):
-        yield lambda: asked
+        yield lambda: bool(wish)

@@ -5,8 +5,8 @@
                    └──▶ …
 
 One that fails ends them all: the others wait for it in a collective. Ctrl-C, SIGTERM and SIGHUP are passed on, so that
-the step under way is finished and kept; a second one ends them at once. If this process is killed, they end by their
-lifelines.
+the step under way is finished and kept; a second one, unless it came together with the first, ends them at once. If
+this process is killed, they end by their lifelines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
-from tandem.training.interruption import handled
+from tandem.training.interruption import Wish, handled
 from tandem.training.settings.config import Launch
 
 if TYPE_CHECKING:
@@ -134,14 +134,14 @@ def run_ranks(command: Sequence[str], hosts: Hosts, logs: Path) -> None:
     # In memory and without a name: nothing of it stays behind, however all of them end.
     with os.fdopen(os.memfd_create("meeting")) as meeting, ExitStack() as stack:
         ranks = [stack.enter_context(_started(command, hosts, i, meeting.fileno(), logs)) for i in range(hosts.ranks)]
-        with passed_on(ranks) as signals:
+        with passed_on(ranks) as wish:
             _wait(ranks)
-        if failed := [rank for rank in ranks if rank.code]:
-            if signals:
-                raise KeyboardInterrupt
-            raise ProcessError(f"{_story(failed, logs)}\nthe other ranks were ended; the same command goes on")
-        if signals:
+        failed = [rank for rank in ranks if rank.code]
+        # One rank alone may have been told, too: then all have stopped after the step that it had under way.
+        if wish or (failed and all(rank.code == STOPPED for rank in failed)):
             raise KeyboardInterrupt
+        if failed:
+            raise ProcessError(f"{_story(failed, logs)}\nthe other ranks were ended; the same command goes on")
 
 
 def _wait(ranks: Sequence[Rank]) -> None:
@@ -163,8 +163,8 @@ def _story(failed: Sequence[Rank], logs: Path) -> str:
 
 
 def _culprit(failed: Sequence[Rank]) -> Rank:
-    """Who failed by itself: ended by a signal that was not ours, or with a code that does not blame another one."""
-    own = [rank for rank in failed if rank.code != PEER_LOST]
+    """Who failed by itself: ended by a signal that was not ours, or with a code that blames no other and is no stop."""
+    own = [rank for rank in failed if rank.code not in (PEER_LOST, STOPPED)]
     killed = [rank for rank in own if rank.code is not None and rank.code < 0]
     return (killed or own or list(failed))[0]
 
@@ -194,15 +194,15 @@ def _started(command: Sequence[str], hosts: Hosts, local_rank: int, meeting: int
 
 
 @contextmanager
-def passed_on(ranks: Sequence[Rank]) -> Iterator[list[int]]:
-    """Pass signals that ask for an end on to the ranks, the second one as SIGKILL; yields those that came."""
-    came: list[int] = []
+def passed_on(ranks: Sequence[Rank]) -> Iterator[Wish]:
+    """Pass signals that ask for an end on to the ranks, a second wish as SIGKILL; yields whether any came."""
+    wish = Wish()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        sent = signal.SIGKILL if wish.repeated() else signal.SIGTERM
         for rank in ranks:
             if rank.code is None:
-                rank.process.send_signal(signal.SIGKILL if len(came) > 1 else signal.SIGTERM)
+                rank.process.send_signal(sent)
 
     with handled(pass_on):
-        yield came
+        yield wish

@@ -14,6 +14,7 @@ import pytest
 
 from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
+from tandem.training import interruption
 from tandem.training.guard.diagnosis import HUNG, Report, report_path
 from tandem.training.launch import ranks
 from tandem.training.launch.ranks import PEER_LOST, STOPPED, Hosts, run_ranks
@@ -80,7 +81,10 @@ def test_of_a_hang_the_reports_of_all_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_passed_on_and_a_second_one_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_is_passed_on_and_a_second_one_ends_at_once(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "TOGETHER_S", 0.0)
     program = f"signal.signal(15, lambda *_: open('{tmp_path}/' + str(rank), 'w').close()); time.sleep(600)"
 
     def send() -> None:
@@ -100,6 +104,13 @@ def test_a_signal_is_passed_on_and_a_second_one_ends_at_once(tmp_path: Path, num
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_ranks_that_stop_because_one_of_them_was_told_to_have_not_failed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(command(f"sys.exit({STOPPED})"), Hosts(ranks=2), tmp_path)
+    with pytest.raises(ProcessError, match="rank 1 ended with code 3"):
+        run_ranks(command(f"sys.exit(3 if rank else {STOPPED})"), Hosts(ranks=2), tmp_path)
 
 
 def test_a_rank_that_is_stopped_leaves_it_to_its_launcher_to_say_so() -> None:
