@@ -103,7 +103,7 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
     told.note(formula := trainer.meter.formula())
     for remark in _remarks(config, decoder):
         told.note(remark)
-    record = _record(stage, trainer.state.step, formula) if world.leads else nullcontext()
+    record = _record(stage, trainer.state.step, formula, told) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch)
 
@@ -151,8 +151,8 @@ def _enough_memory() -> Iterator[None]:
         ) from None
 
 
-def _record(stage: Stage, step: int, formula: str) -> Record:
-    return Record(stage.folder, stage.title, step, formula, stage.nodes, stage.data)
+def _record(stage: Stage, step: int, formula: str, told: Progress) -> Record:
+    return Record(stage.folder, stage.title, step, formula, stage.nodes, stage.data, told.note)
 
 
 def _watch(stage: Stage) -> HangWatch | Unwatched:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from tandem.errors import DataError
 from tandem.files import write_whole
 from tandem.training.progress import StepReport
+from tandem.training.watch.growing import GrowingFile
 
 METRICS = "metrics.jsonl"
 
@@ -23,15 +23,16 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     Args:
         path: Created where missing.
         step: The step the run continues from; lines after it are of a stretch that will be trained again, and are cut.
+        note: Is told when the file cannot be written.
 
     Raises:
         DataError: The file is broken in a place other than its cut-off end.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, note: Callable[[str], None] = lambda text: None) -> None:
         there = read_metrics(path) if path.exists() else []
         self._session = max((report.session for report in there), default=0) + 1
-        self._path = path
+        self._path, self._note = path, note
         self._file = self._begin(there, step)
 
     def go_back(self, step: int) -> None:
@@ -39,14 +40,13 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._file.close()
         self._file = self._begin(read_metrics(self._path), step)
 
-    def _begin(self, there: Sequence[StepReport], step: int) -> IO[str]:
+    def _begin(self, there: Sequence[StepReport], step: int) -> GrowingFile:
         write_whole(self._path, "".join(_line(report) for report in there if report.step <= step).encode())
-        return self._path.open("a", encoding="utf-8")
+        return GrowingFile(self._path, self._note)
 
     def append(self, report: StepReport) -> None:
-        """Write one line; it is in the file, if not yet on the disk, when this returns."""
-        self._file.write(_line(replace(report, session=self._session)))
-        self._file.flush()
+        """Write one line."""
+        self._file.append(_line(replace(report, session=self._session)).encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,21 +6,24 @@ data.txt                       the prefixes of its prepared data, one in a line
 run_log-{nodes}-0.txt          the same steps for people, every session of the run after the other
 training_loss.png              curves; drawn now and then, and at the end
 tensorboard/                   event files, where the extra `tensorboard` is installed
+
+A disk that is full for a while ends no run (`growing.py`), nor does a picture that cannot be drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from tandem.files import write_whole
 from tandem.training.progress import StepReport
 from tandem.training.watch.board import Board, can_write
+from tandem.training.watch.growing import GrowingFile
 from tandem.training.watch.metrics import METRICS, MetricsLog
 from tandem.training.watch.painter import Painter
+from tandem.training.watch.picture import PICTURE
 
 FORMULA = "mfu.txt"
 DATA = "data.txt"
@@ -36,24 +39,33 @@ class Record(AbstractContextManager["Record"]):
         formula: How MFU is counted.
         nodes: Hosts of the run, of which the documents' name of the log speaks; its rank is 0, that of who leads.
         data: Prefixes of what it learns from.
+        note: Is told what cannot be written.
     """
 
     def __init__(
-        self, folder: Path, title: str, step: int, formula: str, nodes: int = 1, data: Iterable[Path] = ()
+        self,
+        folder: Path,
+        title: str,
+        step: int,
+        formula: str,
+        nodes: int = 1,
+        data: Iterable[Path] = (),
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = MetricsLog(folder / METRICS, step)
-        self._lines: IO[str] = (folder / f"run_log-{nodes}-0.txt").open("a", encoding="utf-8", buffering=1)
-        self._board = Board(folder / "tensorboard", step) if can_write() else None
+        self._picture, self._note = folder / PICTURE, note
+        self._metrics = MetricsLog(folder / METRICS, step, note)
+        self._lines = GrowingFile(folder / f"run_log-{nodes}-0.txt", note)
+        self._board = Board(folder / "tensorboard", step, note) if can_write() else None
         self._painter = Painter(folder, title)
         write_whole(folder / FORMULA, f"{formula}\n".encode())
         write_whole(folder / DATA, "".join(f"{prefix.absolute()}\n" for prefix in data).encode())
-        self._lines.write(f"{title}: after step {step}; {formula}\n")
+        self._say(f"{title}: after step {step}; {formula}")
 
     def append(self, report: StepReport) -> None:
         """One step."""
         self._metrics.append(report)
-        self._lines.write(line_of(report) + "\n")
+        self._say(line_of(report))
         if self._board is not None:
             self._board.append(report)
         self._painter.step()
@@ -61,7 +73,7 @@ class Record(AbstractContextManager["Record"]):
     def go_back(self, step: int) -> None:
         """Forget what came after a step; the log keeps it, and says so."""
         self._metrics.go_back(step)
-        self._lines.write(f"goes on after step {step}\n")
+        self._say(f"goes on after step {step}")
         if self._board is not None:
             self._board.go_back(step)
 
@@ -70,11 +82,17 @@ class Record(AbstractContextManager["Record"]):
     ) -> None:
         """Close all files and draw the last picture; also where the run was stopped, or failed."""
         self._metrics.__exit__(kind, error, trace)
-        self._lines.write("done\n" if error is None else f"ended: {kind.__name__ if kind else ''} {error}\n")
+        self._say("done" if error is None else f"ended: {kind.__name__ if kind else ''} {error}")
         self._lines.close()
         if self._board is not None:
             self._board.close()
-        self._painter.finish()
+        try:
+            self._painter.finish()
+        except OSError as failure:
+            self._note(f"{self._picture}: is not drawn ({failure})")
+
+    def _say(self, line: str) -> None:
+        self._lines.append(f"{line}\n".encode())
 
 
 def line_of(report: StepReport) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from tandem.training.data.skipped import SkippedRows
 from tandem.training.guard.journal import Action, Event
 from tandem.training.progress import StepReport
 from tandem.training.watch.board import NAMES, Board, can_write
+from tandem.training.watch.growing import GrowingFile
 from tandem.training.watch.metrics import read_metrics
 from tandem.training.watch.painter import EVERY, Painter
 from tandem.training.watch.picture import PICTURE, draw_curves, draw_folder
@@ -167,3 +172,43 @@ def records(content: bytes) -> list[bytes]:
         out.append(content[12 : 12 + length])
         content = content[16 + length :]
     return out
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Files may not grow beyond 6 bytes: to a writer the same as a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that it is an error
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_what_a_full_disk_does_not_take_is_written_when_it_does(tmp_path: Path) -> None:
+    path, notes = tmp_path / "log", list[str]()
+    file = GrowingFile(path, notes.append)
+    file.append(b"one\n")
+    with full_disk():
+        file.append(b"two\n")
+        file.append(b"three\n")
+        assert path.read_bytes() == b"one\ntw"
+    file.append(b"four\n")
+    file.close()
+    assert path.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert len(notes) == 1
+    assert f"{path}: cannot be written (File too large)" in notes[0]
+
+
+def test_a_record_on_a_full_disk_says_what_is_lost_and_ends_well(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with ExitStack() as disk, Record(tmp_path, "tiny: sft", 0, "MFU = formula", note=notes.append) as record:
+        record.append(report(1))
+        disk.enter_context(full_disk())
+        for step in range(2, 40):
+            record.append(report(step))
+    assert [one.step for one in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    assert sum("metrics.jsonl: the last" in note and "are lost" in note for note in notes) == 1
+    assert f"{tmp_path / PICTURE}: is not drawn" in notes[-1]
