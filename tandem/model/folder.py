@@ -91,13 +91,14 @@ def load_own(decoder: Decoder, folder: Path) -> None:
 
 
 def own_dtype(folder: Path) -> torch.dtype:
-    """What the weights of a folder become where no dtype is asked for.
+    """What the weights of a folder become where no dtype is asked for; there need be none if config.json says it.
 
     Raises:
         ModelFolderError: A file is missing or broken, or the dtype is none that can be computed in.
     """
     _, _, fields = translate(folder)
-    return _own_dtype(fields, dtype_of(stored_tensors(folder)), folder)
+    said = fields.get("dtype") or fields.get("torch_dtype")
+    return _own_dtype(fields, said or dtype_of(stored_tensors(folder)), folder)
 
 
 def save(

@@ -159,6 +159,15 @@ def test_what_one_problem_hides_is_said_to_be_hidden(given: dict[str, str], tmp_
     assert (found["memory"].verdict, found["memory"].text) == ("note", UNKNOWN)
 
 
+def test_random_weights_need_no_file(given: dict[str, str], tmp_path: Path) -> None:
+    (file,) = (tmp_path / "small").glob("*.safetensors")
+    file.unlink()
+    assert [subject for subject, _ in problems(given)] == ["model"]
+    assert problems(given, stage="pretrain", CKPT_LOAD_TYPE="0") == []
+    exported = run_named(settled(given, stage="pretrain", CKPT_LOAD_TYPE="0"), Recording())
+    assert (exported / "model.safetensors").exists()
+
+
 def test_a_tokenizer_of_another_model(given: dict[str, str], tmp_path: Path) -> None:
     texts = [f"{n} {n * n} {n**3:x} {n**5:o}" for n in range(4000)]
     train_tokenizer(texts, 2000, tmp_path / "other", TINY.max_position)
