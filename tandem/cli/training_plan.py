@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tandem.training.preflight.finding import Finding
     from tandem.training.settings.config import Recipe, StageConfig
     from tandem.training.settings.resolve import Resolved
+    from tandem.training.settings.run import Run
 
 
 def print_recipes(*, json: bool) -> None:
@@ -65,22 +66,28 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
         return
     from tandem.training.named.memory import memory_need
     from tandem.training.named.run import missing_files
+    from tandem.training.named.stage import length_in_words
     from tandem.training.plan.drawing import advice, draw_plan
 
-    notes = (*given.notes, *missing_files(given.run))
+    notes = [*given.notes, *missing_files(given.run)]
+    samples = _samples(given.run, notes)
     if json:
         need = memory_need(given.run, device)
         memory = need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": _what(need)}
         run = given.run.model_dump(mode="json")
-        fields = {"run": run, "origins": dict(given.origins), "notes": notes, "memory": memory}
+        steps = None if samples is None else given.run.stage_config(samples).steps
+        fields = {"run": run, "origins": dict(given.origins), "notes": notes, "samples": samples,
+                  "steps": given.run.length.steps or steps, "memory": memory}  # fmt: skip
         print(dumps(fields, indent=2))
         return
     rows = ((name, value, given.origins.get(name, "")) for name, value in _flat(given.run.model_dump(mode="json")))
     _print(_table(("setting", "value", "from"), rows))
     for note in notes:
         print(f"note: {note}")
+    if samples is not None:
+        print(length_in_words(given.run, samples))
     # Only shares of the run are drawn, so any number of samples will do.
-    _print_schedule(given.run.stage, given.run.stage_config(1000 * given.run.training.global_batch))
+    _print_schedule(given.run.stage, given.run.stage_config(samples or 1000 * given.run.training.global_batch))
     print(flush=True)  # the memory takes seconds
     need = memory_need(given.run, device)
     _print(draw_plan(need.plan, need.capacity))
@@ -104,6 +111,22 @@ def print_findings(found: Iterable[Finding], *, json: bool) -> int:
         return 0
     print(f"{counted(len(problems), 'problem')}: the run would fail")
     return 3
+
+
+def _samples(run: Run, notes: list[str]) -> int | None:
+    """How many samples there are, where the data was prepared before and is on this host; what is wrong is a note."""
+    from tandem.errors import DataError
+    from tandem.training.named.data import prepared_data
+    from tandem.training.named.stage import open_batches
+    from tandem.training.progress import Silence
+
+    if run.paths.prepared is None or (run.mirror and run.mirror.location(run.paths.prepared)):
+        return None
+    try:
+        return open_batches(run, prepared_data(run, Silence())).samples
+    except DataError as error:
+        notes.append(str(error))
+        return None
 
 
 def _print_schedule(name: str, stage: StageConfig) -> None:

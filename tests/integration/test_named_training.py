@@ -263,13 +263,20 @@ def filled(run: Resolved) -> Decoder:
     return decoder
 
 
-def test_data_that_was_prepared_before(given: dict[str, str], tmp_path: Path) -> None:
+def test_data_that_was_prepared_before(
+    given: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepared = run_named(resolved(given, tmp_path / "one"), Recording(), data_only=True)
     without = {name: text for name, text in given.items() if name != "ORIGINAL_TRAIN_DATA_PATH"}
     progress = Recording()
     run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=str(prepared)), progress)
     assert len(progress.reports) == 6
     assert progress.begun == ["sft"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in (without | {"USER_PROCESSED_DATA_DIR": str(prepared)}).items():
+            patch.setenv(name, text)
+        assert run_command(["train", "sft", MODEL, "--plan"]) == 0
+    assert any(line.startswith("sft: ") and "; 6 steps of" in line for line in capsys.readouterr().out.splitlines())
     pair = str(prepared / "data_packed_input_ids_document")  # as Megatron's users name it
     run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=pair), again := Recording())
     assert again.reused == ["sft"]

@@ -84,6 +84,7 @@ def need_of(
         device=cast(Literal["cpu", "cuda", "npu"], chosen.type),
         ranks=ranks,
         packed=packed,
+        balance=step.balance,
         lora=lora,
     )
     _, total = memory_of(chosen)

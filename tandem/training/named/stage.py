@@ -46,10 +46,7 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         return
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    told.note(
-        f"{run.stage}: {batches.samples:,} samples of up to {config.seq_length:,} tokens; {config.steps:,} steps of "
-        f"{config.global_batch:,} samples"
-    )
+    told.note(length_in_words(run, batches.samples))
     decoder = base.decoder()
     run.paths.logs.mkdir(parents=True, exist_ok=True)
     with joined(place, choose_device(device)) as world:
@@ -62,6 +59,15 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
         if run.export:
             export(base, decoder, inputs, data.chat_template, world)
         told.end(run.stage)
+
+
+def length_in_words(run: Run, samples: int) -> str:
+    """How long a run is over so many samples."""
+    config = run.stage_config(samples)
+    return (
+        f"{run.stage}: {samples:,} samples of up to {config.seq_length:,} tokens; {config.steps:,} steps of "
+        f"{config.global_batch:,} samples"
+    )
 
 
 def open_batches(run: Run, data: RunData) -> TokenBatches | ConversationBatches:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tandem.catalogue.config import ModelConfig
 from tandem.training.plan.footing import Footing
-from tandem.training.plan.memory import MemoryPlan, estimate
+from tandem.training.plan.memory import MemoryPlan, estimate, least
 from tandem.training.settings.config import Recompute
 
 MOST_RANKS = 4096
@@ -26,6 +26,8 @@ class Change:
 def cheapest_fit(config: ModelConfig, footing: Footing, capacity: int) -> Change | None:
     """The first change of `changes` that fits in `capacity` bytes of a rank; None where none does."""
     for what, changed in changes(footing):
+        if least(config, changed) > capacity:  # known at once, and a plan takes a second
+            continue
         plan = estimate(config, changed)
         if plan.total <= capacity:
             return Change(what, changed, plan)

@@ -32,6 +32,8 @@ class Footing:
     """Cards that share weights, gradients and optimizer state (FSDP)."""
     packed: bool = False
     """Rows hold several sequences that do not see each other."""
+    balance: float | None = None
+    """Coefficient of the loss that keeps a mixture's experts evenly busy; None for the model's own."""
     lora: LoraConfig | None = None
     """None where the whole model is trained."""
 

@@ -85,6 +85,15 @@ def estimate(config: ModelConfig, footing: Footing) -> MemoryPlan:
     return max(plans, key=lambda plan: plan.total)
 
 
+def least(config: ModelConfig, footing: Footing) -> int:
+    """Bytes of one rank that no plan is below, whatever its activations.
+
+    Weights and, where they are trained, a gradient and two averages of each, which are all there at the update.
+    """
+    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    return (1 if footing.lora is not None else 4) * (WIDE * count // footing.ranks)
+
+
 @lru_cache(maxsize=64)
 def _moments(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
     return moments_of(config, footing)

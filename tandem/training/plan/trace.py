@@ -82,7 +82,7 @@ def _traced(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
                 live.leave_out(tensor)
         with live:
             loss = LossModel(model, _rows(config, footing))
-            backward(loss, list(batch.split(footing.micro_batch)), 1, dtype, Balance(model))
+            backward(loss, list(batch.split(footing.micro_batch)), 1, dtype, Balance(model, footing.balance))
             live.begin(UPDATE)
         live.most[TRAINED] = Snapshot(other=sum(4 * one.numel() for one in model.parameters() if one.requires_grad))
         return {name: most for name, most in live.most.items() if name != BETWEEN}

@@ -25,7 +25,7 @@ from tandem.training.loop import backward
 from tandem.training.plan.drawing import advice, draw_plan
 from tandem.training.plan.fit import changes, cheapest_fit
 from tandem.training.plan.footing import Footing
-from tandem.training.plan.memory import MemoryPlan, estimate
+from tandem.training.plan.memory import MemoryPlan, estimate, least
 from tandem.training.plan.trace import kind_of, with_layers
 from tandem.training.settings.config import LoraConfig, Recompute, StageConfig
 
@@ -185,6 +185,36 @@ def test_the_cheapest_change_that_fits() -> None:
     assert cheapest_fit(config, footing, 1000) is None
     assert advice(change).startswith("would fit: micro-batch 1 (")
     assert "lora" in advice(None)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_plan_is_below_the_least(ranks: int, lora: LoraConfig | None) -> None:
+    footing = Footing(seq_length=16, recompute="full", ranks=ranks, lora=lora, device="cuda")
+    config = replace(TINY, layers=3)
+    plan = estimate(config, footing)
+    assert 0.5 * (plan.total - plan.gathered) < least(config, footing) <= plan.total
+
+
+def test_what_cannot_fit_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Footing] = []
+
+    def noted(config: ModelConfig, footing: Footing) -> MemoryPlan:
+        asked.append(footing)
+        return estimate(config, footing)
+
+    monkeypatch.setattr("tandem.training.plan.fit.estimate", noted)
+    footing = Footing(seq_length=64, micro_batch=4, device="cuda")
+    change = cheapest_fit(TINY, footing, least(TINY, footing) - 1)
+    assert change is not None
+    assert change.footing.ranks > 1
+    assert all(one.ranks > 1 for one in asked), "weights and averages alone are too much"
+
+
+def test_balance_takes_memory_where_it_acts() -> None:
+    config = small("mixtral-8x7b", "layers=3")
+    off, on = (estimate(config, replace(SMALL, balance=balance)) for balance in (0.0, 0.02))
+    assert off.activations < on.activations
 
 
 def test_the_table_says_whether_it_fits() -> None:
