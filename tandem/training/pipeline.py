@@ -32,7 +32,7 @@ from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
 from tandem.training.inputs import Inputs, differences, read_mark, write_mark
 from tandem.training.job import CONVERSATIONS, TEXTS, Job, key
-from tandem.training.launch.work import carry_out, let_threads_sleep
+from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import Recipe
 
@@ -157,13 +157,14 @@ class _Run:
             self._progress.reuse(job.stage)
             return job.model
 
-        def alone() -> None:
+        def alone(progress: Progress) -> None:
             from tandem.training.run import train_and_export
 
-            train_and_export(job, self._progress, Place(), self._device)
+            train_and_export(job, progress, Place(), self._device)
 
-        let_threads_sleep()
-        carry_out(job, job.recipe.launch, job.folder / "plog", self._progress, self._device, alone)
+        logs = job.folder / "plog"
+        tell_runtime(logs)
+        carry_out(job, job.recipe.launch, logs, self._progress, self._device, alone)
         return job.model
 
     def _is_done(self, job: Job) -> bool:

@@ -1,6 +1,6 @@
 """This host's ranks as processes: each runs the same command, and is told its place in its environment.
 
-    this process ──┬──▶ rank 0    the terminal is its
+    this process ──┬──▶ rank 0    the terminal is its; see process_log.py
                    ├──▶ rank 1    log in <logs>/run_log-<hosts>-1.txt
                    └──▶ …
 
@@ -27,6 +27,7 @@ from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
 from tandem.training.interruption import Wish, handled
+from tandem.training.launch.process_log import log_path
 from tandem.training.settings.config import Launch
 
 if TYPE_CHECKING:
@@ -96,8 +97,8 @@ class Rank:
 
     place: Place
     process: subprocess.Popen[bytes]
-    log: Path | None
-    """Where its output is; None where that is the terminal."""
+    log: Path
+    """Where its output is; of rank 0, whose output is the terminal's, what it wrote down."""
     lifeline: Lifeline = field(repr=False)
 
     @property
@@ -110,7 +111,7 @@ class Rank:
         """How it ended, with the end of its log."""
         assert self.code is not None
         how = f"was ended by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
-        if self.log is None:
+        if not self.log.exists() or (self.place.rank == 0 and self.code > 0):  # which the terminal has
             return f"rank {self.place.rank} {how}"
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
         return "\n  ".join([f"rank {self.place.rank} {how}; the end of {self.log}:", *lines])
@@ -172,10 +173,10 @@ def _culprit(failed: Sequence[Rank]) -> Rank:
 @contextmanager
 def _started(command: Sequence[str], hosts: Hosts, local_rank: int, meeting: int, logs: Path) -> Iterator[Rank]:
     place, lifeline = hosts.place(local_rank, meeting), Lifeline()
-    log = logs / f"run_log-{hosts.count}-{place.rank}.txt" if place.rank else None
+    log = log_path(logs, hosts.count, place.rank)
     with ExitStack() as stack:
         stack.callback(lifeline.close)
-        output: IO[bytes] | None = stack.enter_context(log.open("ab")) if log else None
+        output: IO[bytes] | None = stack.enter_context(log.open("ab")) if place.rank else None
         process = subprocess.Popen(
             list(command),
             env=os.environ | place.environment | lifeline.environment,

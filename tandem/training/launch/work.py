@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from tandem.files import write_whole
+from tandem.training.launch.process_log import log_path, logged
 from tandem.training.launch.ranks import Hosts, run_ranks
 from tandem.training.progress import Progress
 from tandem.training.settings.config import Launch
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def carry_out(
-    work: BaseModel, launch: Launch, logs: Path, progress: Progress, device: DeviceName, alone: Callable[[], None]
+    work: BaseModel,
+    launch: Launch,
+    logs: Path,
+    progress: Progress,
+    device: DeviceName,
+    alone: Callable[[Progress], None],
 ) -> None:
     """Have the work done, and return when all ranks of this host have ended well.
 
@@ -28,9 +34,9 @@ def carry_out(
         work: What to do; where there are several ranks, each reads it from `<logs>/run-<host>.json` (`part.py`).
         launch: Which ranks there are.
         logs: Folder of the ranks' logs.
-        progress: Is told which hosts are waited for.
+        progress: Is told what happens.
         device: What to train on.
-        alone: Does the work in this process; called where there is only one.
+        alone: Does the work in this process and tells how it goes; called where there is only one.
 
     Raises:
         ProcessError: A rank failed.
@@ -38,7 +44,8 @@ def carry_out(
     """
     hosts = Hosts.of(launch, device)
     if not hosts.needs_processes:
-        alone()
+        with logged(log_path(logs, hosts.count, 0), progress) as told:
+            alone(told)
         return
     if hosts.count > 1:
         progress.note(f"host {hosts.rank} of {hosts.count} meets the others at {hosts.master}, port {hosts.port}")
@@ -48,9 +55,17 @@ def carry_out(
     run_ranks([sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device], hosts, logs)
 
 
-def let_threads_sleep() -> None:
-    """Have torch's threads sleep while they wait for each other, unless the user has decided; before torch is imported.
+def tell_runtime(logs: Path) -> None:
+    """How torch's threads wait, and where Ascend's runtime and NCCL write their logs; before torch is imported.
 
-    Spinning is a little faster on idle processors; beside another busy process it is several times slower.
+    These libraries read the environment when they are loaded and can be told in no other way; ranks inherit it. What
+    the user has decided stays, but for ASCEND_PROCESS_LOG_PATH, which is a setting of the run.
+
+    Args:
+        logs: Folder of the ranks' logs; created where missing.
     """
+    logs.mkdir(parents=True, exist_ok=True)
+    os.environ["ASCEND_PROCESS_LOG_PATH"] = str(logs.absolute())
+    os.environ.setdefault("NCCL_DEBUG_FILE", f"{logs.absolute()}/nccl-%h-%p.txt")  # says nothing without NCCL_DEBUG
+    # Spinning is a little faster on idle processors; beside another busy process it is several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -5,7 +5,7 @@
     <checkpoints>/<stage>_hf/                the exported model
     <checkpoints>/<stage>_hf.json            what it was made from
     <logs>/metrics.jsonl, training_loss.png  one line for each step, and the same as a picture
-    <process logs>/run_log-<hosts>-<rank>.txt    what each rank but the first says
+    <process logs>/run_log-<hosts>-<rank>.txt    what each rank says
     <process logs>/run-<host>.json               the run, as the ranks read it
 
 The process that the user starts prepares the data. Then it trains itself, or starts this host's ranks, which read the
@@ -24,7 +24,7 @@ from tandem.errors import UsageError
 from tandem.parallel.place import Place
 from tandem.training.alone import alone_at, require_unshared
 from tandem.training.checkpoints.state import LATEST
-from tandem.training.launch.work import carry_out, let_threads_sleep
+from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.named.data import prepared_data, prepared_prefix
 from tandem.training.named.weights import remarks_on
 from tandem.training.progress import Progress, Silence
@@ -82,7 +82,7 @@ def run_named(
         if data_only:
             return data.prefix.parent
         with staging.sending():
-            alone = partial(take_part, run, progress, Place(), device)
+            alone = partial(take_part, run, place=Place(), device=device)
             carry_out(run, run.launch, run.paths.process_logs, progress, device, alone)
         staging.tell()
     return run.exported if run.export else run.paths.checkpoints
@@ -103,7 +103,7 @@ def missing_files(run: Run, *, fetched: bool = False) -> list[str]:
 
 def _require_device(run: Run, device: DeviceName) -> None:
     """Refuse a device that is asked for and not there now, and not when hours of preparing data are over."""
-    _tell_runtime(run)
+    tell_runtime(run.paths.process_logs)
     if device not in ("auto", "cpu"):
         from tandem.parallel.device import choose_device
 
@@ -125,10 +125,3 @@ def _clear(run: Run) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in (own / LATEST, run.mark, logs / "metrics.jsonl", logs / "guard.jsonl"):
         path.unlink(missing_ok=True)
-
-
-def _tell_runtime(run: Run) -> None:
-    """Where Ascend's runtime writes its logs, and how threads wait. Before torch is imported."""
-    run.paths.process_logs.mkdir(parents=True, exist_ok=True)
-    os.environ["ASCEND_PROCESS_LOG_PATH"] = str(run.paths.process_logs)
-    let_threads_sleep()
