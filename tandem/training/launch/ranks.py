@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Final
 
-from tandem.errors import ProcessError, UsageError
+from tandem.errors import ProcessError
 from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
@@ -48,7 +48,7 @@ STOPPED: Final = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Hosts:
-    """Where this host stands among the hosts of a run: MASTER_ADDR, MASTER_PORT, NNODES and NODE_RANK."""
+    """Where this host stands among the hosts of a run, as a checked `Launch` says."""
 
     ranks: int = 1
     """Of each host."""
@@ -56,14 +56,6 @@ class Hosts:
     rank: int = 0
     master: str = "localhost"
     port: int = DEFAULT_PORT
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.count:
-            raise UsageError(
-                f"NODE_RANK {self.rank}: hosts are counted from 0 to NNODES - 1, which is {self.count - 1}"
-            )
-        if self.ranks < 1:
-            raise UsageError(f"{self.ranks} ranks: at least one must compute")
 
     @classmethod
     def of(cls, launch: Launch, device: DeviceName) -> Hosts:

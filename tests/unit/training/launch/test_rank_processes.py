@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.errors import ProcessError, UsageError
+from tandem.errors import ProcessError
 from tandem.parallel.place import Place
 from tandem.training import interruption
 from tandem.training.guard.diagnosis import HUNG, Report, report_path
@@ -142,10 +142,3 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
         assert time.monotonic() < deadline, "a rank lives on without its launcher"
         time.sleep(0.05)
     assert not list(temporary.iterdir())
-
-
-def test_hosts_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UsageError, match="NODE_RANK 2: hosts are counted from 0 to NNODES - 1, which is 1"):
-        Hosts(count=2, rank=2)
-    with pytest.raises(UsageError, match="at least one must compute"):
-        Hosts(ranks=0)
