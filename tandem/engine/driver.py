@@ -16,10 +16,11 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from tandem.engine.audit import Audit
-from tandem.engine.engine import Engine, Updates
+from tandem.engine.engine import Engine
 from tandem.engine.fetch import Fetch
 from tandem.engine.fetcher import Fetcher
 from tandem.engine.holder import EngineHolder
+from tandem.engine.open_requests import Updates
 from tandem.engine.progress import Progress
 from tandem.engine.request import Request
 from tandem.engine.update import Update

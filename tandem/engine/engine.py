@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from tandem.engine.audit import Audit, count_blocks
 from tandem.engine.fetch import Fetch
 from tandem.engine.handoff import HandOff
+from tandem.engine.open_requests import OpenRequests, Updates
 from tandem.engine.plan import Plan
 from tandem.engine.request import Request
 from tandem.engine.runner import Runner
@@ -32,9 +33,6 @@ from tandem.kv.messages import Keep, Pull
 from tandem.kv.prefix import BlockKeys
 from tandem.protocol.kv import KVTransferParams
 from tandem.text.detokenizer import Decodes
-
-Updates = list[tuple[str, Update]]
-"""Request ids, and what happened to them."""
 
 RELEASED = "the KV ticket was released before the prefill had ended, so nobody needs it; ask again for another one"
 """What is told to whoever asked for such a prefill."""
@@ -91,13 +89,9 @@ class Engine:
         self._tokenizer = tokenizer
         self._clock = clock
         self._lock = threading.Lock()
-        self._requests: dict[str, list[Sequence]] = {}
-        """Sequences of every request that has not ended, one for each choice once they have parted."""
-        self._arrivals = 0
+        self._open = OpenRequests(self._sequence, self.scheduler, self.tickets, self.stats)
         self._fetches: set[Fetch] = set()
         self._arrived: list[tuple[Fetch, HandOff]] = []
-        self._updates: Updates = []
-        """What happened between steps."""
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -112,29 +106,19 @@ class Engine:
                 "shorten it, or start the instance with a larger --kv-cache-gib"
             )
         with self._lock:
-            assert request.id not in self._requests, f"two requests are called {request.id}"
             if request.ticket_name is not None:
                 self.tickets.require_free(request.ticket_name)
-            self._arrivals += 1
-            sequence = self._sequence(request, request.choices[0], self._arrivals)
-            sequence.reservation = self._reservation(request)
-            self._requests[request.id] = [sequence]
-            self.scheduler.add(sequence)
-            if sequence.over is not None:
-                self._updates.append((request.id, sequence.close()))
-                self._end(sequence, Status.FINISHED)
-            elif request.keep_for_remote:
-                self.tickets.open(sequence)
+            self._open.add(request, self._reservation(request))
 
     def abort(self, request: str) -> None:
         """Stop working for a request whose client is gone; does nothing if it ended."""
         with self._lock:
-            self._end_all(request, Status.ABORTED)
+            self._open.end_all(request, Status.ABORTED)
 
     def fail(self, request: str, error: str, status: int = 500) -> None:
         """A request cannot go on; does nothing if it ended."""
         with self._lock:
-            self._fail(request, error, status)
+            self._open.fail(request, error, status)
 
     def plan(self) -> tuple[Plan, list[Fetch], Updates]:
         """Take in what happened since the last step and decide the next one.
@@ -153,13 +137,13 @@ class Engine:
             fetches = [self._begin(sequence) for sequence in plan.admitted if sequence.fetches]
             for sequence in plan.admitted:
                 if early := self.tickets.announce(sequence):
-                    self._updates.append((sequence.request.id, Update(ticket=early)))
-            return plan, fetches, self._taken_updates()
+                    self._open.tell(sequence.request.id, Update(ticket=early))
+            return plan, fetches, self._open.taken_updates()
 
     def happened(self) -> Updates:
         """What happened since the last step, for when there will be no other."""
         with self._lock:
-            return self._taken_updates()
+            return self._open.taken_updates()
 
     def run(self, plan: Plan) -> list[list[Sampled]]:
         """Compute a plan, without the lock."""
@@ -182,8 +166,8 @@ class Engine:
                 sequence.cached += work.count
                 self.scheduler.publish(sequence)
                 if tokens:
-                    self._extend(sequence, tokens)
-            return self._taken_updates()
+                    self._open.extend(sequence, tokens)
+            return self._open.taken_updates()
 
     def open_pull(self, pull: Pull) -> PullState:
         """Begin to hand blocks over.
@@ -239,7 +223,7 @@ class Engine:
         with self._lock:
             if sequence := self.tickets.computing(name):
                 # Whoever asked for the prefill may be somebody else, and still waits for its end.
-                self._fail(sequence.request.id, RELEASED, 409, Status.ABORTED)
+                self._open.fail(sequence.request.id, RELEASED, 409, Status.ABORTED)
                 return True
             return self.tickets.end(name) or self.reservations.end(name) is not None
 
@@ -271,7 +255,7 @@ class Engine:
             if sequence.ended:
                 return
             if not self.options.recompute:
-                self._fail(sequence.request.id, error, 502)
+                self._open.fail(sequence.request.id, error, 502)
                 return
             sequence.fetches = False
             self.scheduler.postpone(sequence)
@@ -308,15 +292,11 @@ class Engine:
         lease = self.reservations.find(request.reservation or "")
         return None if any(one.reservation is lease for one in self.scheduler.waiting) else lease
 
-    def _taken_updates(self) -> Updates:
-        updates, self._updates = self._updates, []
-        return updates
-
     def _fail_late(self) -> None:
         now = self._clock()
         late = {s.request.id for s in (*self.scheduler.waiting, *self.scheduler.running) if s.request.deadline <= now}
         for request in late:
-            self._fail(request, "the request's deadline_seconds are over; allow it more time", 504)
+            self._open.fail(request, "the request's deadline_seconds are over; allow it more time", 504)
 
     def _begin(self, sequence: Sequence) -> Fetch:
         """The fetch holds the blocks it writes to, so that they stay its own if the request ends meanwhile."""
@@ -331,7 +311,7 @@ class Engine:
         if sequence.ended:
             return
         if error := fetch.mismatch(state, self.model.vocab_size):
-            self._fail(sequence.request.id, error, 502)
+            self._open.fail(sequence.request.id, error, 502)
             return
         self.stats.kv_transfers_received += 1
         self.stats.kv_blocks_received += len(fetch.blocks)
@@ -340,73 +320,7 @@ class Engine:
         sequence.cached = len(sequence.token_ids)
         sequence.reused, sequence.pulled_at = state.reused, fetch.arrived_at
         self.scheduler.publish(sequence)
-        self._extend(sequence, state.first)
-
-    def _extend(self, sequence: Sequence, sampled: Items[Sampled]) -> None:
-        """Give a sequence its next token; the first one parts it from its request's other choices."""
-        if sequence.request.keep_for_remote:
-            self._hand_over(sequence, sampled)
-            return
-        others = [self._fork(sequence, choice) for choice in sequence.request.choices[1:]] if sequence.fork else []
-        for one, token in zip((sequence, *others), sampled, strict=True):
-            self._append(one, token)
-        if not sequence.ended and sequence.status is not Status.DECODING:
-            sequence.move(Status.DECODING)
-
-    def _fork(self, sequence: Sequence, choice: int) -> Sequence:
-        """Another choice: it waits like a preempted one and finds the prompt's blocks known."""
-        other = self._sequence(sequence.request, choice, sequence.arrival)
-        other.sampling, other.fetches, other.reservation = sequence.sampling, False, sequence.reservation
-        other.reused, other.pulled_at = sequence.reused, sequence.pulled_at
-        self._requests[sequence.request.id].append(other)
-        self.scheduler.add(other)
-        return other
-
-    def _append(self, sequence: Sequence, sampled: Sampled) -> None:
-        update = sequence.append(sampled)
-        self.stats.tokens_generated += 1
-        self._updates.append((sequence.request.id, update))
-        if update.reason is not None:
-            self._end(sequence, Status.FINISHED)
-
-    def _hand_over(self, sequence: Sequence, sampled: Items[Sampled]) -> None:
-        """The first token is there and the rest is another instance's: the ticket takes the blocks."""
-        request = sequence.request
-        others = [self._sequence(request, choice, sequence.arrival) for choice in request.choices[1:]]
-        self.stats.tokens_generated += len(sampled)
-        state = HandOff(
-            prompt=len(request.prompt),
-            seed=sequence.sampling.seed,
-            first=list(sampled),
-            reused=sequence.reused or 0,
-        )
-        ticket = self.tickets.close(sequence, state)
-        for one, token in zip((sequence, *others), sampled, strict=True):
-            one.reused = sequence.reused
-            update = one.append(token)
-            self._updates.append((request.id, replace(update, reason=update.reason or "length", ticket=ticket)))
-        self._end(sequence, Status.FINISHED)
-
-    def _fail(self, request: str, error: str, status: int, end: Status = Status.FAILED) -> None:
-        for sequence in self._end_all(request, end):
-            update = Update(reason="error", error=error, status=status, choice=sequence.choice)
-            self._updates.append((request, update))
-
-    def _end_all(self, request: str, status: Status) -> list[Sequence]:
-        sequences = list(self._requests.get(request, ()))
-        for sequence in sequences:
-            self._end(sequence, status)
-        return sequences
-
-    def _end(self, sequence: Sequence, status: Status) -> None:
-        self.tickets.drop(sequence)
-        self.scheduler.remove(sequence)
-        sequence.move(status)
-        self.stats.ended[status] += 1
-        siblings = self._requests[sequence.request.id]
-        siblings.remove(sequence)
-        if not siblings:
-            del self._requests[sequence.request.id]
+        self._open.extend(sequence, state.first)
 
 
 def _whole(sequence: Sequence) -> tuple[list[int], int]:
