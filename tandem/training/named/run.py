@@ -26,7 +26,7 @@ from tandem.training.alone import alone_at, require_unshared
 from tandem.training.checkpoints.state import LATEST
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.named.data import prepared_data, prepared_prefix
-from tandem.training.named.weights import remarks_on
+from tandem.training.named.weights import hint_at_model, remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
 from tandem.training.settings.run import Run
@@ -98,7 +98,8 @@ def missing_files(run: Run, *, fetched: bool = False) -> list[str]:
         "tokenizer (TOKENIZER_PATH, --tokenizer)": paths.tokenizer,
     }
     here = {what: path for what, path in wanted.items() if path and not (away and away.location(path))}
-    return [f"{path}: is not there; {what}" for what, path in here.items() if not path.exists()]
+    hints = {paths.weights / "config.json": hint_at_model(paths.weights)}
+    return [f"{path}: is not there; {what}{hints.get(path, '')}" for what, path in here.items() if not path.exists()]
 
 
 def _require_device(run: Run, device: DeviceName) -> None:

@@ -65,6 +65,19 @@ def remarks_on(run: Run) -> Iterator[str]:
         yield f"{weights_of(run)}: is not as large as {run.model}; its recipe is taken all the same"
 
 
+def hint_at_model(folder: Path) -> str:
+    """What to give in place of a folder that is no model's, to be said behind that; empty where nothing is known."""
+    is_one = CHECKPOINT.fullmatch(folder.name)
+    if models := sorted(path.parent for path in (folder.parent if is_one else folder).glob("*/config.json")):
+        return f"; give {' or '.join(map(str, models))}"
+    if is_one or any(folder.glob("iter_*")) or any(folder.glob("checkpoints/iter_*")):
+        return (
+            "; this one holds checkpoints: give the model folder that their run began from here, and the checkpoints "
+            "as USER_CONVERTED_CKPT_PATH (--set resume.checkpoint=…)"
+        )
+    return ""
+
+
 def not_megatron(folder: Path) -> Path:
     """The folder itself.
 

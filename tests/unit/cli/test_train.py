@@ -42,6 +42,26 @@ def test_what_cannot_be_trained_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "there", "hint"),
+    [
+        ("run", "run/sft_hf/config.json", "(ORIGINAL_HF_WEIGHT, --weights); give {0}/run/sft_hf"),
+        ("run/iter_0000003", "run/sft_hf/config.json", "; give {0}/run/sft_hf"),
+        ("run/iter_0000003", "run/latest", "; this one holds checkpoints: give the model folder that"),
+        ("run", "run/checkpoints/iter_0000003/state.json", "as USER_CONVERTED_CKPT_PATH (--set resume.checkpoint=…)"),
+    ],
+)
+def test_checkpoints_given_as_weights_are_told_what_to_be_given_as(
+    given: str, there: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / given / "file", tmp_path / there):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    words = ["--data", str(tmp_path), "--weights", str(tmp_path / given), "--out", str(tmp_path / "out")]
+    assert run(["train", "sft", "yi-6b", *words]) == 2
+    assert hint.format(tmp_path) in capsys.readouterr().err
+
+
 def test_lists_name_every_model_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "list"]) == 0
     listed = capsys.readouterr().out
