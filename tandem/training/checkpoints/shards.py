@@ -29,7 +29,8 @@ from tandem.errors import CheckpointError
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in host memory: training goes on while they are written."""
-    return {name: _copy(tensor.detach()) for name, tensor in tensors.items()}
+    # Of a sharded tensor, too: `DTensor.from_local` would carry the copy back to the device of the mesh.
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def write_shard(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Path:
@@ -95,15 +96,6 @@ def _check_fit(tensors: Mapping[str, Tensor], stored: Mapping[str, Any], folder:
         if tensor.shape != stored[name].size:
             sizes = f"{list(stored[name].size)} in it and {list(tensor.shape)} in the model"
             raise CheckpointError(f"{folder}: {name} has {sizes}; use the checkpoint's own recipe")
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    if not isinstance(tensor, DTensor):
-        return tensor.to("cpu", copy=True)
-    local = tensor.to_local().to("cpu", copy=True)
-    return DTensor.from_local(
-        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
 
 
 def _first_line(error: BaseException) -> str:

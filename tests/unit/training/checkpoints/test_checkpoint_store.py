@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from tandem.errors import CheckpointError
 from tandem.training.checkpoints import store as module
+from tandem.training.checkpoints.shards import copied
 from tandem.training.checkpoints.state import TrainState
 from tandem.training.checkpoints.store import LATEST, CheckpointStore
 
@@ -74,3 +78,14 @@ def test_a_pointer_that_is_no_file_is_not_waited_for(store: CheckpointStore) -> 
     os.mkfifo(store.folder / LATEST)
     with pytest.raises(CheckpointError, match="cannot be read"):
         store.latest()
+
+
+def test_the_copy_of_a_sharded_tensor_stays_in_host_memory() -> None:
+    mesh = DeviceMesh("cuda", [0, 1], _init_backend=False, _rank=1)
+    with FakeTensorMode():  # devices without a device: only shapes, and where tensors lie
+        rows = torch.empty(3, 4, device="cuda")
+        own = DTensor.from_local(rows, mesh, [Shard(0)], shape=torch.Size([7, 4]), stride=(4, 1))
+        copy = copied({"a": own, "b": torch.empty(2, device="cuda")})
+    assert isinstance(copy["a"], DTensor)
+    assert copy["a"].to_local().device.type == copy["b"].device.type == "cpu"
+    assert (copy["a"].shape, copy["a"].placements) == (own.shape, own.placements)
