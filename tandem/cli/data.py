@@ -28,6 +28,7 @@ def prepare(
     text_key: str = "text",
     seq_length: int | None = None,
     template: Literal["auto", "own", "alpaca"] = "auto",
+    row_megabytes: int = 8,
     workers: int | None = None,
     wait: bool = True,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -47,6 +48,8 @@ def prepare(
         seq_length: Longest conversation, in tokens; longer ones are skipped.
         template: How conversations are worded: as the tokenizer says (own), as the documents' instruction template
             (alpaca), or by the first of these that there is.
+        row_megabytes: Longest text or conversation, in MB; longer ones are skipped. A process takes 120 times as much
+            memory for one.
         workers: Processes to tokenise with; by default as many as the data keeps busy.
         wait: Wait while another process prepares the same files; else it is refused.
         json: Print what was done as JSON.
@@ -59,7 +62,7 @@ def prepare(
 
     spec = PrepareSpec(
         input=data, tokenizer=tokenizer, prefix=out, stage=stage, kind=kind, text_key=text_key, seq_length=seq_length,
-        template=template, workers=workers, wait=wait,
+        template=template, row_megabytes=row_megabytes, workers=workers, wait=wait,
     )  # fmt: skip
     with show_training(Console(stderr=True)) as progress:
         prepared = prepare_data(spec, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from tandem.training.data.rows.conversations import conversations
 from tandem.training.data.rows.kinds import Kind
 from tandem.training.data.rows.texts import text_of
 
+MEGABYTE = 1_000_000
 Template = Literal["auto", "own", "alpaca"]
 """How a conversation is worded: as the tokenizer's folder says, by the documents' instruction template, or by the
 first of them that there is."""
@@ -36,6 +37,8 @@ class Encoding:
     seq_length: int | None
     """Longest conversation, in tokens; None for any."""
     template: Template
+    row_megabytes: int
+    """Longest text, or conversation, in MB of UTF-8: tokenising takes memory of some 120 times its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +118,9 @@ class Encoder:
         good, texts = [], []
         for number, row in rows:
             try:
-                texts.append(text_of(_whole(row), self._encoding.text_key))
+                text = text_of(_whole(row), self._encoding.text_key)
+                self._require_room([text])
+                texts.append(text)
                 good.append((number, row))
             except DataError as error:
                 skipped.append(_skip(file, number, row, error))
@@ -154,7 +159,18 @@ class Encoder:
         return found
 
     def _read(self, row: Any) -> list[list[Message]]:
-        return [self._spoken(messages) for messages in conversations(_whole(row), self._encoding.kind)]
+        several = conversations(_whole(row), self._encoding.kind)
+        for messages in several:
+            self._require_room(message["content"] for message in messages)
+        return [self._spoken(messages) for messages in several]
+
+    def _require_room(self, texts: Iterable[str]) -> None:
+        size = sum(len(text) if text.isascii() else len(text.encode(errors="surrogatepass")) for text in texts)
+        if size > self._encoding.row_megabytes * MEGABYTE:
+            raise DataError(
+                f"{size / MEGABYTE:.1f} MB of text are more than row_megabytes {self._encoding.row_megabytes}; divide "
+                "them into several rows (in a .txt by blank lines), or raise it"
+            )
 
     def _spoken(self, messages: list[Message]) -> list[Message]:
         """What a tool answers has its own word in the models of the GLM family."""

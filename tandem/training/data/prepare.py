@@ -17,7 +17,7 @@ from typing import Any
 from tandem.errors import DataError, UsageError
 from tandem.files import json_bytes, write_whole
 from tandem.training.alone import alone_at
-from tandem.training.data.encoding import Encoded, Encoder, Encoding, Template
+from tandem.training.data.encoding import MEGABYTE, Encoded, Encoder, Encoding, Template
 from tandem.training.data.fingerprint import Fingerprints, read_mark, tokenizer_digests
 from tandem.training.data.indexed import IndexedTokens
 from tandem.training.data.output import (
@@ -43,8 +43,9 @@ LOOKED_AT = 64
 """Rows in which the kind is looked for."""
 SAMPLED = 8_000_000
 """Bytes of rows that `sample` tokenises."""
-MEGABYTE = 1_000_000
 STAGE = "prepare data"
+ROW_MEGABYTES = 8
+"""More than the longest books have; tokenising one of them takes 1 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,9 @@ class PrepareSpec:
     """Longest conversation, in tokens; longer ones are skipped by name. Texts are cut anywhere and need none."""
     template: Template = "auto"
     """How conversations are worded."""
+    row_megabytes: int = ROW_MEGABYTES
+    """Longest text or conversation, in MB; longer ones are skipped by name. Each worker takes 120 times as much memory
+    for one."""
     workers: int | None = None
     """Processes; None chooses. Does not change the result."""
     wait: bool = True
@@ -164,6 +168,7 @@ class _Preparation:
             text_key=spec.text_key,
             seq_length=spec.seq_length if self._stage == "sft" else None,
             template=spec.template,
+            row_megabytes=spec.row_megabytes,
         )
 
     def run(self) -> Prepared:
@@ -212,7 +217,12 @@ class _Preparation:
             "text_key": self._spec.text_key if self._kind == "text" else None,
             "seq_length": self._encoding.seq_length,
             "template": self._spec.template if self._kind != "text" else None,
-        }
+        } | self._limit()
+
+    def _limit(self) -> Inputs:
+        """What was made when there was no limit is as good as with the usual one."""
+        asked = self._spec.row_megabytes
+        return {} if asked == ROW_MEGABYTES else {"row_megabytes": asked}
 
     def _make(self, fingerprints: Fingerprints) -> dict[str, Any]:
         began, size = time.monotonic(), self._files.size
@@ -291,6 +301,8 @@ class _Preparation:
 def _check(spec: PrepareSpec) -> None:
     if spec.workers is not None and spec.workers < 1:
         raise UsageError(f"workers {spec.workers}: at least one must do the work; raise it")
+    if spec.row_megabytes < 1:
+        raise UsageError(f"row_megabytes {spec.row_megabytes}: leaves no room for a row; raise it")
     if spec.seq_length is not None and spec.seq_length < 2:
         raise UsageError(f"seq_length {spec.seq_length}: is too short to learn from; raise it")
     if not spec.prefix.name or spec.prefix.is_dir():

@@ -76,6 +76,7 @@ def _spec(run: Run, raw: Path) -> PrepareSpec:
         kind=run.data.kind,
         text_key=run.data.text_key,
         seq_length=run.training.seq_length,
+        row_megabytes=run.data.row_megabytes,
         workers=run.data.workers,
     )
 

@@ -18,6 +18,8 @@ from tandem.training.settings.faults import describe
 ScheduleKind = Literal["constant", "linear", "cosine", "wsd"]
 Recompute = Literal["none", "selective", "full"]
 Precision = Literal["float32", "bfloat16"]
+MOST_TOKENS = 1 << 28
+"""In a step: several times as many as the largest runs have, and what a host still holds (24 bytes each)."""
 
 
 class Section(BaseModel):
@@ -139,6 +141,11 @@ class StepConfig(Section):
             raise ValueError(
                 f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}; change one"
             )
+        if (tokens := self.global_batch * self.seq_length) > MOST_TOKENS:
+            raise ValueError(
+                f"global_batch {self.global_batch} of seq_length {self.seq_length} is a step of {tokens:,} tokens, and "
+                f"no run needs more than {MOST_TOKENS:,}; lower one"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}; lower it")
         return self
@@ -177,7 +184,7 @@ class LoraConfig(Section):
     """Small factors beside frozen matrices, which alone are trained (Hu et al., 2021)."""
 
     rank: int = Field(default=16, gt=0, description="Columns of A and B; more learn more, and take more memory.")
-    alpha: float = Field(default=32, gt=0, description="What they add is multiplied by alpha / rank.")
+    alpha: float = Field(default=32, gt=0, le=1e6, description="What they add is multiplied by alpha / rank.")
     rslora: bool = Field(default=False, description="By alpha / sqrt(rank) instead.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the inputs that are dropped on the way.")
     targets: tuple[str, ...] | str = Field(

@@ -48,6 +48,9 @@ class DataOptions(Section):
         default=AUTO, description="Kind of rows, or the documents' handler; by default what they look like."
     )
     text_key: str = Field(default="text", min_length=1, description="Key of the text to pretrain on.")
+    row_megabytes: int = Field(
+        default=8, gt=0, description="Longest text or conversation, in MB; a process takes 120 times as much for it."
+    )
     pack: bool = Field(default=True, description="Several conversations share a sample, blind to each other.")
     documents_apart: bool = Field(default=True, description="Texts of a sample are blind to each other, too.")
     workers: int | None = Field(

@@ -43,11 +43,19 @@ def read_arrow(path: Path) -> Iterator[Sized]:
 
 def _rows(batch: Any) -> list[Any]:
     """The rows of a record batch as objects; those with a value that Python has no object for are broken."""
-    batch = batch.cast(_with_types(batch.schema, _readable_type), safe=False)
+    wanted = _with_types(batch.schema, _readable_type)
+    batch = pyarrow.record_batch(
+        [_cast(*pair) for pair in zip(batch.columns, wanted.types, strict=True)], schema=wanted
+    )
     try:
         return list(batch.to_pylist())
     except ValueError:  # text that is no UTF-8, a time out of range; which row's, only each alone can say
         return [_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _cast(column: Any, kind: Any) -> Any:
+    """The column as another type; itself where it is that, since no cast takes what Parquet makes of untyped nulls."""
+    return column if column.type == kind else column.cast(kind, safe=False)
 
 
 def _row(batch: Any) -> Any:

@@ -143,6 +143,19 @@ def test_texts_that_cannot_be_tokenised_do_not_take_others_along(folder: Path, t
     assert (prepared.documents, prepared.skipped) == (2, 2)
 
 
+@pytest.mark.parametrize(("stage", "row"), [("pretrain", {"text": "é" * 500_001}),
+                                            ("sft", {"instruction": "hello", "output": "é" * 500_000})])  # fmt: skip
+def test_rows_that_would_take_all_memory_are_kept_aside(folder: Path, tmp_path: Path, stage: Any, row: Any) -> None:
+    (tmp_path / "d.json").write_text(json.dumps([*ROWS, row]))
+    done = made(tmp_path / "d.json", folder, stage=stage, row_megabytes=1)
+    assert (done.documents, done.skipped) == (40, 1)
+    assert done.skipped_file is not None
+    reason = json.loads(done.skipped_file.read_text())["reason"]
+    assert reason.startswith("1.0 MB of text are more than row_megabytes 1; divide them into several rows")
+    with pytest.raises(UsageError, match="row_megabytes 0: leaves no room"):
+        made(tmp_path / "d.json", folder, row_megabytes=0)
+
+
 def test_data_with_no_good_row_is_refused_with_the_reasons(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "x", "output": ""}\n' * 3 + '{"instruction": 1, "output": "x"}\n')
@@ -241,7 +254,9 @@ def test_the_number_of_workers_changes_nothing(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_worker_that_dies_is_told(folder: Path) -> None:
-    encoding = Encoding(tokenizer=folder, kind="text", text_key="text", seq_length=None, template="auto")
+    encoding = Encoding(
+        tokenizer=folder, kind="text", text_key="text", seq_length=None, template="auto", row_megabytes=1
+    )
     block = Block("a", 0, ({"text": "hello"},), 1)
 
     def blocks() -> Iterator[Block]:

@@ -162,6 +162,13 @@ def test_values_that_python_has_no_object_for_break_their_row_alone(name: str, s
     assert "can't decode byte 0xff" in rows[1].reason
 
 
+def test_fields_that_are_null_in_every_row_are_read(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "tool_calls": None}, {"role": "assistant", "tool_calls": None}]}
+    for name in ("a.parquet", "stream.arrow", "file.arrow"):
+        WRITERS[name](tmp_path / name, [row, row])
+        assert [found for _, _, found in rows_of(tmp_path / name)] == [row, row]
+
+
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     table = pyarrow.table([["one"], [2], ["three"]], names=["text", "n", "text"])
     pyarrow.csv.write_csv(table, tmp_path / "a.csv")

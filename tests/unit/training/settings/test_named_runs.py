@@ -139,6 +139,10 @@ def test_every_variable_sets_what_it_says(name: str) -> None:
         ({"MODEL_NAME": "yi-6b"}, "MODEL_NAME=yi-6b contradicts the command, which says llama2-13b"),
         ({"DATA_TYPE": "GeneralPretrainHandler"}, r"GeneralPretrainHandler: is for pretrain, and not for sft"),
         ({"DATA_TYPE": "MyHandler"}, r"data kind MyHandler: is not known; use auto, text"),
+        (
+            {"GBS": "100000000"},
+            r"global_batch 100000000 of seq_length \d+ is a step of [\d,]+ tokens, and no run needs",
+        ),
         ({"GBS": "6"}, "global_batch 6 is no multiple of micro_batch 4"),
         ({"SEQ_LEN": "8192"}, r"8192 \(SEQ_LEN\) is above the 4096 that llama2-13b was made for"),
         ({"SEQ_LEN": "2048", "MAX_PE": "1024"}, r"above the 1024 that max_position \(MAX_PE\) allows"),
