@@ -67,7 +67,7 @@ class LoraLinear(Adapted, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, I] -> [T, O]."""
-        return super().forward(x) + _product(self._dropped(x), *self.factors("weight")) * self.strengths["weight"].scale
+        return _added(super().forward(x), self._dropped(x), *self.factors("weight"), self.strengths["weight"].scale)
 
     def _dropped(self, x: Tensor) -> Tensor:
         p = self.strengths["weight"].dropout
@@ -109,7 +109,7 @@ class LoraExperts(Adapted, Experts):
             return base
         a, b = (unstacked(factor) for factor in self.factors(part))
         scale = self.strengths[part].scale
-        return lambda rows, expert: base(rows, expert) + _product(rows, a[expert], b[expert]) * scale
+        return lambda rows, expert: _added(base(rows, expert), rows, a[expert], b[expert], scale)
 
 
 class LoraBlock(Block):
@@ -172,5 +172,11 @@ def merge_layer(module: nn.Module) -> None:
     module.__class__ = plain  # type: ignore[assignment]
 
 
-def _product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+def _added(base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`base + scale B A x`, [T, O].
+
+    In one operation, because B A x by itself is as large as `base`, and so would its multiple be and, in the backward
+    pass, a multiple of the gradient.
+    """
+    few = F.linear(x, a.to(x.dtype))
+    return torch.addmm(base.flatten(0, -2), few.flatten(0, -2), b.to(x.dtype).T, alpha=scale).view_as(base)
