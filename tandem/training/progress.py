@@ -75,7 +75,7 @@ class Progress(Protocol):
         """The stage's output was there already, made from the same inputs."""
 
     def note(self, text: str) -> None:
-        """Something the user should know, in one line."""
+        """Something the user should know, in a line or a few."""
 
 
 class Silence:
