@@ -33,12 +33,19 @@ def read_arrow(path: Path) -> Iterator[Sized]:
     with readable(path, pyarrow.ArrowException), pyarrow.memory_map(str(path)) as source:
         for batch in _record_batches(source):
             _require_names(path, batch.schema.names)
-            # Of a damaged file, offsets lead anywhere in memory; texts that are no UTF-8 harm their row alone.
-            batch.cast(_with_types(batch.schema, _unread_type)).validate(full=True)
+            _require_sound(batch)
             for begin in range(0, batch.num_rows, ROWS_AT_ONCE):
                 rows = batch.slice(begin, ROWS_AT_ONCE)
                 each = rows.nbytes // rows.num_rows
                 yield from ((row, each) for row in _rows(rows))
+
+
+def _require_sound(batch: Any) -> None:
+    """Of a damaged file, offsets lead anywhere in memory; texts that are no UTF-8 harm their row alone."""
+    try:
+        batch.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        batch.cast(_with_types(batch.schema, _unread_type)).validate(full=True)
 
 
 def _rows(batch: Any) -> list[Any]:
