@@ -13,7 +13,7 @@ A disk that is full for a while ends no run (`growing.py`), nor does a picture t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -80,9 +80,13 @@ class Record(AbstractContextManager["Record"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close all files and draw the last picture; also where the run was stopped, or failed."""
-        self._metrics.__exit__(kind, error, trace)
-        self._say("done" if error is None else f"ended: {kind.__name__ if kind else ''} {error}")
+        """Close all files and draw the last picture; also where the run was stopped, or failed, and that is raised."""
+        with nullcontext() if error is None else suppress(Exception):  # the first error is the one to tell
+            self._finish("done" if error is None else f"ended: {type(error).__name__} {error}")
+
+    def _finish(self, last: str) -> None:
+        self._metrics.__exit__(None, None, None)
+        self._say(last)
         self._lines.close()
         if self._board is not None:
             self._board.close()

@@ -76,6 +76,16 @@ def test_a_run_that_fails_leaves_its_picture_and_says_why(tmp_path: Path) -> Non
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
 
 
+def test_a_picture_that_fails_does_not_hide_why_the_run_failed(tmp_path: Path) -> None:
+    failed, whole = (Record(tmp_path / name, "tiny", 0, "MFU") for name in ("failed", "whole"))
+    for name in ("failed", "whole"):
+        (tmp_path / name / "metrics.jsonl").write_text("no step\n")
+    failed.__exit__(ValueError, ValueError("no more"), None)
+    assert (tmp_path / "failed" / "run_log-1-0.txt").read_text().endswith("ended: ValueError no more\n")
+    with pytest.raises(DataError, match="no step report"):
+        whole.__exit__(None, None, None)
+
+
 def test_a_report_tells_of_every_stage(stage: Path) -> None:
     (summary,) = summaries(stage.parent)
     assert (summary.stage, summary.steps, summary.interruptions) == ("sft", 5, 1)
