@@ -158,6 +158,7 @@ def _work(plan: Plan, rank: int) -> int:
         if world.leads:
             save_file(result, plan.folder / "result.safetensors")
             (plan.folder / "steps.json").write_text(json.dumps([report.step for report in progress.reports]))
+            (plan.folder / "notes.json").write_text(json.dumps(progress.notes))
         (plan.folder / f"points.{rank}.json").write_text(json.dumps(points.names))
     return 0
 

@@ -9,13 +9,14 @@ Run on CPU (gloo) so far; NCCL and HCCL are the same calls on another device.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from tandem.errors import ProcessError, UsageError
+from tandem import errors
+from tandem.errors import ProcessError, TandemError, UsageError
 from tandem.parallel.collectives import BACKENDS, INTERFACES
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.place import Place
@@ -32,6 +34,8 @@ MEETING_S: Final = 600.0
 """Seconds the ranks of several hosts may come apart."""
 PATIENCE: Final = timedelta(minutes=30)
 """For a rank that lives but does not come to a collective; a dead one is noticed at once, a hung one by a watchdog."""
+
+Answer = TypeVar("Answer")
 
 
 class Talk(Protocol):
@@ -82,11 +86,13 @@ class World:
         place: Which one it is.
         device: Where its tensors lie.
         mesh: All ranks in one dimension; None for a rank that is alone.
+        words: What `decided` speaks over; one thread at a time.
     """
 
     place: Place = field(default_factory=Place)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
+    words: Talk = field(default_factory=Soliloquy)
 
     @property
     def rank(self) -> int:
@@ -113,6 +119,31 @@ class World:
             with named("a sum over the ranks"):
                 dist.all_reduce(x, group=self.mesh.get_group())
         return x
+
+    def decided(self, decide: Callable[[], Answer]) -> Answer:
+        """What the rank that leads decides, for all: files may change between one rank's look at them and another's.
+
+        Args:
+            decide: Asked on that rank alone; its answer is something that JSON holds as it is.
+
+        Raises:
+            ProcessError: A rank is gone.
+            TandemError: What it raised, on all ranks.
+        """
+        if self.mesh is None:
+            return decide()
+        answer: Answer | None = None
+        error: TandemError | None = None
+        if self.leads:
+            try:
+                answer = decide()
+            except TandemError as raised:
+                error = raised
+        told = [type(error).__name__, str(error)] if error else [None, answer]
+        kind, text = json.loads(self.words.gather(json.dumps(told) if self.leads else "")[0])
+        if kind is not None:
+            raise error or getattr(errors, kind)(text)
+        return cast("Answer", text)
 
     def talk(self) -> Talk:
         """A new channel for short messages; all ranks open theirs in the same order."""
@@ -148,7 +179,7 @@ def joined(place: Place, device: torch.device) -> Iterator[World]:
         )
         mesh = init_device_mesh(device.type, (place.ranks,))
     try:
-        yield World(place=place, device=device, mesh=mesh)
+        yield World(place=place, device=device, mesh=mesh, words=GlooTalk())
     finally:
         dist.destroy_process_group()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tandem.errors import CheckpointError, DataError, TandemError
 from tandem.parallel.world import World, named
-from tandem.training.checkpoints.state import Proof, TrainState
+from tandem.training.checkpoints.state import PROOF_TOLERANCE, Proof, TrainState
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.balance import Balance
 from tandem.training.compute.clipping import clip_gradients
@@ -38,12 +38,11 @@ from tandem.training.interruption import between_steps
 from tandem.training.progress import Progress, StepLog, StepReport
 from tandem.training.settings.config import StageConfig
 from tandem.training.watch.meter import Meter
+from tandem.training.watch.retaken import Logged, Retaken
 from tandem.training.watch.work import Work
 
 SAVING_S = 1800.0
 """Seconds that writing or loading a checkpoint may take beyond those of a step, before a rank is thought to hang."""
-PROOF_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Relative difference that a checkpoint's proof may have: other ranks, threads and devices round otherwise."""
 
 
 class Trainer:
@@ -79,6 +78,7 @@ class Trainer:
         self.meter = Meter.of(model.decoder, getattr(torch, config.precision), self._world.ranks)
         self._schedule = Schedule.of(config)
         self._watch: HangWatch | Unwatched = Unwatched()
+        self._retaken = Retaken()
         # FSDP computes with rounded copies itself.
         self._dtype = getattr(torch, config.precision) if self._world.mesh is None else torch.float32
 
@@ -96,21 +96,30 @@ class Trainer:
         state = TrainState() if step is None else store.load(self._tensors(), step)
         self.state = self._guard.resume(state)
         if state.proof is not None:
-            self._check_proof(state.proof, store.folder)
+            self._check_proof(state.proof, store.folder.path)
 
-    def run(self, log: StepLog | None, progress: Progress, watch: HangWatch | Unwatched | None = None) -> None:
+    def run(
+        self,
+        log: StepLog | None,
+        progress: Progress,
+        watch: HangWatch | Unwatched | None = None,
+        retaken: Retaken | None = None,
+    ) -> None:
         """Take all steps that are left, with a checkpoint every so often, at the end, and where it is interrupted.
 
         Args:
             log: Of the rank that leads; None on the others.
             progress: Is told of each step.
             watch: Is told of each step, and of what takes longer than one.
+            retaken: Steps that were logged before, which must come to the same.
 
         Raises:
+            CheckpointError: One came to something else, or a checkpoint cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; the steps until then are in a checkpoint.
         """
         self.model.train()
         self._watch = watch or Unwatched()
+        self._retaken = retaken or Retaken()
         try:
             with between_steps() as asked:
                 self._run(log, progress, asked)
@@ -131,6 +140,8 @@ class Trainer:
             if log is not None:
                 log.append(report)
             progress.step(report)
+            if (again := self._retaken.after(report.step)) is not None:
+                progress.note(again)
             stops = stops or (self._world.mesh is None and asked())
             if stops or self._saves_now():
                 with self._watch.allowing(SAVING_S):
@@ -149,6 +160,7 @@ class Trainer:
         There is no report where the guard had its batch left out, or the run go back to a checkpoint.
 
         Raises:
+            CheckpointError: It was taken and logged before, and came to something else.
             DataError: A sample holds a token that the model does not know.
             DivergenceError: The loss or the gradient is wild or no number any more; nothing was updated.
             ProcessError: A rank is gone.
@@ -174,11 +186,17 @@ class Trainer:
         if action is not Action.UPDATE:
             self._leave_out(action, outcome)
             return None, bool(stops)
+        self._compare(outcome, lr)
         self.optimizer.step()
         load_max = self._balance.loads.settle(self._world, self._config.balance_bias or 0.0)
         report = self._advance(work, outcome, lr, time.perf_counter() - began)
         report = replace(report, balance=balance if self._balance.acts else None, load_max=load_max)
         return report, bool(stops)
+
+    def _compare(self, outcome: Outcome, lr: float) -> None:
+        step, position = self.state.step + 1, self.state.consumed_samples + outcome.samples
+        loss, norm = outcome.loss, outcome.grad_norm
+        self._retaken.compare(Logged(step=step, consumed_samples=position, lr=lr, loss=loss, grad_norm=norm))
 
     def _written(self) -> None:
         """Wait for the checkpoint that is being written."""
@@ -238,6 +256,7 @@ class Trainer:
             loss=outcome.loss,
             losses=losses,
             grad_norms=grad_norms,
+            lengthened=self.state.lengthened,
         )
         nominal = self._config.global_batch * self._config.seq_length
         return StepReport(

@@ -6,8 +6,9 @@
     <directory>/pretrain/     see run.py; its `model` is the base model
     <directory>/sft/          see run.py; its `model` is the result
 
-Each folder's `stage.json` holds the inputs it was made from. With other inputs, the first three are made again: that
-takes seconds. The trained ones are never thrown away unasked; the run refuses and says what changed.
+Each folder's `stage.json` holds the inputs it was made from. With other inputs, the first three are made again, which
+takes seconds, unless something was trained on them: what is trained is never thrown away unasked, and the run refuses
+and says what changed, before anything. Only more steps are no other inputs: then it goes on.
 
 Of several hosts that share the directory the first does all that takes seconds; the others lend their ranks, which come
 together before they look at what there is.
@@ -23,15 +24,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import CheckpointError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at, require_unshared
-from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
+from tandem.training.checkpoints.finished import Finished
+from tandem.training.checkpoints.folder import CheckpointFolder
+from tandem.training.data.corpus import gather, read_texts, write_corpus
 from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
-from tandem.training.inputs import Inputs, differences, read_mark, write_mark
-from tandem.training.job import CONVERSATIONS, TEXTS, Job, key
+from tandem.training.inputs import Inputs, digest, read_mark, write_mark
+from tandem.training.job import CONVERSATIONS, TEXTS, Job
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import Recipe
@@ -111,6 +113,7 @@ class _Run:
 
     def __init__(self, recipe: Recipe, directory: Path, progress: Progress, device: DeviceName) -> None:
         self._recipe = recipe
+        self._base = Job(recipe=recipe, directory=directory, stage="pretrain")
         self._corpus = directory / "corpus"
         self._tokenizer = directory / "tokenizer"
         self._tokens = directory / "tokens"
@@ -118,27 +121,30 @@ class _Run:
         self._device = device
 
     def prepare(self) -> None:
-        """What takes seconds: everything before training."""
-        self.prepare_corpus()
-        self.train_tokenizer()
-        self.tokenise()
+        """What takes seconds: everything before training.
 
-    def prepare_corpus(self) -> None:
+        Raises:
+            CheckpointError: The base model was trained from other tokens than these.
+        """
         sources = gather(self._recipe.data.source)
-        self._make(self._corpus, self._corpus_inputs(sources), lambda: write_corpus(sources, self._corpus))
-
-    def train_tokenizer(self) -> None:
         size, longest = self._recipe.tokenizer.vocab_size, self._recipe.model.max_position
-        inputs = {"corpus": key(self._corpus), "vocab_size": size, "max_length": longest}
+        corpus = {"source": self._recipe.data.source, "digest": sources.digest}
+        tokenizer = {"corpus": digest(corpus), "vocab_size": size, "max_length": longest}
+        tokens = {"corpus": digest(corpus), "tokenizer": digest(tokenizer), "longest": self._recipe.sft.seq_length}
+        self._require_tokens(digest(tokens))
+        self._make(self._corpus, corpus, lambda: write_corpus(sources, self._corpus))
         self._make(
             self._tokenizer,
-            inputs,
+            tokenizer,
             lambda: train_tokenizer(read_texts(self._corpus), size, self._tokenizer, longest),
         )
+        self._make(self._tokens, tokens, self._write_tokens)
 
-    def tokenise(self) -> None:
-        inputs = {"corpus": key(self._corpus), "tokenizer": key(self._tokenizer)}
-        self._make(self._tokens, inputs | {"longest": self._recipe.sft.seq_length}, self._write_tokens)
+    def _require_tokens(self, key: str) -> None:
+        """Before tokens are made in place of those that there is a model or a checkpoint of."""
+        before = _finished(self._base)
+        if (made_from := before.made_from) is not None:
+            before.require({"tokens": made_from["tokens"]}, {"tokens": key})
 
     def _make(self, folder: Path, inputs: Inputs, make: Callable[[], None]) -> None:
         """Make a cheap stage, unless it is there, made from these inputs."""
@@ -169,15 +175,10 @@ class _Run:
 
     def _is_done(self, job: Job) -> bool:
         """Refuse a stage that was made from other inputs; the first host does that for all, which has made them."""
-        made_from = read_mark(job.folder) if job.model.exists() else None
-        if made_from is None or job.recipe.launch.node_rank:
-            return made_from is not None
-        if different := differences(made_from, job.inputs()):
-            raise CheckpointError(
-                f"{job.folder}: was trained from other inputs: {different}; use another folder, or train anew with "
-                "--fresh"
-            )
-        return True
+        before = _finished(job)
+        if job.recipe.launch.node_rank == 0:
+            return before.exported_from is not None and before.is_it(job.inputs())
+        return before.exported_from is not None and before.exported_from["stage"]["steps"] >= job.config.steps
 
     def _write_tokens(self) -> None:
         self._prepare("corpus.parquet", TEXTS, "text")
@@ -192,8 +193,14 @@ class _Run:
             self._progress.note(f"{prefix}: {prepared.skipped} of {prepared.rows} rows are not trained on; see "
                                 f"{prepared.skipped_file}")  # fmt: skip
 
-    def _corpus_inputs(self, sources: Sources) -> Inputs:
-        return {"source": self._recipe.data.source, "digest": sources.digest}
+
+def _finished(job: Job) -> Finished:
+    return Finished(
+        place=job.folder,
+        checkpoints=CheckpointFolder(job.folder / "checkpoints"),
+        exported_from=read_mark(job.folder) if job.model.exists() else None,
+        elsewhere="use another folder",
+    )
 
 
 def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from tandem.training.compute.gathering import Gathering
 from tandem.training.data.batch import Batches
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.replay import ReplayBatches
-from tandem.training.inputs import write_mark
+from tandem.training.inputs import MARK, write_mark
 from tandem.training.job import Job
 from tandem.training.progress import Progress, Silence
 from tandem.training.stage import Stage, train
@@ -58,10 +58,10 @@ def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceN
         stage = Stage(name=job.stage, title=f"{job.recipe.name}: {job.stage}", config=job.config, folder=job.folder,
                       inputs=inputs, world=world, nodes=job.recipe.launch.nodes, data=job.data)  # fmt: skip
         decoder = bare(_config(job))
-        train(stage, decoder, _batches(job), told, partial(_fill, job))
+        made_from = train(stage, decoder, _batches(job), told, partial(_fill, job))
         _export(job, decoder, world)
         if world.leads:
-            write_mark(job.folder, inputs)
+            write_mark(job.folder, made_from)
         told.end(job.stage)
 
 
@@ -92,7 +92,8 @@ def _batches(job: Job) -> Batches:
 
 def _export(job: Job, decoder: Decoder, world: World) -> None:
     if world.leads:
-        # There already only if a run was killed between exporting and being marked as finished.
+        # There already only if a run was made longer, or killed between exporting and being marked as finished.
+        (job.folder / MARK).unlink(missing_ok=True)
         shutil.rmtree(job.model, ignore_errors=True)
     tokenizer = Tokenizer.from_folder(job.tokenizer)
     generation = job.recipe.generation.defaults(_ids(tokenizer, BOS)[0], tuple(_ids(tokenizer, EOS, END)))

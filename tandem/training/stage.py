@@ -2,6 +2,7 @@
 
 <folder>/checkpoints/        see checkpoints/store.py
 <folder>/metrics.jsonl       one line for each step, written by rank 0; and what else watch/record.py names
+<folder>/retaken.jsonl       lines of steps behind the checkpoint, until these were taken again
 <folder>/guard.jsonl         one line for each step that was wild or no number, where there was one
 <folder>/plog/               where ranks were that hung, and their stacks
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tandem.catalogue.config import MoE
@@ -18,11 +19,14 @@ from tandem.errors import RecipeError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
+from tandem.training.checkpoints.lengthening import LENGTHENED
+from tandem.training.checkpoints.state import PROOF_TOLERANCE, TrainState
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loads import PRETRAINING
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import Fill, materialise, parallelize
 from tandem.training.compute.recompute import apply_recompute
+from tandem.training.compute.schedule import Schedule
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
 from tandem.training.guard.hang import HangWatch, Unwatched
@@ -31,6 +35,7 @@ from tandem.training.loop import Trainer
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import StageConfig
 from tandem.training.watch.record import Record
+from tandem.training.watch.retaken import Retaken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +66,10 @@ class Stage:
     """Where ranks that hang say so; by default `plog` in the folder."""
 
 
-def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None = None) -> None:
-    """Train a model in place, or go on from the latest checkpoint in the folder.
+def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None = None) -> Inputs:
+    """Train a model in place, or go on from the latest checkpoint in the folder; returns what it was made from.
+
+    That is the stage's inputs, and how it was made longer where it was.
 
     Args:
         stage: How, and where.
@@ -73,7 +80,8 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
         fill: Gives a decoder on the meta device its first values, once it is shared out; None for one that has them.
 
     Raises:
-        CheckpointError: The latest checkpoint is damaged or belongs to another run, or one cannot be written.
+        CheckpointError: The latest checkpoint is damaged or belongs to another run, or one cannot be written; or a step
+            that is taken again is not what was logged.
         DivergenceError: Training diverged.
         ProcessError: A rank is gone.
         RecipeError: Routers' biases shall move, and there are none, or only adapters are trained.
@@ -81,10 +89,11 @@ def train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, 
         UsageError: There is not enough memory.
     """
     with _enough_memory():
-        _train(stage, decoder, batches, progress, fill)
+        state = _train(stage, decoder, batches, progress, fill)
+    return stage.inputs | ({LENGTHENED: [asdict(one) for one in state.lengthened]} if state.lengthened else {})
 
 
-def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None) -> None:
+def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress, fill: Fill | None) -> TrainState:
     world, config = stage.world, _with_speed(stage, decoder)
     told = progress if world.leads else Silence()
     if fill is None:
@@ -103,9 +112,13 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
     told.note(formula := trainer.meter.formula())
     for remark in _remarks(config, decoder):
         told.note(remark)
+    if (longer := _made_longer(config, trainer.state)) is not None:
+        told.note(longer)
+    retaken = Retaken.of(stage.folder, trainer.state.step, world, PROOF_TOLERANCE[config.precision])
     record = _record(stage, trainer.state.step, formula, told) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
-        trainer.run(log, told, watch)
+        trainer.run(log, told, watch, retaken)
+    return trainer.state
 
 
 def _with_speed(stage: Stage, decoder: Decoder) -> StageConfig:
@@ -149,6 +162,18 @@ def _enough_memory() -> Iterator[None]:
             f"not enough memory ({str(error).splitlines()[0]:.160}); lower the micro-batch, set recompute to full, use "
             "more devices, or train adapters; of a named model, --plan says what would fit"
         ) from None
+
+
+def _made_longer(config: StageConfig, state: TrainState) -> str | None:
+    """What it means that more steps are asked for than there were, where that is so now."""
+    if not state.lengthened or state.lengthened[-1].after != state.step:
+        return None
+    longer = state.lengthened[-1]
+    lr = Schedule.of(config).at(state.step + 1)
+    return (
+        f"made longer after step {state.step}: {longer.steps} steps, not {longer.before}; the schedule "
+        f"({config.schedule}) ends at step {longer.steps}, so the learning rate of step {state.step + 1} is {lr:.4g}"
+    )
 
 
 def _record(stage: Stage, step: int, formula: str, told: Progress) -> Record:

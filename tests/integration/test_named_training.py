@@ -142,6 +142,12 @@ def test_a_run_is_used_again_and_goes_on_where_it_was_stopped(given: dict[str, s
         CheckpointError, match=r"sft_hf: was trained from other inputs: stage\.lr was 0\.001, now 0\.002"
     ):
         run_named(resolved(given, tmp_path / "whole", LR="2e-3"), Recording())
+    prepared = sorted((tmp_path / "whole" / "processed_for_input").rglob("*.bin"))
+    before = [(path, path.stat().st_mtime_ns) for path in prepared]
+    with pytest.raises(CheckpointError, match=r"sft_hf: was trained from other inputs: .*stage\.seq_length was"):
+        run_named(resolved(given, tmp_path / "whole", SEQ_LEN="64"), Recording())
+    assert prepared
+    assert [(path, path.stat().st_mtime_ns) for path in prepared] == before, "they are not made anew in vain"
     anew = Recording()
     run_named(resolved(given, tmp_path / "whole", LR="2e-3"), anew, fresh=True)
     assert [report.step for report in anew.reports] == [1, 2, 3, 4, 5, 6]
@@ -226,11 +232,16 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
     third = resolved(given, tmp_path / "third", **variables, CONVERT_MG2HF="FALSE")  # type: ignore[arg-type]
     run_named(third, Recording())
     pointer = first.run.paths.checkpoints / "latest_checkpointed_iteration.txt"
-    shutil.copytree(newest, later := newest.with_name("iter_0000004"))
-    pointer.write_text("4\n")
-    hidden = newest.rename(tmp_path / "hidden")
+    run_named(resolved(given, tmp_path / "first", **text | {"TRAIN_ITERS": "4"}), Recording())  # type: ignore[arg-type]
+    later, hidden = newest.with_name("iter_0000004"), newest.rename(tmp_path / "hidden")
     run_named(third, again := Recording())
     assert not again.reports, "the other run went on, and dropped what this one began from"
+    assert any(note.startswith(f"{newest}: is there no more; the run began from it") for note in again.notes)
+    apart = resolved(given, tmp_path / "apart", **text | {"TRAIN_ITERS": "1", "LR": "2e-3"}, CONVERT_MG2HF="FALSE")  # type: ignore[arg-type]
+    run_named(apart, Recording())
+    wrong = variables | {"USER_CONVERTED_CKPT_PATH": str(apart.run.paths.checkpoints), "CONVERT_MG2HF": "FALSE"}
+    with pytest.raises(CheckpointError, match=r"other inputs: begins_from\.run was"):
+        run_named(resolved(given, tmp_path / "third", **wrong), Recording())  # type: ignore[arg-type]
     gone = variables | {"USER_CONVERTED_CKPT_PATH": str(newest.with_name("iter_0000009")), "CONVERT_MG2HF": "FALSE"}
     with pytest.raises(CheckpointError, match="iter_0000009"):
         run_named(resolved(given, tmp_path / "third", **gone), Recording())  # type: ignore[arg-type]
@@ -257,9 +268,9 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
 
 def filled(run: Resolved) -> Decoder:
     """What the first step of a run begins from."""
-    base = base_of(run.run)
+    base = base_of(run.run, World())
     decoder = base.decoder()
-    materialise(LossModel(decoder), torch.device("cpu"), lambda one: base.fill(one, World()))
+    materialise(LossModel(decoder), torch.device("cpu"), base.fill)
     return decoder
 
 

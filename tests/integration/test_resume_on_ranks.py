@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import rank_runs
 import torch
 from rank_runs import Plan, Result, play
 from safetensors.torch import load_file
+
+from tandem.training.checkpoints import store
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,6 +91,36 @@ def test_frozen_weights_that_changed_are_noticed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(rank_runs, "_decoder", changed)
     assert play(Plan(folder=tmp_path, ranks=2, lora=True)) == [1, 1]
     assert "are not those it was trained with" in (tmp_path / "error.1.txt").read_text()
+
+
+@pytest.mark.parametrize(("before", "after", "far"), [(2, 3, 1e-6), pytest.param(2, 2, 0.0, marks=pytest.mark.full)])
+def test_ranks_that_were_killed_come_to_what_was_logged(tmp_path: Path, before: int, after: int, far: float) -> None:
+    assert play(Plan(folder=tmp_path / "calm", ranks=before)) == [0] * before
+    names = json.loads((tmp_path / "calm" / "points.0.json").read_text())
+    last = [number for number, name in enumerate(names, 1) if name == "step"][-1]
+    folder = tmp_path / "killed"
+    assert play(Plan(folder=folder, ranks=before, victims=(0,), point=last))[0] == -signal.SIGKILL
+    assert play(Plan(folder=folder, ranks=after)) == [0] * after
+    (said,) = [note for note in json.loads((folder / "notes.json").read_text()) if "were taken again" in note]
+    first = json.loads((folder / "steps.json").read_text())[0]
+    assert said.startswith(f"steps {first} to 5 were taken again, and their losses are the ones that were logged")
+    assert float(said.rpartition(" ")[2].rstrip(")")) <= far
+
+
+def test_all_ranks_refuse_a_step_that_is_not_what_was_logged(tmp_path: Path) -> None:
+    assert play(Plan(folder=tmp_path, ranks=2)) == [0, 0]
+    (tmp_path / "checkpoints" / store.LATEST).write_text("4\n")
+    log = tmp_path / "metrics.jsonl"
+    fields = [json.loads(line) for line in log.read_text().splitlines()]
+    fields[-1]["loss"] += 0.01
+    log.write_text("".join(json.dumps(line) + "\n" for line in fields))
+    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1]
+    for rank in (0, 1):
+        assert (tmp_path / f"error.{rank}.txt").read_text().startswith("step 6 is taken again, and comes to a loss of")
+    (tmp_path / "checkpoints" / store.LATEST).write_text("release\n")
+    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1], "one looks at the pointer, and both hear what is wrong"
+    for rank in (0, 1):
+        assert "holds 'release' and no step" in (tmp_path / f"error.{rank}.txt").read_text()
 
 
 def killed(folder: Path, ranks: int, victims: str, every: int) -> list[dict[str, Any]]:

@@ -216,6 +216,36 @@ def test_without_resume_a_stage_begins_anew(recipe: Recipe, finished: Path, copy
     assert losses(copy / "sft") == losses(finished / "sft")
 
 
+def test_what_is_trained_is_refused_before_its_tokens_are_made_anew(source: Path, copy: Path) -> None:
+    fields = fields_for(source)
+    fields["sft"] = STAGE | {"steps": 6, "seq_length": 64}
+    progress = Recording()
+    with pytest.raises(CheckpointError, match="pretrain: was trained from other inputs: tokens was"):
+        prepare_and_train(build_recipe(fields, "test"), copy, progress)
+    assert progress.begun == []
+
+
+def test_a_finished_stage_is_made_longer_and_exported_again(source: Path, copy: Path) -> None:
+    fields = fields_for(source)
+    fields["sft"] = STAGE | {"steps": 8}
+    before = (copy / "sft" / "model" / "model.safetensors").read_bytes()
+    progress = Recording()
+    prepare_and_train(build_recipe(fields, "test"), copy, progress)
+    assert progress.reused == ["corpus", "tokenizer", "tokens", "pretrain"]
+    assert [report.step for report in progress.reports] == [7, 8]
+    assert (copy / "sft" / "model" / "model.safetensors").read_bytes() != before
+    mark = json.loads((copy / "sft" / "stage.json").read_text())
+    assert (mark["stage"]["steps"], mark["lengthened"]) == (8, [{"after": 6, "before": 6, "steps": 8}])
+    prepare_and_train(build_recipe(fields, "test"), copy, again := Recording())
+    assert again.reused[-1] == "sft"
+    with pytest.raises(CheckpointError, match=r"stage\.steps was 8, now 6"):
+        prepare_and_train(build_recipe(fields_for(source), "test"), copy, Recording())
+    shutil.rmtree(copy / "sft" / "checkpoints")
+    fields["sft"] = STAGE | {"steps": 9}
+    with pytest.raises(CheckpointError, match=r"checkpoints: holds no checkpoint, and .* is made longer than 8 steps"):
+        prepare_and_train(build_recipe(fields, "test"), copy, Recording())
+
+
 def test_changed_saving_is_no_other_run(recipe: Recipe, copy: Path) -> None:
     stage = recipe.pretrain.model_copy(update={"save_every": 3, "keep_last": 1})
     progress = Recording()

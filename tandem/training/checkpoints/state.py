@@ -7,6 +7,9 @@ from typing import Final
 
 LATEST: Final = "latest_checkpointed_iteration.txt"
 STATE: Final = "state.json"
+PROOF_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Relative difference that what the same weights make of the same samples may have: other ranks, threads and devices
+round otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,18 @@ class Proof:
     count: int
     loss: float
     """Mean over their valid targets, in nats, after the step's update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengthening:
+    """A run was given more steps than it had; the learning rate follows another schedule from then on."""
+
+    after: int
+    """The last step under the schedule before."""
+    before: int
+    """Steps the run had."""
+    steps: int
+    """Steps it has now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +52,7 @@ class TrainState:
     """Of the steps of late, oldest first, by which the guard judges the next one."""
     grad_norms: list[float] = field(default_factory=list)
     """The same of the gradient's norms, before clipping."""
+    lengthened: list[Lengthening] = field(default_factory=list)
+    """How often the run was made longer, and when."""
     proof: Proof | None = None
     """Only in checkpoints."""

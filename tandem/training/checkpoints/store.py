@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,10 +30,12 @@ import torch
 from torch import Tensor
 
 from tandem.errors import CheckpointError
-from tandem.files import json_bytes, read_bytes, read_json_object, whole_folder, write_whole
+from tandem.files import json_bytes, whole_folder, write_whole
 from tandem.parallel.world import World
+from tandem.training.checkpoints.folder import FIELDS, OWN, CheckpointFolder, sha256_of_fields
+from tandem.training.checkpoints.lengthening import lengthening
 from tandem.training.checkpoints.shards import copied, read_shards, write_shard
-from tandem.training.checkpoints.state import LATEST, STATE, Proof, TrainState
+from tandem.training.checkpoints.state import LATEST, STATE, Lengthening, Proof, TrainState
 from tandem.training.inputs import Inputs, differences
 
 WEIGHTS = "model."
@@ -56,7 +57,7 @@ class CheckpointStore:
     def __init__(
         self, folder: Path, inputs: Inputs, keep_last: int, world: World | None = None, *, hosts_apart: bool = False
     ) -> None:
-        self.folder = folder
+        self.folder = CheckpointFolder(folder)
         self._inputs = inputs
         self._keep_last = keep_last
         self._world = world or World()
@@ -89,20 +90,12 @@ class CheckpointStore:
             writing.result()
 
     def latest(self) -> int | None:
-        """The step of the checkpoint to go on from, if there is one.
+        """The step of the checkpoint to go on from, if there is one, as the rank that leads sees it.
 
         Raises:
             CheckpointError: The file that names it holds no step.
         """
-        path = self.folder / LATEST
-        if not path.exists():
-            # A kill between the first checkpoint and its naming; a folder that bears its name is whole.
-            return max(self._steps(), default=None)
-        content = read_bytes(path, CheckpointError).strip()
-        if not re.fullmatch(rb"[0-9]{1,15}", content):
-            shown = content[:40].decode(errors="replace")
-            raise CheckpointError(f"{path}: holds {shown!r} and no step; write one of {self._steps()} into it")
-        return int(content)
+        return self._world.decided(self.folder.latest)
 
     def load_weights(self, weights: dict[str, Tensor], step: int) -> None:
         """Fill parameters alone from one checkpoint, which may be made from other inputs.
@@ -114,30 +107,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: It is missing, damaged, or of a model with other parameters.
         """
-        folder = self._at(step)
-        self._check_parts(folder, self._fields(folder, step)["sha256"], step)
-        read_shards(weights, folder, WEIGHTS)
-
-    def digest(self, step: int) -> str:
-        """SHA-256 over one checkpoint: over its state, which has those of its parts.
-
-        Raises:
-            CheckpointError: It is missing or damaged.
-        """
-        return _sha256_of_fields(self._fields(self._at(step), step))
-
-    def inputs_of(self, step: int) -> Inputs:
-        """What one checkpoint was made from; raises as `digest`."""
-        inputs: Inputs = self._fields(self._at(step), step)["inputs"]
-        return inputs
+        self._check_parts(self.folder.fields(step)["sha256"], step)
+        read_shards(weights, self.folder.at(step), WEIGHTS)
 
     def require_same_inputs(self, step: int) -> None:
-        """Refuse a checkpoint made from other inputs; its tensors are not looked at.
+        """Refuse a checkpoint made from other inputs than more steps; its tensors are not looked at.
 
         Raises:
             CheckpointError: It is, or it is missing or its state damaged.
         """
-        self._of_same_inputs(self._at(step), step)
+        self._of_same_inputs(step)
 
     def load(self, tensors: dict[str, Tensor], step: int) -> TrainState:
         """Fill tensors from one checkpoint.
@@ -145,16 +124,15 @@ class CheckpointStore:
         Raises:
             CheckpointError: It is missing, damaged, or made from other inputs.
         """
-        folder = self._at(step)
-        state = self._checked(folder, step)
+        state = self._checked(step)
         try:
-            read_shards(tensors, folder)
+            read_shards(tensors, self.folder.at(step))
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self._way_out(step)}") from None
+            raise CheckpointError(f"{error}; {self.folder.way_out(step)}") from None
         return state
 
     def _write(self, tensors: Mapping[str, Tensor], state: TrainState) -> None:
-        target = self._at(state.step)
+        target = self.folder.at(state.step)
         if self._keeps:
             # There already only if a run was killed between writing it and naming it.
             _discard(target)
@@ -164,7 +142,7 @@ class CheckpointStore:
             if self._world.leads:
                 (part / STATE).write_bytes(json_bytes(self._state_fields(hashes, state)))
         if self._world.leads:
-            write_whole(self.folder / LATEST, f"{state.step}\n".encode())
+            write_whole(self.folder.path / LATEST, f"{state.step}\n".encode())
         if self._keeps:
             self._prune(state.step)
         self._talk.gather("")  # named, for everybody
@@ -183,13 +161,6 @@ class CheckpointStore:
             raise CheckpointError(hashes[""])
         return hashes
 
-    def _at(self, step: int) -> Path:
-        return self.folder / f"iter_{step:07d}"
-
-    def _steps(self) -> list[int]:
-        names = (re.fullmatch(r"iter_([0-9]{7,15})", path.name) for path in self.folder.glob("iter_*"))
-        return sorted(int(name[1]) for name in names if name)
-
     def _state_fields(self, hashes: Mapping[str, str], state: TrainState) -> dict[str, Any]:
         surroundings = {
             "ranks": self._world.ranks,
@@ -198,66 +169,42 @@ class CheckpointStore:
             "torch": str(torch.__version__),
         }
         fields = asdict(state) | {"inputs": self._inputs, "sha256": dict(hashes)} | surroundings
-        return fields | {"own_sha256": _sha256_of_fields(fields)}
+        assert fields.keys() == FIELDS
+        return fields | {OWN: sha256_of_fields(fields)}
 
-    def _fields(self, folder: Path, step: int) -> dict[str, Any]:
-        """What its state says, once that is known to be whole."""
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: is missing, though {LATEST} names it; {self._way_out(step)}")
-        try:
-            fields = read_json_object(folder / STATE, CheckpointError)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; {self._way_out(step)}") from None
-        if fields.pop("own_sha256", None) != _sha256_of_fields(fields):
-            raise self._damaged(folder / STATE, step)
-        if fields.keys() != self._state_fields({}, TrainState()).keys() - {"own_sha256"}:
-            raise CheckpointError(
-                f"{folder}: was written by another version of tandem; go on with that one, or train anew with --fresh"
-            )
-        if fields["step"] != step:
-            raise CheckpointError(f"{folder}: holds step {fields['step']}; {self._way_out(step)}")
-        return fields
-
-    def _of_same_inputs(self, folder: Path, step: int) -> dict[str, Any]:
-        fields = self._fields(folder, step)
-        if different := differences(fields["inputs"], self._inputs):
+    def _of_same_inputs(self, step: int) -> tuple[dict[str, Any], Lengthening | None]:
+        """What a checkpoint's state says, and how the run is made longer from there."""
+        folder, fields = self.folder.at(step), self.folder.fields(step)
+        longer = lengthening(fields["inputs"], self._inputs, step, folder)
+        if longer is None and (different := differences(fields["inputs"], self._inputs)):
             raise CheckpointError(
                 f"{folder}: belongs to a run with other inputs: {different}; go back to those, use another folder, or "
                 "train anew with --fresh"
             )
-        return fields
+        return fields, longer
 
-    def _checked(self, folder: Path, step: int) -> TrainState:
-        fields = self._of_same_inputs(folder, step)
-        self._check_parts(folder, fields["sha256"], step)
-        known = {name: fields[name] for name in TrainState.__dataclass_fields__}
-        return TrainState(**known | {"proof": Proof(**known["proof"]) if known["proof"] else None})
+    def _checked(self, step: int) -> TrainState:
+        fields, longer = self._of_same_inputs(step)
+        self._check_parts(fields["sha256"], step)
+        return _state_of(fields, longer)
 
-    def _check_parts(self, folder: Path, hashes: Mapping[str, str], step: int) -> None:
+    def _check_parts(self, hashes: Mapping[str, str], step: int) -> None:
         """Each rank looks at some of the parts, and all hear what is wrong with any."""
+        folder = self.folder.at(step)
         if surplus := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in hashes):
             raise CheckpointError(f"{folder / surplus[0]}: is no part of this checkpoint; remove it")
         own = list(hashes)[self._world.rank :: self._world.ranks]
         bad = [name for name in own if not (folder / name).is_file() or _sha256_of(folder / name) != hashes[name]]
         if found := [name for name in self._talk.gather(bad[0] if bad else "") if name]:
-            raise self._damaged(folder / found[0], step)
-
-    def _damaged(self, path: Path, step: int) -> CheckpointError:
-        return CheckpointError(f"{path}: is damaged, its SHA-256 is not the one written; {self._way_out(step)}")
-
-    def _way_out(self, step: int) -> str:
-        older = [known for known in self._steps() if known < step]
-        if not older:
-            return "train anew with --fresh"
-        return f"to go on from step {older[-1]}, write {older[-1]} into {self.folder / LATEST}"
+            raise self.folder.damaged(folder / found[0], step)
 
     def _prune(self, newest: int) -> None:
         # Later steps are of a stretch that was abandoned: the run went on from an earlier checkpoint.
-        abandoned = [step for step in self._steps() if step > newest]
-        kept = [step for step in self._steps() if step <= newest]
+        abandoned = [step for step in self.folder.steps() if step > newest]
+        kept = [step for step in self.folder.steps() if step <= newest]
         for step in abandoned + kept[: -self._keep_last]:
-            _discard(self._at(step))
-        for leftover in self.folder.glob(".*.part"):
+            _discard(self.folder.at(step))
+        for leftover in self.folder.path.glob(".*.part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
@@ -275,5 +222,8 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sha256_of_fields(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+def _state_of(fields: Mapping[str, Any], longer: Lengthening | None) -> TrainState:
+    known = {name: fields[name] for name in TrainState.__dataclass_fields__}
+    known["proof"] = Proof(**known["proof"]) if known["proof"] else None
+    known["lengthened"] = [*(Lengthening(**one) for one in known["lengthened"]), *([longer] if longer else [])]
+    return TrainState(**known)

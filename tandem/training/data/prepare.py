@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +139,13 @@ def sample(spec: PrepareSpec) -> Sample:
     return _Preparation(spec, Silence()).sample()
 
 
-def prepare(spec: PrepareSpec, progress: Progress) -> Prepared:
+def prepare(spec: PrepareSpec, progress: Progress, require: Callable[[Inputs], None] = lambda inputs: None) -> Prepared:
     """Prepare data, unless it is there, made from the same inputs.
+
+    Args:
+        spec: What to prepare.
+        progress: Is told what happens.
+        require: Is called with the inputs before anything is made from them, and raises where it may not be.
 
     Raises:
         DataError: The data cannot be read or recognised, or no row of it can be trained on.
@@ -150,7 +155,7 @@ def prepare(spec: PrepareSpec, progress: Progress) -> Prepared:
     """
     _check(spec)
     with alone_at(spec.prefix, progress, work="prepares data", wait=spec.wait):
-        return _Preparation(spec, progress).run()
+        return _Preparation(spec, progress).run(require)
 
 
 class _Preparation:
@@ -171,13 +176,14 @@ class _Preparation:
             row_megabytes=spec.row_megabytes,
         )
 
-    def run(self) -> Prepared:
+    def run(self, require: Callable[[Inputs], None]) -> Prepared:
         mark = read_mark(self._spec.prefix)
         fingerprints = Fingerprints(mark.get("files", {}))
         inputs = self._inputs(fingerprints)
         if mark and mark["inputs"] == inputs and _whole(self._spec.prefix, self._stage):
             self._progress.reuse(STAGE)
             return self._prepared(mark["result"], reused=True)
+        require(inputs)
         if mark and (different := differences(mark["inputs"], inputs)):
             self._progress.note(f"{self._spec.prefix}: is made anew: {different}")
         result = self._make(fingerprints)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tandem.catalogue.config import ModelConfig
@@ -12,8 +14,11 @@ from tandem.model.folder import fingerprint, load_own
 from tandem.model.skeleton import bare
 from tandem.parallel.world import World
 from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors
+from tandem.training.checkpoints.folder import CheckpointFolder
+from tandem.training.checkpoints.lengthening import but_for_length
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.parallelize import trained
+from tandem.training.inputs import Inputs, digest
 from tandem.training.named.weights import CHECKPOINT, config_of, not_megatron, weights_of
 from tandem.training.settings.run import Run
 
@@ -23,6 +28,7 @@ class Base:
     """What a run's parameters are before its first step."""
 
     run: Run
+    world: World
     folder: Path
     """Of the model: its configuration, and its weights where they are not random."""
     config: ModelConfig
@@ -34,6 +40,18 @@ class Base:
         """Which weights it stands on: a hash of the folder's, or the model's name where they are random."""
         return fingerprint(self.folder) if self.run.resume.load else self.run.model
 
+    @property
+    def begins_from(self) -> Inputs | None:
+        """Which checkpoint of another run its weights are of, and which run that is; raises as that."""
+        return None if self.checkpoint is None else self.checkpoint.identity
+
+    def remarks(self) -> Iterator[str]:
+        """What the user should know, a line each."""
+        if self.checkpoint is not None and self.checkpoint.is_gone:
+            yield (
+                f"{self.checkpoint.path}: is there no more; the run began from it, and goes on from its own checkpoints"
+            )
+
     def decoder(self) -> Decoder:
         """On the meta device, adapters included; what is not trained is frozen."""
         decoder = bare(self.config)
@@ -41,7 +59,7 @@ class Base:
             apply_lora(decoder, self.run.lora, self.run.seed)
         return decoder
 
-    def fill(self, decoder: Decoder, world: World) -> None:
+    def fill(self, decoder: Decoder) -> None:
         """Give a decoder its first values, or this rank's rows of them; all ranks call this together.
 
         Raises:
@@ -54,11 +72,12 @@ class Base:
             load_own(decoder, self.folder)
         fill_factors(decoder, initial_factors(decoder, self.run.seed))
         if self.checkpoint is not None and self.checkpoint.recorded is None:
-            self._require_same_model(self.checkpoint)
-            self.checkpoint.store(world).load_weights(trained(decoder), self.checkpoint.step)
+            self.world.decided(partial(self._require_same_model, self.checkpoint))
+            store = CheckpointStore(self.checkpoint.folder, {}, keep_last=1, world=self.world)
+            store.load_weights(trained(decoder), self.checkpoint.step)
 
     def _require_same_model(self, checkpoint: Checkpoint) -> None:
-        made_from = checkpoint.store().inputs_of(checkpoint.step)
+        made_from = checkpoint.there.inputs_of(checkpoint.step)
         if made_from["model"] not in (self.model, self.run.model):
             raise CheckpointError(
                 f"{checkpoint.path}: began from other weights than those in {self.folder}; give the model folder that "
@@ -78,65 +97,94 @@ class Checkpoint:
 
     folder: Path
     step: int
-    recorded: str | None = None
+    recorded: Inputs | None = None
     """What the run's own checkpoints say they began from; with them, nothing more is taken from here."""
+
+    @property
+    def there(self) -> CheckpointFolder:
+        """What its folder says of itself."""
+        return CheckpointFolder(self.folder)
 
     @property
     def path(self) -> Path:
         """Its own folder."""
-        return self.folder / f"iter_{self.step:07d}"
+        return self.there.at(self.step)
 
     @property
-    def identity(self) -> str:
-        """Its name and a hash of all that it holds, or as recorded where it is there no more.
+    def is_gone(self) -> bool:
+        """Whether it is there no more, and was the one that the run began from."""
+        named = self.recorded is not None and str(self.recorded["checkpoint"]).startswith(f"{self.path.name} ")
+        return named and not self.path.exists()
+
+    @property
+    def identity(self) -> Inputs:
+        """Its name with a hash of all that it holds, and a hash of what its run is made from.
+
+        Of one that is gone they are what was recorded; but where its folder still holds others, these must be of the
+        same run.
 
         Raises:
-            CheckpointError: As `CheckpointStore.digest`.
+            CheckpointError: As `CheckpointFolder.fields`.
         """
-        if self.recorded is not None and self.recorded.startswith(f"{self.path.name} ") and not self.path.exists():
-            return self.recorded
-        return f"{self.path.name} {self.store().digest(self.step)}"
+        if not self.is_gone:
+            name = f"{self.path.name} {self.there.digest(self.step)}"
+            return {"checkpoint": name, "run": self._run_at(self.step)}
+        assert self.recorded is not None, "what is gone was recorded"
+        latest = self.there.latest()
+        return self.recorded if latest is None else self.recorded | {"run": self._run_at(latest)}
 
-    def store(self, world: World | None = None) -> CheckpointStore:
-        """The store to read it from, by one rank or by all of a world together."""
-        return CheckpointStore(self.folder, {}, keep_last=1, world=world)
-
-
-def base_of(run: Run) -> Base:
-    """What a run begins from; nothing is read but what says what it is. Errors as `config_of`."""
-    return Base(run=run, folder=weights_of(run), config=config_of(run), checkpoint=_checkpoint(run))
+    def _run_at(self, step: int) -> str:
+        return digest(but_for_length(self.there.inputs_of(step)))
 
 
-def _checkpoint(run: Run) -> Checkpoint | None:
+def base_of(run: Run, world: World) -> Base:
+    """What a run begins from; nothing is read but what says what it is. All ranks call this together.
+
+    Raises:
+        CheckpointError: There is nothing at the other run's place, or it is damaged.
+        ModelFolderError: As `config_of`.
+    """
+    folder = Path(world.decided(lambda: str(weights_of(run))))
+    told = world.decided(lambda: _checkpoint(run))
+    checkpoint = None if told is None else Checkpoint(Path(told[0]), told[1], told[2])
+    return Base(run=run, world=world, folder=folder, config=config_of(run, folder), checkpoint=checkpoint)
+
+
+def _checkpoint(run: Run) -> tuple[str, int, Inputs | None] | None:
     """The checkpoint that weights alone are taken from; of several the latest, or the one that was when it began."""
     other = run.resume.checkpoint
     if other is None or run.resume.load != 1 or weights_of(run) == other:
         return None
     recorded = _recorded(run.paths.checkpoints)
     if one := CHECKPOINT.fullmatch(other.name):
-        return Checkpoint(other.parent, int(one[1]), recorded)
-    if recorded and (one := CHECKPOINT.match(recorded)):
-        return Checkpoint(other, int(one[1]), recorded)
-    step = _latest(other)
+        return str(other.parent), int(one[1]), recorded
+    if recorded and (one := CHECKPOINT.match(recorded["checkpoint"])):
+        return str(other), int(one[1]), recorded
+    step = CheckpointFolder(other).latest()
     assert step is not None, "weights_of has seen one"
-    return Checkpoint(other, step)
+    return str(other), step, None
 
 
-def _recorded(own: Path) -> str | None:
+def _recorded(own: Path) -> Inputs | None:
     """What a run's latest checkpoint says it began from; None where it has none, or began from a model's folder."""
-    store = CheckpointStore(own, {}, keep_last=1)
-    step = store.latest()
-    return None if step is None else store.inputs_of(step).get("begins_from")
+    folder = CheckpointFolder(own)
+    step = folder.latest()
+    return None if step is None else folder.inputs_of(step).get("begins_from")
 
 
-def beginning(run: Run) -> Path | None:
+def beginning(run: Run, world: World) -> Path | None:
     """The other run whose checkpoints this one goes on from while it has none of its own; None for no other.
 
     Raises:
         CheckpointError: There are checkpoints that the run may not go on from, or none where it must.
     """
+    told = world.decided(lambda: _beginning(run))
+    return None if told is None else Path(told)
+
+
+def _beginning(run: Run) -> str | None:
     own, other = run.paths.checkpoints, run.resume.checkpoint
-    step = _latest(own)
+    step = CheckpointFolder(own).latest()
     if step is not None and run.resume.auto is False:
         raise CheckpointError(
             f"{own}: holds a checkpoint of step {step}, and the run may not go on from it; set train_auto_resume=true, "
@@ -144,13 +192,9 @@ def beginning(run: Run) -> Path | None:
         )
     if step is not None or run.resume.load < 2:
         return None
-    if other is None or _latest(not_megatron(other)) is None:
+    if other is None or CheckpointFolder(not_megatron(other)).latest() is None:
         raise CheckpointError(
             f"{other or own}: holds no checkpoint to go on from; set CKPT_LOAD_TYPE=1, or USER_CONVERTED_CKPT_PATH to "
             "the folder of one, with latest_checkpointed_iteration.txt"
         )
-    return other
-
-
-def _latest(folder: Path) -> int | None:
-    return CheckpointStore(folder, {}, keep_last=1).latest()
+    return str(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,13 @@ class RunData:
     """Taken in place of the tokenizer's own; belongs beside an exported model."""
 
 
-def prepared_data(run: Run, progress: Progress) -> RunData:
+def prepared_data(run: Run, progress: Progress, require: Callable[[str], None] = lambda key: None) -> RunData:
     """The data of a run, prepared if it is not yet.
+
+    Args:
+        run: What to do.
+        progress: Is told what happens.
+        require: Is called with the key of data that is about to be prepared, and raises where it may not be.
 
     Raises:
         DataError: It cannot be read or recognised, or there is none.
@@ -41,7 +47,7 @@ def prepared_data(run: Run, progress: Progress) -> RunData:
         progress.note(f"data: {there.prefix} was prepared before; nothing is prepared")
         return there
     assert run.paths.data is not None, "a run without prepared data has raw data"
-    done = prepare(_spec(run, run.paths.data), progress)
+    done = prepare(_spec(run, run.paths.data), progress, lambda inputs: require(digest(inputs)))
     return RunData(prefix=done.prefix, key=_key(done.prefix, run), chat_template=done.chat_template)
 
 

@@ -40,7 +40,8 @@ def export(base: Base, decoder: Decoder, inputs: Inputs, chat_template: str | No
     gathering, dtype = Gathering(decoder, world), own_dtype(base.folder)
     factors = gathering.factors()
     if world.leads:
-        # There already only if a run was killed between exporting and being marked as finished.
+        # There already only if a run was made longer, or killed between exporting and being marked as finished.
+        run.mark.unlink(missing_ok=True)
         shutil.rmtree(run.exported, ignore_errors=True)
     if world.leads and factors:
         shutil.rmtree(run.adapter, ignore_errors=True)

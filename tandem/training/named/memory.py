@@ -9,7 +9,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import find_model
 from tandem.parallel.device import DeviceName, choose_device, memory_of
 from tandem.training.launch.ranks import Hosts
-from tandem.training.named.weights import config_of
+from tandem.training.named.weights import config_of, weights_of
 from tandem.training.plan.fit import Change, cheapest_fit
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.memory import MemoryPlan, estimate
@@ -97,5 +97,5 @@ def need_of(
 def _config(run: Run) -> ModelConfig:
     """The folder's own, or the named model's where it is not there yet."""
     if (run.paths.weights / "config.json").is_file():
-        return config_of(run)
+        return config_of(run, weights_of(run))
     return find_model(run.model).config

@@ -26,6 +26,7 @@ from tandem.training.alone import alone_at, require_unshared
 from tandem.training.checkpoints.state import LATEST
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.named.data import prepared_data, prepared_prefix
+from tandem.training.named.identity import require_same_data
 from tandem.training.named.weights import hint_at_model, remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
@@ -77,7 +78,7 @@ def run_named(
         if fresh:
             staging.clear()
             _clear(run)
-        data = prepared_data(run, progress)
+        data = prepared_data(run, progress, lambda key: None if data_only else require_same_data(run, key))
         staging.send_prepared()
         if data_only:
             return data.prefix.parent
@@ -124,5 +125,5 @@ def _clear(run: Run) -> None:
     own, logs = run.paths.checkpoints, run.paths.logs
     for path in (*own.glob("iter_*"), run.exported, run.adapter):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (own / LATEST, run.mark, logs / "metrics.jsonl", logs / "guard.jsonl"):
+    for path in (own / LATEST, run.mark, *(logs / f"{name}.jsonl" for name in ("metrics", "retaken", "guard"))):
         path.unlink(missing_ok=True)

@@ -5,25 +5,19 @@ from __future__ import annotations
 import torch
 
 from tandem.catalogue.generation import read_generation_defaults
-from tandem.errors import CheckpointError
-from tandem.files import read_json_object
 from tandem.parallel.device import DeviceName, choose_device
 from tandem.parallel.place import Place
 from tandem.parallel.world import joined
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.open import open_conversations, open_texts
-from tandem.training.inputs import Inputs, differences
-from tandem.training.named.begin import Base, base_of, beginning
+from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import RunData
 from tandem.training.named.export import export
+from tandem.training.named.identity import finished, identity_of
 from tandem.training.progress import Progress, Silence
-from tandem.training.settings.config import StageConfig
 from tandem.training.settings.run import Run
 from tandem.training.stage import Stage, train
-
-NO_RESULT = {"save_every", "keep_last", "guard", "micro_batch", "recompute"}
-"""Settings of a step that do not change what it learns, or are decided while it is under way."""
 
 
 def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, device: DeviceName) -> None:
@@ -39,25 +33,27 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
     batches = open_batches(run, data)
     config = run.stage_config(batches.samples)
     told = progress if place.rank == 0 else Silence()
-    base = base_of(run)
-    inputs = inputs_of(base, data, config)
-    if is_done(run, inputs):
-        told.reuse(run.stage)
-        return
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    told.note(length_in_words(run, batches.samples))
-    decoder = base.decoder()
-    run.paths.logs.mkdir(parents=True, exist_ok=True)
     with joined(place, choose_device(device)) as world:
+        base = base_of(run, world)
+        inputs = world.decided(lambda: identity_of(run, data.key, config, base.model, base.begins_from))
+        if world.decided(lambda: finished(run).is_it(inputs)):
+            told.reuse(run.stage)
+            return
+        told.note(length_in_words(run, batches.samples))
+        for remark in base.remarks():
+            told.note(remark)
+        run.paths.logs.mkdir(parents=True, exist_ok=True)
+        decoder = base.decoder()
         stage = Stage(
             name=run.stage, title=f"{run.model}: {run.stage}", config=config, folder=run.paths.logs, inputs=inputs,
-            checkpoints=run.paths.checkpoints, begins_from=beginning(run), process_logs=run.paths.process_logs,
-            world=world, nodes=run.launch.nodes, hosts_apart=run.hosts_apart, data=(data.prefix,),
+            checkpoints=run.paths.checkpoints, begins_from=beginning(run, world), world=world, nodes=run.launch.nodes,
+            process_logs=run.paths.process_logs, hosts_apart=run.hosts_apart, data=(data.prefix,),
         )  # fmt: skip
-        train(stage, decoder, batches, told, lambda decoder: base.fill(decoder, world))
+        made_from = train(stage, decoder, batches, told, base.fill)
         if run.export:
-            export(base, decoder, inputs, data.chat_template, world)
+            export(base, decoder, made_from, data.chat_template, world)
         told.end(run.stage)
 
 
@@ -82,40 +78,3 @@ def open_batches(run: Run, data: RunData) -> TokenBatches | ConversationBatches:
     ends = read_generation_defaults(run.paths.weights).eos_token_ids
     pad = (ends or (0,))[0]  # behind a row's end: never looked at, never learnt
     return open_conversations(data.prefix, seq_length=length, seed=run.seed, pad=pad, pack=run.data.pack)
-
-
-def inputs_of(base: Base, data: RunData, config: StageConfig) -> Inputs:
-    """All that the result of a run depends on.
-
-    Raises:
-        CheckpointError: The checkpoint it begins from is missing or damaged.
-        ModelFolderError: The weights cannot be read.
-    """
-    run = base.run
-    begins = {} if base.checkpoint is None else {"begins_from": base.checkpoint.identity}
-    return begins | {
-        "for": run.stage,
-        "model": base.model,
-        "data": data.key,
-        "seed": run.seed,
-        "pack": run.data.pack,
-        "documents_apart": run.data.documents_apart,
-        "stage": config.model_dump(mode="json", exclude=NO_RESULT),
-        "lora": None if run.lora is None else run.lora.model_dump(mode="json"),
-    }
-
-
-def is_done(run: Run, inputs: Inputs) -> bool:
-    """Whether the exported model is there already.
-
-    Raises:
-        CheckpointError: It is, made from other inputs.
-    """
-    if not run.export or not run.exported.is_dir() or not run.mark.exists():
-        return False
-    if different := differences(read_json_object(run.mark, CheckpointError), inputs):
-        raise CheckpointError(
-            f"{run.exported}: was trained from other inputs: {different}; set another CKPT_SAVE_PATH, or train anew "
-            "with --fresh"
-        )
-    return True

@@ -36,14 +36,13 @@ def weights_of(run: Run) -> Path:
     return run.paths.weights
 
 
-def config_of(run: Run) -> ModelConfig:
-    """The shape of what is trained: the folder's own.
+def config_of(run: Run, folder: Path) -> ModelConfig:
+    """The shape of what is trained: that of the folder which `weights_of` names.
 
     Raises:
-        CheckpointError: As `weights_of`.
         ModelFolderError: The folder cannot be used, or holds a model of another family or with too few positions.
     """
-    folder, named = weights_of(run), find_model(run.model).config
+    named = find_model(run.model).config
     _, config, _ = translate(folder)
     if config.family != named.family:
         raise ModelFolderError(
@@ -58,11 +57,12 @@ def config_of(run: Run) -> ModelConfig:
 
 
 def remarks_on(run: Run) -> Iterator[str]:
-    """What the user should know of the folder, a line each. Errors as `config_of`."""
+    """What the user should know of the folder, a line each. Errors as `weights_of` and `config_of`."""
+    folder = weights_of(run)
     if run.resume.load:
-        yield f"weights: {weights_of(run)} is read as it is; no conversion is needed"
-    if parameters(config_of(run)) != parameters(find_model(run.model).config):
-        yield f"{weights_of(run)}: is not as large as {run.model}; its recipe is taken all the same"
+        yield f"weights: {folder} is read as it is; no conversion is needed"
+    if parameters(config_of(run, folder)) != parameters(find_model(run.model).config):
+        yield f"{folder}: is not as large as {run.model}; its recipe is taken all the same"
 
 
 def hint_at_model(folder: Path) -> str:

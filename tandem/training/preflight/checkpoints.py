@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tandem.parallel.world import World
 from tandem.training.alone import at_work, require_unshared
+from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.prepare import Sample
 from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import data_there
-from tandem.training.named.stage import inputs_of, is_done, open_batches
+from tandem.training.named.identity import finished, identity_of
+from tandem.training.named.stage import open_batches
 from tandem.training.preflight.data import is_prepared
 from tandem.training.preflight.finding import Remark, good, note, problem
 from tandem.training.settings.run import Run
@@ -40,8 +43,8 @@ def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) 
         require_unshared(own, run.launch.nodes)
         yield good(f"{own}: begins anew; what the run has made before is thrown away")
         return
-    folder = beginning(run) or own
-    step = CheckpointStore(folder, {}, keep_last=1).latest()
+    folder = beginning(run, World()) or own
+    step = CheckpointFolder(folder).latest()
     if step is None and not run.exported.is_dir():
         yield good(f"{own}: begins at step 0")
     elif is_prepared(run, sample):
@@ -52,8 +55,9 @@ def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) 
 
 def _goes_on(run: Run, folder: Path, step: int | None) -> Iterator[Remark]:
     data = data_there(run)
-    inputs = inputs_of(base_of(run), data, run.stage_config(open_batches(run, data).samples))
-    if is_done(run, inputs):
+    base, config = base_of(run, World()), run.stage_config(open_batches(run, data).samples)
+    inputs = identity_of(run, data.key, config, base.model, base.begins_from)
+    if finished(run).is_it(inputs):
         yield note(f"{run.exported}: is there, from the same inputs; the run would train nothing")
     elif step is not None:
         CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)

@@ -21,7 +21,8 @@ def look_at_model(run: Run) -> Iterator[Remark]:
         CheckpointError: The weights are to come from another run, which has none.
         ModelFolderError: The folder cannot be used.
     """
-    folder, config = weights_of(run), config_of(run)
+    folder = weights_of(run)
+    config = config_of(run, folder)
     read_generation_defaults(run.paths.weights)
     if run.resume.load == 0:
         tokenizer = find_tokenizer(run.paths.tokenizer, config)

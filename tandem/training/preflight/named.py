@@ -87,7 +87,8 @@ def _wanted(run: Run, need: Need, sample: Callable[[], Sample] | None) -> dict[P
     paths = run.paths
     export, prepared = 0, 0
     if sample is not None and run.export:
-        export = parameters(config_of(run)) * own_dtype(weights_of(run)).itemsize + (need.checkpoint if run.lora else 0)
+        folder = weights_of(run)
+        export = parameters(config_of(run, folder)) * own_dtype(folder).itemsize + (need.checkpoint if run.lora else 0)
     if sample is not None and not paths.prepared:
         prepared = prepared_bytes(run, sample())
     there = held(paths.checkpoints, "iter_*") + held(paths.checkpoints, run.exported.name)

@@ -41,12 +41,12 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._file = self._begin(read_metrics(self._path), step)
 
     def _begin(self, there: Sequence[StepReport], step: int) -> GrowingFile:
-        write_whole(self._path, "".join(_line(report) for report in there if report.step <= step).encode())
+        write_whole(self._path, "".join(as_line(report) for report in there if report.step <= step).encode())
         return GrowingFile(self._path, self._note)
 
     def append(self, report: StepReport) -> None:
         """Write one line."""
-        self._file.append(_line(replace(report, session=self._session)).encode())
+        self._file.append(as_line(replace(report, session=self._session)).encode())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -68,5 +68,6 @@ def read_metrics(path: Path) -> list[StepReport]:
         raise DataError(f"{path}: holds a line that is no step report ({error}); remove that line") from None
 
 
-def _line(report: StepReport) -> str:
+def as_line(report: StepReport) -> str:
+    """One line of a metrics file."""
     return json.dumps(asdict(report)) + "\n"

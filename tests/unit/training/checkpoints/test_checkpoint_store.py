@@ -15,10 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from tandem.errors import CheckpointError
-from tandem.training.checkpoints import store as module
+from tandem.training.checkpoints.folder import sha256_of_fields
 from tandem.training.checkpoints.shards import copied
-from tandem.training.checkpoints.state import TrainState
-from tandem.training.checkpoints.store import LATEST, CheckpointStore
+from tandem.training.checkpoints.state import LATEST, TrainState
+from tandem.training.checkpoints.store import CheckpointStore
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def restated(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     fields = json.loads(path.read_bytes())
     del fields["own_sha256"]
     change(fields)
-    path.write_text(json.dumps(fields | {"own_sha256": module._sha256_of_fields(fields)}))
+    path.write_text(json.dumps(fields | {"own_sha256": sha256_of_fields(fields)}))
 
 
 def _another_version(folder: Path) -> None:
@@ -65,7 +65,7 @@ def _pipe(folder: Path) -> None:
 def test_what_is_not_as_it_was_written_is_refused(
     damage: Callable[[Path], object], message: str, store: CheckpointStore
 ) -> None:
-    damage(store.folder / "iter_0000002")
+    damage(store.folder.path / "iter_0000002")
     with pytest.raises(CheckpointError, match=message):
         store.load({"model.weight": torch.zeros(3)}, 2)
     tensors = {"model.weight": torch.zeros(3)}
@@ -74,8 +74,8 @@ def test_what_is_not_as_it_was_written_is_refused(
 
 
 def test_a_pointer_that_is_no_file_is_not_waited_for(store: CheckpointStore) -> None:
-    (store.folder / LATEST).unlink()
-    os.mkfifo(store.folder / LATEST)
+    (store.folder.path / LATEST).unlink()
+    os.mkfifo(store.folder.path / LATEST)
     with pytest.raises(CheckpointError, match="cannot be read"):
         store.latest()
 

@@ -1,0 +1,75 @@
+"""What a run's result depends on: equal identities, equal results, bit for bit on the same ranks. Free of torch."""
+
+from __future__ import annotations
+
+from tandem.errors import CheckpointError
+from tandem.files import read_json_object
+from tandem.training.checkpoints.finished import Finished
+from tandem.training.checkpoints.folder import CheckpointFolder
+from tandem.training.inputs import Inputs
+from tandem.training.settings.config import StageConfig, StepConfig
+from tandem.training.settings.run import Run
+
+NO_RESULT = {"save_every", "keep_last", "guard", "micro_batch", "recompute"}
+"""Settings of a step that do not change what it learns, or are decided while it is under way."""
+
+
+def settings_of(run: Run, data: str, training: StepConfig | None = None) -> Inputs:
+    """What the run itself and its data say, with no look at weights or checkpoints.
+
+    Args:
+        run: What to do.
+        data: Key of the prepared data.
+        training: How, with the length where that is known; by default the run's own, without.
+    """
+    return {
+        "for": run.stage,
+        "data": data,
+        "seed": run.seed,
+        "pack": run.data.pack,
+        "documents_apart": run.data.documents_apart,
+        "stage": (training or run.training).model_dump(mode="json", exclude=NO_RESULT),
+        "lora": None if run.lora is None else run.lora.model_dump(mode="json"),
+    }
+
+
+def identity_of(run: Run, data: str, config: StageConfig, model: str, begins_from: Inputs | None) -> Inputs:
+    """All of it.
+
+    Args:
+        run: What to do.
+        data: Key of the prepared data.
+        config: How, and how long.
+        model: Which weights it stands on.
+        begins_from: Which checkpoint of another run it took weights from.
+    """
+    begins = {} if begins_from is None else {"begins_from": begins_from}
+    return begins | settings_of(run, data, config) | {"model": model}
+
+
+def finished(run: Run) -> Finished:
+    """What the run has trained before.
+
+    Raises:
+        CheckpointError: The file that says what its export was made from is broken.
+    """
+    exported = run.export and run.exported.is_dir() and run.mark.exists()
+    return Finished(
+        place=run.exported,
+        checkpoints=CheckpointFolder(run.paths.checkpoints),
+        exported_from=read_json_object(run.mark, CheckpointError) if exported else None,
+        elsewhere="set another CKPT_SAVE_PATH",
+    )
+
+
+def require_same_data(run: Run, data: str) -> None:
+    """Refuse data that the run was not trained on so far, before they are made in place of others.
+
+    Raises:
+        CheckpointError: They differ, or settings do.
+    """
+    before = finished(run)
+    if (made_from := before.made_from) is not None:
+        asked_for = settings_of(run, data)
+        stage = {name: made_from["stage"].get(name) for name in asked_for["stage"]}
+        before.require({name: made_from.get(name) for name in asked_for} | {"stage": stage}, asked_for)

@@ -1,0 +1,137 @@
+"""`Retaken`: steps behind a checkpoint that were logged, and are taken again when a run goes on from it.
+
+The log knows what they came to the first time. A run that comes to something else is not the run it takes itself for,
+and is stopped before it learns from the step. The lines leave `metrics.jsonl`, which has every step once, for a file of
+their own that stays until all of them were taken again, however often that is interrupted.
+
+    metrics.jsonl    1 ... 12 │ 13 14 15 16 17      the checkpoint is step 12's
+                              ╰──▶ retaken.jsonl ──▶ compared with steps 13 to 17, one by one
+
+Ranks of another number, other threads and devices round otherwise, and what they round adds up from step to step: so
+does what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tandem.errors import CheckpointError
+from tandem.files import write_whole
+from tandem.parallel.world import World
+from tandem.training.progress import StepReport
+from tandem.training.watch.metrics import METRICS, as_line, read_metrics
+
+RETAKEN: Final = "retaken.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged:
+    """What the log says of a step."""
+
+    step: int
+    consumed_samples: int
+    lr: float
+    loss: float
+    grad_norm: float
+
+
+class Retaken:
+    """What is to come out again; the same on all ranks, so that they decide alike without a word.
+
+    Args:
+        step: Of the checkpoint.
+        logged: In the order of their steps.
+        tolerance: Relative difference of the first step after the checkpoint; of the n-th n times as much.
+        file: Where the lines are kept.
+        done: Called when all were taken again.
+    """
+
+    def __init__(
+        self,
+        step: int = 0,
+        logged: Sequence[Logged] = (),
+        tolerance: float = 0.0,
+        file: Path = Path(RETAKEN),
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._step, self._logged = step, logged
+        self._left = {one.step: one for one in logged}
+        self._tolerance, self._file, self._done = tolerance, file, done
+        self._largest, self._compared = 0.0, 0
+
+    @classmethod
+    def of(cls, folder: Path, step: int, world: World, tolerance: float) -> Retaken:
+        """What a run has logged behind the checkpoint it goes on from; before its log is cut there.
+
+        Args:
+            folder: Of the log, which is the leading rank's.
+            step: Of the checkpoint; of a run that begins, 0, nothing is compared.
+            world: The ranks.
+            tolerance: See above.
+
+        Raises:
+            DataError: A file is broken in a place other than its cut-off end.
+        """
+        file = folder / RETAKEN
+        told = world.decided(lambda: _kept(folder, step))
+        done = (lambda: write_whole(file, b"")) if world.leads else (lambda: None)
+        return cls(step, [Logged(**one) for one in told], tolerance, file, done)
+
+    def compare(self, new: Logged) -> None:
+        """Hold a step against what was logged of it, before it changes anything.
+
+        Raises:
+            CheckpointError: It has come to something else.
+        """
+        old = self._left.get(new.step)
+        if old is None:
+            return
+        if new.consumed_samples != old.consumed_samples:
+            self._left.clear()  # the guard has left out others: this and what follows is another stretch
+            return
+        far = max(_far(new.loss, old.loss), _far(new.grad_norm, old.grad_norm))
+        if not far <= self._tolerance * (new.step - self._step):
+            raise CheckpointError(
+                f"step {new.step} is taken again, and comes to a loss of {new.loss:.6f} and a gradient norm of "
+                f"{new.grad_norm:.6f}, where {old.loss:.6f} and {old.grad_norm:.6f} were logged: the data, the frozen "
+                "weights, the code or the machine are not what they were; bring them back, or train anew with --fresh. "
+                f"Who means the change removes {self._file}"
+            )
+        self._largest, self._compared = max(self._largest, far), self._compared + 1
+        if new.lr != old.lr:
+            self._left.clear()  # the run was made longer: what follows has learnt at another rate
+
+    def after(self, step: int) -> str | None:
+        """What there is to say once a step is made and logged; None of most."""
+        if not self._logged or step < self._logged[-1].step:
+            return None
+        steps = f"steps {self._logged[0].step} to {self._logged[-1].step} were taken again"
+        others = len(self._logged) - self._compared
+        self._logged = ()
+        self._done()
+        if not others:
+            return f"{steps}, and their losses are the ones that were logged (largest difference {self._largest:.2g})"
+        return (
+            f"{steps}, but {others} of them with other samples or after another learning rate than when they were "
+            "logged; those were not compared"
+        )
+
+
+def _kept(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The lines after a step, kept in their own file; those that are there already are older, and stay."""
+    found: dict[int, StepReport] = {}
+    for path in (folder / METRICS, folder / RETAKEN):
+        found |= {report.step: report for report in (read_metrics(path) if path.exists() else []) if report.step > step}
+    kept = [found[one] for one in sorted(found)] if step else []
+    if kept or (folder / RETAKEN).exists():
+        write_whole(folder / RETAKEN, "".join(map(as_line, kept)).encode())
+    names = Logged.__dataclass_fields__
+    return [{name: getattr(report, name) for name in names} for report in kept]
+
+
+def _far(new: float, old: float) -> float:
+    """Their difference, relative where they are above 1; no number where one of them is none."""
+    return abs(new - old) / max(1.0, abs(old))
