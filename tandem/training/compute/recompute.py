@@ -17,9 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from tandem.model.decoder import Decoder
+from tandem.parallel.heap import trim_heap
 from tandem.training.settings.config import Recompute
 
 KEPT = ("mm", "addmm", "bmm", "baddbmm", "linear", "_grouped_mm")
@@ -39,7 +41,16 @@ def apply_recompute(decoder: Decoder, mode: Recompute) -> None:
     if mode == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     for block in decoder.layers:
-        block.forward = partial(checkpoint, block.forward, **settings)
+        forward = partial(checkpoint, block.forward, **settings)
+        block.forward = partial(_tidied, forward) if mode == "full" else forward
+
+
+def _tidied(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """What a layer gives; before it is computed again, holes that others left in a CPU's memory are given back."""
+    out = forward(*args, **kwargs)
+    if out.requires_grad and out.device.type == "cpu":
+        out.register_hook(lambda gradient: trim_heap())  # type: ignore[no-untyped-call]
+    return out
 
 
 def _policy(context: Any, operator: Callable[..., Any], *args: Any, **kwargs: Any) -> CheckpointPolicy:
