@@ -10,7 +10,7 @@ from functools import cache
 def trim_heap() -> None:
     """Give pages that nothing lies in back to the system; without glibc, do nothing.
 
-    Tensors of a layer that are freed between tensors that stay leave holes, and glibc (seen with 2.36) seldom fills them
+    Tensors that are freed between tensors that stay leave holes, and glibc (seen with 2.36) seldom fills them
     with the next layer's, though these are of the same sizes: it asks for more room than it needs to align them.
     """
     trim = _malloc_trim()
