@@ -45,4 +45,5 @@ def test_from_nothing_to_an_answer_and_again(tmp_path: Path) -> None:
 def test_two_processes_train_it_as_well(tmp_path: Path) -> None:
     said = quickstart(tmp_path, "--ranks", "2", "--device", "auto")
     assert said.count("computed 0 of them again") == 2
-    assert [path.name for path in sorted(tmp_path.glob("*/plog/run_log-*"))] == ["run_log-1-1.txt"] * 2
+    logs = [path.name for path in sorted(tmp_path.glob("*/plog/run_log-*"))]
+    assert logs == ["run_log-1-0.txt", "run_log-1-1.txt"] * 2
