@@ -120,10 +120,11 @@ def fields_of(kind: type[BaseModel] = Run, prefix: str = "") -> list[str]:
 
 def setting_rows() -> list[tuple[str, str, str]]:
     """Every setting with the documents' variables for it and its meaning."""
-    by_setting: dict[str, list[str]] = {}
-    for variable in VARIABLES.values():
-        by_setting.setdefault(variable.setting, []).append(variable.name)
-    return [(name, ", ".join(by_setting.get(name, [])), _meaning(name)) for name in fields_of()]
+    return [(name, ", ".join(_variables(name)), _meaning(name)) for name in fields_of()]
+
+
+def _variables(setting: str) -> list[str]:
+    return [variable.name for variable in VARIABLES.values() if variable.setting == setting]
 
 
 def _meaning(name: str) -> str:
@@ -174,12 +175,25 @@ def _checked(values: Values) -> Run:
     except ValidationError as error:
         faults = []
         for fault in error.errors():
-            field = ".".join(map(str, fault["loc"]))
-            origin = f" (from {values[field].origin})" if field in values else ""
+            field, says = ".".join(map(str, fault["loc"])), describe(fault)
             alike = _alike(field) if fault["type"] == "extra_forbidden" else []
             hint = f"; did you mean {', '.join(alike)}?" if alike else ""
-            faults.append(describe(fault) + hint + origin)
+            faults.append(says + hint + _origin(field, says, values))
         raise RecipeError("; ".join(faults)) from None
+
+
+def _origin(field: str, fault: str, values: Values) -> str:
+    """Where the value at fault came from or, where several of a section contradict each other, each of them."""
+    if field in values:
+        return f" (from {values[field].origin})"
+    words = fault.split()
+    named = [name for name in values if name.startswith(f"{field}.") and name.rpartition(".")[2] in words]
+    return f" ({'; '.join(_named_origin(name, values[name].origin) for name in named)})" if named else ""
+
+
+def _named_origin(setting: str, origin: str) -> str:
+    others = [name for name in _variables(setting) if name != origin]
+    return f"{', '.join([setting, *others])}: from {origin}"
 
 
 def _require_known(name: str) -> None:

@@ -150,6 +150,7 @@ def test_every_variable_sets_what_it_says(name: str) -> None:
         ({"CKPT_LOAD_TYPE": "0"}, r"sft stands on trained weights, and resume\.load 0"),
         ({"CKPT_LOAD_TYPE": "3"}, r"resume\.load = 3: write 0, 1 or 2 \(from CKPT_LOAD_TYPE\)"),
         ({"CKPT_LOAD_TYPE": "2", "train_auto_resume": "false"}, "names no other; change one"),
+        ({"LR": "1e-7"}, r"lr 1e-07; lower it \(training\.lr: from LR; training\.min_lr, MIN_LR: from recipe all\)"),
         ({"MA_TRAIN_AUTO_RESUME": "1", "train_auto_resume": "false"}, "contradicts MA_TRAIN_AUTO_RESUME"),
         ({"CONVERT_MG2HF": "maybe"}, "CONVERT_MG2HF=maybe: give true or false"),
         ({"NNODES": "2"}, "2 nodes need an address of the first .*; set MASTER_ADDR"),
