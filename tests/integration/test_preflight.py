@@ -19,6 +19,7 @@ from tiny import TINY
 from tandem.catalogue.models import find_model
 from tandem.catalogue.shrink import chosen_config
 from tandem.cli import run as run_command
+from tandem.errors import RecipeError
 from tandem.model.random_folder import write_random_folder
 from tandem.storage.bucket import Bucket
 from tandem.storage.location import Location
@@ -166,6 +167,16 @@ def test_random_weights_need_no_file(given: dict[str, str], tmp_path: Path) -> N
     assert problems(given, stage="pretrain", CKPT_LOAD_TYPE="0") == []
     exported = run_named(settled(given, stage="pretrain", CKPT_LOAD_TYPE="0"), Recording())
     assert (exported / "model.safetensors").exists()
+
+
+def test_adapters_that_the_model_has_no_place_for(given: dict[str, str]) -> None:
+    sets = ("lora.rank=4096", "lora.targets=[q_proj]")
+    ((subject, text),) = problems(given, *sets, stage="lora")
+    assert (subject, text.startswith("lora.rank 4096: is above ")) == ("model", True), text
+    resolved = settled(given, *sets, stage="lora")
+    with pytest.raises(RecipeError, match=r"lora\.rank 4096"):
+        run_named(resolved, Recording())
+    assert not resolved.run.paths.processed.exists(), "before its data is prepared"
 
 
 def test_a_tokenizer_of_another_model(given: dict[str, str], tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def apply_lora(decoder: Decoder, config: LoraConfig, seed: int) -> None:
     On the meta device the factors stay empty; `fill_factors` fills them once they have memory.
 
     Raises:
-        RecipeError: A target is not in the model, or dropout is asked for where there is none.
+        RecipeError: As `resolved`, or dropout is asked for where there is none.
     """
-    names = resolved(decoder.config, config.targets)
+    names = resolved(decoder.config, config)
     strength = Strength(rank=config.rank, alpha=config.alpha, rslora=config.rslora, dropout=config.dropout)
     put_on(decoder, dict.fromkeys(names, strength), seed)
     if not decoder.norm.weight.is_meta:

@@ -11,13 +11,14 @@ A word that both could mean is the checkpoint's: Mixtral's `gate` is its router.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.errors import RecipeError
 from tandem.model.families import FAMILIES
+from tandem.training.settings.config import LoraConfig
 
 ALL_LINEAR = "all-linear"
 TABLES = ("embedding.weight", "head.weight")
@@ -61,19 +62,22 @@ def stacked_places(config: ModelConfig) -> list[Place]:
     return found
 
 
-def resolved(config: ModelConfig, targets: str | Sequence[str]) -> list[str]:
+def resolved(config: ModelConfig, lora: LoraConfig) -> list[str]:
     """The parameters that are to be adapted, in the decoder's order.
 
     Raises:
-        RecipeError: A target names nothing in this model, or what cannot be adapted.
+        RecipeError: A target names nothing in this model, or what cannot be adapted; or the rank is above that of all.
     """
+    targets = lora.targets
     known = [*places(config), *stacked_places(config)]
     matrices = {ours for place in known for ours in place.ours}
     wanted: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         wanted |= matrices - set(TABLES) if target == ALL_LINEAR else _named(target, known, matrices)
     refuse_tables(config, wanted)
-    return [name for name in parameter_shapes(config) if name in wanted]
+    names = [name for name in parameter_shapes(config) if name in wanted]
+    _require_room(config, names, lora.rank)
+    return names
 
 
 def _named(target: str, known: Iterable[Place], matrices: Iterable[str]) -> set[str]:
@@ -83,6 +87,16 @@ def _named(target: str, known: Iterable[Place], matrices: Iterable[str]) -> set[
         words = sorted({place.module.rpartition(".")[2] for place in known})
         raise RecipeError(f"lora targets: {target} is no matrix of this model; it has {', '.join(words)}, {ALL_LINEAR}")
     return found
+
+
+def _require_room(config: ModelConfig, names: Iterable[str], rank: int) -> None:
+    """Small matrices among large ones, as routers are, may have more rank than they need: nothing can all the same."""
+    ranks = {name: min(shape[-2:]) for name, shape in parameter_shapes(config).items()}
+    largest = max(names, key=ranks.__getitem__)
+    if rank > ranks[largest]:
+        raise RecipeError(
+            f"lora.rank {rank}: is above {ranks[largest]}, the rank of {largest}, and no target has more; lower it"
+        )
 
 
 def refuse_tables(config: ModelConfig, wanted: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import find_model
 from tandem.errors import CheckpointError, ModelFolderError
 from tandem.model.families import translate
+from tandem.training.adapters.targets import resolved
 from tandem.training.settings.run import Run
 
 CHECKPOINT = re.compile(r"iter_([0-9]{7,15})")
@@ -41,6 +42,7 @@ def config_of(run: Run, folder: Path) -> ModelConfig:
 
     Raises:
         ModelFolderError: The folder cannot be used, or holds a model of another family or with too few positions.
+        RecipeError: Adapters are asked for that it has no place for.
     """
     named = find_model(run.model).config
     _, config, _ = translate(folder)
@@ -53,6 +55,8 @@ def config_of(run: Run, folder: Path) -> ModelConfig:
             f"{folder}: takes {config.max_position} tokens, a sample has {run.training.seq_length}; lower SEQ_LEN, or "
             "raise MAX_PE"
         )
+    if run.lora is not None:
+        resolved(config, run.lora)
     return config
 
 

@@ -93,7 +93,7 @@ def _model(config: ModelConfig, footing: Footing) -> Decoder:
     if footing.lora is not None:
         strength = Strength(rank=footing.lora.rank, alpha=footing.lora.alpha, rslora=footing.lora.rslora,
                             dropout=footing.lora.dropout)  # fmt: skip
-        put_on(model, dict.fromkeys(resolved(config, footing.lora.targets), strength))
+        put_on(model, dict.fromkeys(resolved(config, footing.lora), strength))
         model.train()
     if footing.ranks > 1:  # FSDP itself gathers the parameters in the type that is computed in
         _round(model, getattr(torch, footing.precision))

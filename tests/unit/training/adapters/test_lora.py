@@ -106,7 +106,7 @@ def test_targets_go_by_our_names_and_by_the_checkpoints(
     family: str, targets: tuple[str, ...], expected: set[str], tmp_path: Path
 ) -> None:
     config = base_of(family, tmp_path / "base").config
-    found = resolved(config, targets)
+    found = resolved(config, LoraConfig(rank=2, targets=targets))
     assert {name.removesuffix(".weight").split(".", 2)[2] for name in found} == expected
     assert len(found) == len(expected) * config.layers
 
@@ -115,7 +115,7 @@ def test_all_linear_is_everything_but_the_tables(tmp_path: Path) -> None:
     config = base_of("deepseek_v3", tmp_path / "base").config
     shapes = base_of("deepseek_v3", tmp_path / "again").named_parameters()
     matrices = {name for name, parameter in shapes if parameter.dim() > 1} - {"embedding.weight", "head.weight"}
-    assert set(resolved(config, "all-linear")) == matrices
+    assert set(resolved(config, LoraConfig())) == matrices
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,7 @@ def test_all_linear_is_everything_but_the_tables(tmp_path: Path) -> None:
         ("llama, tied, one kv head", {"targets": ("embed_tokens",)}, "the embedding is this model's head too"),
         ("qwen2, tied", {"targets": ("lm_head",)}, "lm_head is no matrix of this model"),
         ("baichuan2-7b", {"targets": ("lm_head",)}, "scaled to length one"),
+        ("llama", {"rank": 49}, r"lora\.rank 49: is above 48, the rank of layers\.0\.attention\.q\.weight, and no"),
         ("mixtral", {"dropout": 0.1}, "feed_forward.router cannot have any"),
         ("llama", {"targets": ("embed_tokens",), "dropout": 0.1}, "embedding cannot have any"),
     ],
