@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from pydantic import ConfigDict
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
     """One finished optimisation step: a line of `metrics.jsonl`."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
     step: int
     """Counted from 1."""
     loss: float

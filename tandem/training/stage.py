@@ -114,7 +114,7 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
         told.note(remark)
     if (longer := _made_longer(config, trainer.state)) is not None:
         told.note(longer)
-    retaken = Retaken.of(stage.folder, trainer.state.step, world, PROOF_TOLERANCE[config.precision])
+    retaken = Retaken.of(stage.folder, trainer.state, world, PROOF_TOLERANCE[config.precision], told.note)
     record = _record(stage, trainer.state.step, formula, told) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch, retaken)

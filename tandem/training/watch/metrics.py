@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
+from pydantic import TypeAdapter, ValidationError
+
 from tandem.errors import DataError
 from tandem.files import write_whole
 from tandem.training.progress import StepReport
@@ -61,11 +63,15 @@ def read_metrics(path: Path) -> list[StepReport]:
     Raises:
         DataError: A line is broken.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [StepReport(**json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: holds a line that is no step report ({error}); remove that line") from None
+    read = TypeAdapter(StepReport).validate_json
+    reports = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            reports.append(read(line))
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise DataError(f"{path}: line {number} is no step report ({what}); remove that line") from None
+    return reports
 
 
 def as_line(report: StepReport) -> str:

@@ -8,12 +8,16 @@ their own that stays until all of them were taken again, however often that is i
                               ╰──▶ retaken.jsonl ──▶ compared with steps 13 to 17, one by one
 
 Ranks of another number, other threads and devices round otherwise, and what they round adds up from step to step: so
-does what is allowed.
+does what is allowed, from the checkpoint on behind which the lines were logged, though a later one be gone on from.
+
+A log that has the checkpoint's own step otherwise than the checkpoint is another run's, and nothing is compared.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +25,7 @@ from typing import Any, Final
 from tandem.errors import CheckpointError
 from tandem.files import write_whole
 from tandem.parallel.world import World
+from tandem.training.checkpoints.state import TrainState
 from tandem.training.progress import StepReport
 from tandem.training.watch.metrics import METRICS, as_line, read_metrics
 
@@ -42,43 +47,46 @@ class Retaken:
     """What is to come out again; the same on all ranks, so that they decide alike without a word.
 
     Args:
-        step: Of the checkpoint.
+        since: The step of the checkpoint behind which they were logged.
         logged: In the order of their steps.
-        tolerance: Relative difference of the first step after the checkpoint; of the n-th n times as much.
+        tolerance: Relative difference of the first step after that one; of the n-th n times as much.
         file: Where the lines are kept.
         done: Called when all were taken again.
     """
 
     def __init__(
         self,
-        step: int = 0,
+        since: int = 0,
         logged: Sequence[Logged] = (),
         tolerance: float = 0.0,
         file: Path = Path(RETAKEN),
         done: Callable[[], None] = lambda: None,
     ) -> None:
-        self._step, self._logged = step, logged
+        self._since, self._logged = since, logged
         self._left = {one.step: one for one in logged}
         self._tolerance, self._file, self._done = tolerance, file, done
         self._largest, self._compared = 0.0, 0
 
     @classmethod
-    def of(cls, folder: Path, step: int, world: World, tolerance: float) -> Retaken:
+    def of(
+        cls, folder: Path, state: TrainState, world: World, tolerance: float, note: Callable[[str], None]
+    ) -> Retaken:
         """What a run has logged behind the checkpoint it goes on from; before its log is cut there.
 
         Args:
             folder: Of the log, which is the leading rank's.
-            step: Of the checkpoint; of a run that begins, 0, nothing is compared.
+            state: The checkpoint's; of a run that begins nothing is compared.
             world: The ranks.
             tolerance: See above.
+            note: Is told of a log that is another run's.
 
         Raises:
             DataError: A file is broken in a place other than its cut-off end.
         """
         file = folder / RETAKEN
-        told = world.decided(lambda: _kept(folder, step))
-        done = (lambda: write_whole(file, b"")) if world.leads else (lambda: None)
-        return cls(step, [Logged(**one) for one in told], tolerance, file, done)
+        since, told = world.decided(lambda: _kept(folder, state, note))
+        done = (lambda: _emptied(file)) if world.leads else (lambda: None)
+        return cls(since, [Logged(**one) for one in told], tolerance, file, done)
 
     def compare(self, new: Logged) -> None:
         """Hold a step against what was logged of it, before it changes anything.
@@ -92,8 +100,8 @@ class Retaken:
         if new.consumed_samples != old.consumed_samples:
             self._left.clear()  # the guard has left out others: this and what follows is another stretch
             return
-        far = max(_far(new.loss, old.loss), _far(new.grad_norm, old.grad_norm))
-        if not far <= self._tolerance * (new.step - self._step):
+        far, allowed = _farthest(new, old), self._tolerance * (new.step - self._since)
+        if not far <= allowed:
             raise CheckpointError(
                 f"step {new.step} is taken again, and comes to a loss of {new.loss:.6f} and a gradient norm of "
                 f"{new.grad_norm:.6f}, where {old.loss:.6f} and {old.grad_norm:.6f} were logged: the data, the frozen "
@@ -120,18 +128,35 @@ class Retaken:
         )
 
 
-def _kept(folder: Path, step: int) -> list[dict[str, Any]]:
-    """The lines after a step, kept in their own file; those that are there already are older, and stay."""
-    found: dict[int, StepReport] = {}
-    for path in (folder / METRICS, folder / RETAKEN):
-        found |= {report.step: report for report in (read_metrics(path) if path.exists() else []) if report.step > step}
-    kept = [found[one] for one in sorted(found)] if step else []
-    if kept or (folder / RETAKEN).exists():
-        write_whole(folder / RETAKEN, "".join(map(as_line, kept)).encode())
+def _kept(folder: Path, state: TrainState, note: Callable[[str], None]) -> tuple[int, list[dict[str, Any]]]:
+    """The step since which there are lines in their own file, and those after the checkpoint's; older ones stay."""
+    file, log = folder / RETAKEN, _lines(folder / METRICS)
+    found = {step: report for step, report in log.items() if step > state.step} | _lines(file)
+    left = [found[step] for step in sorted(found) if step > state.step] if state.step else []
+    if left and (state.step not in log or log[state.step].loss != state.loss):
+        note(
+            f"{folder / METRICS}: has step {state.step} otherwise than the checkpoint, so it is another run's or was "
+            f"cut; steps {left[0].step} to {left[-1].step} are not compared with it"
+        )
+        left = []
+    if left or file.exists():
+        write_whole(file, "".join(as_line(found[step]) for step in sorted(found) if left).encode())
     names = Logged.__dataclass_fields__
-    return [{name: getattr(report, name) for name in names} for report in kept]
+    since = min(state.step, min(found, default=state.step + 1) - 1)
+    return since, [{name: getattr(report, name) for name in names} for report in left]
 
 
-def _far(new: float, old: float) -> float:
-    """Their difference, relative where they are above 1; no number where one of them is none."""
-    return abs(new - old) / max(1.0, abs(old))
+def _lines(path: Path) -> dict[int, StepReport]:
+    return {report.step: report for report in read_metrics(path)} if path.exists() else {}
+
+
+def _emptied(file: Path) -> None:
+    with suppress(OSError):  # a full disk ends no run, and lines that stay only are compared once more
+        write_whole(file, b"")
+
+
+def _farthest(new: Logged, old: Logged) -> float:
+    """The larger difference of the two numbers, relative where they are above 1; NaN where one of them is none."""
+    pairs = ((new.loss, old.loss), (new.grad_norm, old.grad_norm))
+    far = [abs(one - other) / max(1.0, abs(other)) for one, other in pairs]
+    return max(far, key=lambda one: (math.isnan(one), one))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from tandem.training.inputs import Inputs
 from tandem.training.progress import StepReport
 from tandem.training.settings.config import StageConfig
 from tandem.training.stage import Stage, train
-from tandem.training.watch.metrics import read_metrics
+from tandem.training.watch.metrics import as_line, read_metrics
+from tandem.training.watch.retaken import Logged, Retaken
 
 STAGE = {"steps": 12, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 2, "save_every": 4}  # fmt: skip
@@ -65,6 +70,19 @@ def broken(folder: Path, step: int, batches: Batches = LEARNABLE, **changes: Any
     """A run that was killed after a step."""
     with pytest.raises(KilledError):
         go(folder, KilledAt(step), batches, **changes)
+
+
+class StoppedAt(Recording):
+    """Is told to stop once a step is logged."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def step(self, report: StepReport) -> None:
+        super().step(report)
+        if report.step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
@@ -118,6 +136,51 @@ def test_what_was_logged_outlives_a_second_interruption(tmp_path: Path) -> None:
     broken(tmp_path, 5)
     with pytest.raises(CheckpointError, match="step 7 is taken again"):
         go(tmp_path, batches=Changed(25))
+
+
+def test_what_is_allowed_grows_from_the_checkpoint_behind_which_the_lines_were_logged(tmp_path: Path) -> None:
+    broken(tmp_path, 7)
+    log = tmp_path / "metrics.jsonl"
+    reports = [replace(one, loss=one.loss * (1 + (one.step == 6) * 1.5e-4)) for one in read_metrics(log)]
+    log.write_text("".join(map(as_line, reports)))
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, StoppedAt(5))
+    assert lines(tmp_path) == [5, 6, 7]
+    progress = Recording()
+    go(tmp_path, progress)  # step 6 is the first behind the new checkpoint, and the second behind the old one
+    assert any(note.startswith("steps 6 to 7 were taken again, and their losses are") for note in progress.notes)
+    assert lines(tmp_path) == []
+
+
+def test_the_log_of_another_run_is_not_compared(tmp_path: Path) -> None:
+    broken(tmp_path / "one", 7)
+    broken(tmp_path / "other", 7, lr=0.02)
+    shutil.copy(tmp_path / "other" / "metrics.jsonl", tmp_path / "one")
+    progress = Recording()
+    go(tmp_path / "one", progress)
+    said = f"{tmp_path / 'one' / 'metrics.jsonl'}: has step 4 otherwise than the checkpoint, so it is another run's or "
+    assert any(note.startswith(said) for note in progress.notes), progress.notes
+    assert not (tmp_path / "one" / "retaken.jsonl").exists()
+
+
+@pytest.mark.parametrize("broken_number", ["loss", "grad_norm"])
+def test_what_is_no_number_is_not_what_was_logged(broken_number: str) -> None:
+    logged = Logged(step=5, consumed_samples=20, lr=0.1, loss=2.0, grad_norm=1.0)
+    with pytest.raises(CheckpointError, match="step 5 is taken again"):
+        Retaken(4, [replace(logged, **{broken_number: float("inf")})], tolerance=0.1).compare(logged)
+
+
+def test_lines_that_cannot_be_emptied_end_no_run(tmp_path: Path) -> None:
+    broken(tmp_path, 7)
+
+    class Obstructed(Recording):
+        def step(self, report: StepReport) -> None:
+            super().step(report)
+            if report.step == 6:
+                (tmp_path / "retaken.jsonl").unlink()
+                (tmp_path / "retaken.jsonl").mkdir()
+
+    go(tmp_path, Obstructed())
 
 
 def test_other_samples_are_not_compared(tmp_path: Path) -> None:
