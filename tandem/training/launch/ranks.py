@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Final
 
-from tandem.errors import ProcessError
+from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.protocol.lifeline import Lifeline
 from tandem.training.guard.diagnosis import HUNG, collect
@@ -120,7 +120,13 @@ def run_ranks(command: Sequence[str], hosts: Hosts, logs: Path) -> None:
     Raises:
         ProcessError: A rank failed; the message names the one that failed first, and what it said last.
         KeyboardInterrupt: They were told to stop, and did.
+        UsageError: The system is not Linux.
     """
+    if not hasattr(os, "memfd_create"):
+        raise UsageError(
+            "several ranks meet in memory without a name, which Linux has and this system has not; train on one rank "
+            "(--ranks 1), or on Linux"
+        )
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("rank_*.hang.json"):
         old.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tandem.errors import ProcessError
+from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
 from tandem.training import interruption
 from tandem.training.guard.diagnosis import HUNG, Report, report_path
@@ -40,6 +40,12 @@ def test_ranks_of_one_host_meet_in_a_file_that_goes_with_them(tmp_path: Path) ->
     wait = "[None for _ in iter(lambda: os.fstat(f.fileno()).st_size, 2)]"
     program = f"f = {file}; f.seek(rank); f.write(b'x'); f.flush(); {wait}"
     run_ranks(command(program), Hosts(ranks=2), tmp_path / "logs")
+
+
+def test_a_system_where_they_cannot_meet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(UsageError, match=r"train on one rank \(--ranks 1\), or on Linux"):
+        run_ranks(command("pass"), Hosts(ranks=2), tmp_path / "logs")
 
 
 def test_the_rank_that_failed_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
