@@ -57,6 +57,7 @@ class Meeting(msgspec.Struct, frozen=True, kw_only=True):
     """Where all ranks that have loaded find each other."""
 
     path: str
+    """Of a file that they have inherited under the same number."""
 
 
 def main(descriptor: int) -> int:

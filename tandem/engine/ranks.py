@@ -11,9 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import torch
 from torch import Tensor
 
 from tandem.engine.followers import Followers
@@ -91,29 +89,26 @@ def start_model(folder: Path, caches: Sequence[KVCache]) -> LocalModel | RankedM
         tasks = _tasks(folder, caches)
         group = ProcessGroup(own.device, 0, ranks)
         stack.callback(group.abort)
+        # In memory and without a name: nothing of it stays behind, however this process ends. Never closed, since the
+        # group writes to what lies under its number when it is let go of.
+        meeting = os.memfd_create("meeting")
         files = [task.memory.file for task in tasks if isinstance(task.memory, SharedFile)]
-        followers = Followers(tasks, files, group.abort)
+        followers = Followers(tasks, [meeting, *files], group.abort)
         stack.callback(followers.close)
         use_threads(tasks[0].threads)
         decoder = load(folder, own.device, own.layout.torch_dtype, group, followers.check)
         followers.wait_until_loaded()
-        _connect(group, followers, own.device, stack)
+        _connect(group, followers, Meeting(path=f"/proc/self/fd/{meeting}"))
         return RankedModel(LocalModel(decoder, own), followers, stack.pop_all())
 
 
-def _connect(group: ProcessGroup, followers: Followers, device: torch.device, stack: ExitStack) -> None:
-    private = TemporaryDirectory(prefix="tandem-ranks-")
-    stack.callback(private.cleanup)
-    meeting = Meeting(path=f"{private.name}/meeting")
-
+def _connect(group: ProcessGroup, followers: Followers, meeting: Meeting) -> None:
     def join() -> None:
         followers.send(meeting)
         group.join()
 
     group.meet(meeting.path)
     followers.alongside(join)
-    if device.type == "cpu":  # from now on nothing is left behind, however this process ends; NCCL looks into it later
-        private.cleanup()
 
 
 def _tasks(folder: Path, caches: Sequence[KVCache]) -> list[Task]:

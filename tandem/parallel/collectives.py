@@ -91,8 +91,8 @@ class ProcessGroup:
         """Be where the others will come; returns at once.
 
         Args:
-            meeting: Path of a file that all ranks can reach, not there at first. Gloo does not need it any more after
-                `join`. What lies there when the group is let go of is written to, so it must not be another file.
+            meeting: Path of a file that all ranks can reach, empty or not there at first. What lies there when the
+                group is let go of is written to, so it must not be another file.
 
         Raises:
             ProcessError: There is no such place.
