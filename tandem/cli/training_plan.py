@@ -116,14 +116,13 @@ def print_findings(found: Iterable[Finding], *, json: bool) -> int:
 def _samples(run: Run, notes: list[str]) -> int | None:
     """How many samples there are, where the data was prepared before and is on this host; what is wrong is a note."""
     from tandem.errors import DataError
-    from tandem.training.named.data import prepared_data
+    from tandem.training.named.data import data_there
     from tandem.training.named.stage import open_batches
-    from tandem.training.progress import Silence
 
     if run.paths.prepared is None or (run.mirror and run.mirror.location(run.paths.prepared)):
         return None
     try:
-        return open_batches(run, prepared_data(run, Silence())).samples
+        return open_batches(run, data_there(run)).samples
     except DataError as error:
         notes.append(str(error))
         return None
