@@ -1,4 +1,4 @@
-"""A listener to training runs that remembers everything."""
+"""Listeners to training runs: one that remembers everything, and one that breaks off as well."""
 
 from __future__ import annotations
 
@@ -41,3 +41,21 @@ class Recording:
     def note(self, text: str) -> None:
         """Keep the text."""
         self.notes.append(text)
+
+
+class StoppedError(Exception):
+    """Raised in place of a kill where the point is the state on disk."""
+
+
+class StoppingAt(Recording):
+    """Breaks off once a step is logged."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def step(self, report: StepReport) -> None:
+        """Keep the report, and no more after this step's."""
+        super().step(report)
+        if report.step == self._step:
+            raise StoppedError

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from openai import OpenAI
-from recording import Recording
+from recording import Recording, StoppedError, StoppingAt
 from safetensors.torch import load_file
 
 from tandem.catalogue.models import find_model
@@ -114,22 +114,13 @@ def test_the_documents_script_makes_a_model(given: dict[str, str], tmp_path: Pat
 
 
 def test_a_run_is_used_again_and_goes_on_where_it_was_stopped(given: dict[str, str], tmp_path: Path) -> None:
-    class StoppedError(Exception):
-        pass
-
-    class Stopping(Recording):
-        def step(self, report: Any) -> None:
-            super().step(report)
-            if report.step == 4:
-                raise StoppedError
-
     whole, broken = resolved(given, tmp_path / "whole"), resolved(given, tmp_path / "broken")
     model = run_named(whole, Recording())
     again = Recording()
     assert run_named(whole, again) == model
     assert again.reused == ["prepare data", "sft"]
     with pytest.raises(StoppedError):
-        run_named(broken, Stopping())
+        run_named(broken, StoppingAt(4))
     refused = resolved(given, tmp_path / "broken", train_auto_resume="false")
     with pytest.raises(CheckpointError, match="holds a checkpoint of step 3, and the run may not go on from it"):
         run_named(refused, Recording())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from recording import Recording
+from recording import Recording, StoppedError, StoppingAt
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,23 +32,6 @@ from tandem.training.watch.metrics import read_metrics
 
 STAGE = {"steps": 12, "seq_length": 96, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 2, "save_every": 4}  # fmt: skip
-
-
-class StoppedError(Exception):
-    """Raised in place of a kill where the point is the state on disk."""
-
-
-class StoppingAt(Recording):
-    """Breaks off after a number of steps."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self._step:
-            raise StoppedError
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from marred_batches import LEARNABLE, Marred, decoder
-from recording import Recording
+from recording import Recording, StoppedError, StoppingAt
 from safetensors.torch import load_file
 
 from tandem.errors import CheckpointError
@@ -27,23 +27,6 @@ from tandem.training.watch.retaken import Logged, Retaken
 
 STAGE = {"steps": 12, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 2, "save_every": 4}  # fmt: skip
-
-
-class KilledError(Exception):
-    """Raised in place of a kill."""
-
-
-class KilledAt(Recording):
-    """Breaks off once a step is logged."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self._step:
-            raise KilledError
 
 
 class Changed:
@@ -68,8 +51,8 @@ def go(folder: Path, progress: Recording | None = None, batches: Batches = LEARN
 
 def broken(folder: Path, step: int, batches: Batches = LEARNABLE, **changes: Any) -> None:
     """A run that was killed after a step."""
-    with pytest.raises(KilledError):
-        go(folder, KilledAt(step), batches, **changes)
+    with pytest.raises(StoppedError):
+        go(folder, StoppingAt(step), batches, **changes)
 
 
 class StoppedAt(Recording):

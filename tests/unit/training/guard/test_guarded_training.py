@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from marred_batches import Marred, Without, decoder
-from recording import Recording
+from recording import Recording, StoppedError
 from safetensors.torch import load_file
 
 from tandem.errors import DivergenceError
@@ -27,10 +27,6 @@ from tandem.training.watch.metrics import MetricsLog, read_metrics
 
 STAGE = {"steps": 36, "seq_length": 16, "global_batch": 4, "micro_batch": 2, "lr": 0.01, "min_lr": 0.001,
          "warmup_steps": 2, "save_every": 10}  # fmt: skip
-
-
-class StoppedError(Exception):
-    """Raised in place of a kill."""
 
 
 class StoppingAfter(Recording):
