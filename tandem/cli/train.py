@@ -190,6 +190,7 @@ def _check(given: Recipe | Resolved, stage: StageName, options: Options) -> int:
 
     from tandem.cli.training_plan import print_findings
     from tandem.errors import UsageError
+    from tandem.training.job import Job
     from tandem.training.preflight.named import check_named
     from tandem.training.preflight.recipe import check_recipe
     from tandem.training.settings.config import Recipe
@@ -199,8 +200,9 @@ def _check(given: Recipe | Resolved, stage: StageName, options: Options) -> int:
         raise UsageError(f"--check looks at the whole run and shows what it finds; give it without {other}")
     if isinstance(given, Recipe):
         assert options.out is not None, "a recipe for a new model was chosen with its folder"
-        again = options.fresh or options.resume is False
-        found = check_recipe(given, stage, Path(options.out), options.device, os.environ, fresh=again)
+        job = Job(recipe=given, directory=Path(options.out), stage="pretrain" if stage == "pretrain" else "sft")
+        resume = options.resume is not False
+        found = check_recipe(job, options.device, os.environ, fresh=options.fresh, resume=resume)
     else:
         found = check_named(given, options.device, os.environ, fresh=options.fresh)
     return print_findings(found, json=options.json)

@@ -55,14 +55,18 @@ class Job(Section):
         """Pretraining, from whose model fine-tuning begins."""
         return Job(recipe=self.recipe, directory=self.directory, stage="pretrain")
 
+    @property
+    def stands_on(self) -> Path:
+        """Folder of what it is made from."""
+        return self.directory / "tokens" if self.stage == "pretrain" else self.base.folder
+
     def inputs(self) -> Inputs:
         """All that the result depends on; what it is made from must be there."""
-        stands_on = ("tokens", self.directory / "tokens") if self.stage == "pretrain" else ("base", self.base.folder)
         # How often to save, and how many to keep, changes no result. What to do about a spike is often decided only
         # when it is there; what was done is in guard.jsonl.
         settings = self.config.model_dump(exclude={"save_every", "keep_last", "guard"})
         return {
-            stands_on[0]: key(stands_on[1]),
+            "tokens" if self.stage == "pretrain" else "base": key(self.stands_on),
             "seed": self.recipe.seed,
             "model": self.recipe.model.model_dump(),
             "stage": settings,

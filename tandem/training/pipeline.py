@@ -24,12 +24,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tandem.errors import CheckpointError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at, require_unshared
 from tandem.training.checkpoints.finished import Finished
 from tandem.training.checkpoints.folder import CheckpointFolder
-from tandem.training.data.corpus import gather, read_texts, write_corpus
+from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
 from tandem.training.data.prepare import PrepareSpec, prepare
 from tandem.training.data.rows.kinds import Kind
 from tandem.training.inputs import Inputs, digest, read_mark, write_mark
@@ -70,6 +71,7 @@ def prepare_and_train(
     """
     job = Job(recipe=recipe, directory=directory, stage="sft")
     with _prepared(job, progress, device, fresh=fresh, again=() if resume else ("sft",)) as run:
+        require_base(job)
         run.train(job.base)
         return run.train(job)
 
@@ -127,11 +129,9 @@ class _Run:
             CheckpointError: The base model was trained from other tokens than these.
         """
         sources = gather(self._recipe.data.source)
+        require_tokens(self._base, sources)
+        corpus, tokenizer, tokens = _inputs(self._recipe, sources)
         size, longest = self._recipe.tokenizer.vocab_size, self._recipe.model.max_position
-        corpus = {"source": self._recipe.data.source, "digest": sources.digest}
-        tokenizer = {"corpus": digest(corpus), "vocab_size": size, "max_length": longest}
-        tokens = {"corpus": digest(corpus), "tokenizer": digest(tokenizer), "longest": self._recipe.sft.seq_length}
-        self._require_tokens(digest(tokens))
         self._make(self._corpus, corpus, lambda: write_corpus(sources, self._corpus))
         self._make(
             self._tokenizer,
@@ -139,12 +139,6 @@ class _Run:
             lambda: train_tokenizer(read_texts(self._corpus), size, self._tokenizer, longest),
         )
         self._make(self._tokens, tokens, self._write_tokens)
-
-    def _require_tokens(self, key: str) -> None:
-        """Before tokens are made in place of those that there is a model or a checkpoint of."""
-        before = _finished(self._base)
-        if (made_from := before.made_from) is not None:
-            before.require({"tokens": made_from["tokens"]}, {"tokens": key})
 
     def _make(self, folder: Path, inputs: Inputs, make: Callable[[], None]) -> None:
         """Make a cheap stage, unless it is there, made from these inputs."""
@@ -159,7 +153,7 @@ class _Run:
 
     def train(self, job: Job) -> Path:
         """Train a stage, or finish it, unless it is finished; returns the exported folder."""
-        if self._is_done(job):
+        if _is_done(job):
             self._progress.reuse(job.stage)
             return job.model
 
@@ -172,13 +166,6 @@ class _Run:
         tell_runtime(logs)
         carry_out(job, job.recipe.launch, logs, self._progress, self._device, alone)
         return job.model
-
-    def _is_done(self, job: Job) -> bool:
-        """Refuse a stage that was made from other inputs; the first host does that for all, which has made them."""
-        before = _finished(job)
-        if job.recipe.launch.node_rank == 0:
-            return before.exported_from is not None and before.is_it(job.inputs())
-        return before.exported_from is not None and before.exported_from["stage"]["steps"] >= job.config.steps
 
     def _write_tokens(self) -> None:
         self._prepare("corpus.parquet", TEXTS, "text")
@@ -194,12 +181,57 @@ class _Run:
                                 f"{prepared.skipped_file}")  # fmt: skip
 
 
-def _finished(job: Job) -> Finished:
+def _inputs(recipe: Recipe, sources: Sources) -> tuple[Inputs, Inputs, Inputs]:
+    """What corpus, tokenizer and tokens are made from."""
+    corpus = {"source": recipe.data.source, "digest": sources.digest}
+    tokenizer = {"corpus": digest(corpus), "vocab_size": recipe.tokenizer.vocab_size,
+                 "max_length": recipe.model.max_position}  # fmt: skip
+    tokens = {"corpus": digest(corpus), "tokenizer": digest(tokenizer), "longest": recipe.sft.seq_length}
+    return corpus, tokenizer, tokens
+
+
+def require_tokens(job: Job, sources: Sources) -> None:
+    """Refuse to make tokens in place of those that there is a base model, or a checkpoint of one, of.
+
+    Raises:
+        CheckpointError: It was trained from other tokens than these files make.
+    """
+    before = finished(job.base)
+    if (made_from := before.made_from) is not None:
+        *_, tokens = _inputs(job.recipe, sources)
+        before.require({"tokens": made_from["tokens"]}, {"tokens": digest(tokens)})
+
+
+def require_base(job: Job) -> None:
+    """Refuse to make a base model longer under what was fine-tuned from it.
+
+    Raises:
+        CheckpointError: It is fine-tuned already, and asked for with more steps than it has; or was made from other
+            inputs.
+    """
+    if finished(job).made_from is None or finished(job.base).exported_from is None or _is_done(job.base):
+        return
+    raise CheckpointError(
+        f"{job.folder}: was fine-tuned from {job.base.folder} as it is, which is to be made longer; use another "
+        "folder, or fine-tune anew what comes of it with --no-resume"
+    )
+
+
+def _is_done(job: Job) -> bool:
+    """Refuse a stage that was made from other inputs; the first host does that for all, which has made them."""
+    before = finished(job)
+    if job.recipe.launch.node_rank == 0:
+        return before.exported_from is not None and before.is_it(job.inputs())
+    return before.exported_from is not None and before.exported_from["stage"]["steps"] >= job.config.steps
+
+
+def finished(job: Job) -> Finished:
+    """What a stage was before."""
     return Finished(
         place=job.folder,
         checkpoints=CheckpointFolder(job.folder / "checkpoints"),
         exported_from=read_mark(job.folder) if job.model.exists() else None,
-        elsewhere="use another folder",
+        elsewhere="use another folder" + (", fine-tune anew with --no-resume" if job.stage == "sft" else ""),
     )
 
 

@@ -25,7 +25,9 @@ from tandem.model.context import CausalContext
 from tandem.model.folder import load
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.open import open_texts
+from tandem.training.job import Job
 from tandem.training.pipeline import prepare_and_pretrain, prepare_and_train
+from tandem.training.preflight.recipe import check_recipe
 from tandem.training.progress import StepReport
 from tandem.training.settings.config import Launch, Recipe, build_recipe
 from tandem.training.watch.metrics import read_metrics
@@ -227,6 +229,28 @@ def test_a_finished_stage_is_made_longer_and_exported_again(source: Path, copy: 
     fields["sft"] = STAGE | {"steps": 9}
     with pytest.raises(CheckpointError, match=r"checkpoints: holds no checkpoint, and .* is made longer than 8 steps"):
         prepare_and_train(build_recipe(fields, "test"), copy, Recording())
+
+
+def test_a_base_model_is_not_made_longer_under_what_was_fine_tuned_from_it(source: Path, copy: Path) -> None:
+    fields = fields_for(source)
+    fields["pretrain"] = STAGE | {"steps": STAGE["steps"] + 4}
+    longer = build_recipe(fields, "test")
+    progress = Recording()
+    with pytest.raises(CheckpointError, match=r"sft: was fine-tuned from .* as it is, .* --no-resume"):
+        prepare_and_train(longer, copy, progress)
+    assert progress.begun == []
+    assert "--no-resume" in where_it_begins(longer, copy, resume=True)["problem"]
+    assert where_it_begins(longer, copy, resume=False)["good"].startswith(f"{copy}/sft: begins anew")
+    assert where_it_begins(build_recipe(fields_for(source), "test"), copy, resume=True).keys() == {"note"}
+    shutil.rmtree(copy / "tokens")
+    assert "comes out as it was" in where_it_begins(longer, copy, resume=False)["note"]
+
+
+def where_it_begins(recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, str]:
+    """What `--check` says of the stages, the last of each verdict."""
+    job = Job(recipe=recipe, directory=folder, stage="sft")
+    found = check_recipe(job, "cpu", {}, fresh=False, resume=resume)
+    return {one.remark.verdict: one.remark.text for one in found if one.subject == "checkpoints"}
 
 
 def test_changed_saving_is_no_other_run(recipe: Recipe, copy: Path) -> None:

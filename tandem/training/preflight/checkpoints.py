@@ -10,6 +10,7 @@ from tandem.training.alone import at_work, require_unshared
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.prepare import Sample
+from tandem.training.inputs import Inputs
 from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import data_there
 from tandem.training.named.identity import finished, identity_of
@@ -60,5 +61,14 @@ def _goes_on(run: Run, folder: Path, step: int | None) -> Iterator[Remark]:
     if finished(run).is_it(inputs):
         yield note(f"{run.exported}: is there, from the same inputs; the run would train nothing")
     elif step is not None:
-        CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)
-        yield good(f"{folder}: goes on from step {step}")
+        yield goes_on(folder, step, inputs)
+
+
+def goes_on(folder: Path, step: int, inputs: Inputs) -> Remark:
+    """That a run may go on from a checkpoint.
+
+    Raises:
+        CheckpointError: It was made from other inputs, or is damaged.
+    """
+    CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)
+    return good(f"{folder}: goes on from step {step}")

@@ -8,34 +8,37 @@ from pathlib import Path
 from tandem.parallel.device import DeviceName
 from tandem.training.alone import at_work, require_unshared
 from tandem.training.data.corpus import gather
+from tandem.training.inputs import read_mark
+from tandem.training.job import Job
 from tandem.training.named.memory import Need, need_of
-from tandem.training.preflight.finding import Finding, Remark, findings, good, problem
+from tandem.training.pipeline import finished, require_base, require_tokens
+from tandem.training.preflight.checkpoints import goes_on
+from tandem.training.preflight.finding import Finding, Remark, findings, good, note, problem
 from tandem.training.preflight.hosts import look_at_meeting, look_at_memory, look_at_ranks
 from tandem.training.preflight.machine import look_at_machine
 from tandem.training.preflight.space import held, look_at_folders
 from tandem.training.settings.config import Recipe, StageConfig
-from tandem.training.settings.run import StageName
 
 
 def check_recipe(
-    recipe: Recipe, stage: StageName, out: Path, device: DeviceName, environment: Mapping[str, str], *, fresh: bool
+    job: Job, device: DeviceName, environment: Mapping[str, str], *, fresh: bool, resume: bool
 ) -> Iterator[Finding]:
     """Look at everything, and tell all that is found.
 
     Args:
-        recipe: What shall be made.
-        stage: Up to which stage.
-        out: Folder of the run.
+        job: What shall be made: this stage, and what it stands on.
         device: On what.
         environment: The process's variables.
-        fresh: Whether something of an earlier run is to be thrown away.
+        fresh: Whether all of an earlier run is to be thrown away.
+        resume: Whether to go on from what there is of the stage; else that is thrown away.
     """
-    launch = recipe.launch
-    stages = {"pretrain": recipe.pretrain} | ({} if stage == "pretrain" else {"sft": recipe.sft})
+    recipe, out, launch = job.recipe, job.directory, job.recipe.launch
+    stages = {"pretrain": recipe.pretrain} | ({} if job.stage == "pretrain" else {"sft": recipe.sft})
     return findings(
         {
             "data": lambda: _data(recipe),
-            "work": lambda: _work(recipe, out, fresh=fresh),
+            "work": lambda: _work(recipe, out, fresh=fresh or not resume),
+            "checkpoints": lambda: _checkpoints(job, fresh=fresh, resume=resume),
             "ranks": lambda: look_at_ranks(launch, device),
             "memory": lambda: look_at_memory(_most(recipe, stages, device), launch, device),
             "folders": lambda: look_at_folders(_wanted(recipe, stages, out, device)),
@@ -56,6 +59,30 @@ def _work(recipe: Recipe, out: Path, *, fresh: bool) -> Iterator[Remark]:
         require_unshared(out, recipe.launch.nodes)
     if other := at_work(place):
         yield problem(f"{place}: {other} trains there; wait for it, or give another --out")
+
+
+def _checkpoints(job: Job, *, fresh: bool, resume: bool) -> Iterator[Remark]:
+    """Where each stage begins."""
+    if not fresh:
+        require_tokens(job, gather(job.recipe.data.source))
+        if resume and job.stage == "sft":
+            require_base(job)
+    for one in (job,) if job.stage == "pretrain" else (job.base, job):
+        anew = fresh or (one.stage == job.stage and not resume)
+        yield good(f"{one.folder}: begins anew; what was made before is thrown away") if anew else _begins(one)
+
+
+def _begins(job: Job) -> Remark:
+    before = finished(job)
+    if before.made_from is None:
+        return good(f"{job.folder}: begins at step 0")
+    if read_mark(job.stands_on) is None:
+        return note(f"{job.folder}: goes on if {job.stands_on}, which is made first, comes out as it was")
+    if before.is_it(job.inputs()):
+        return note(f"{job.model}: is there, from the same inputs; the stage would train nothing")
+    step = before.checkpoints.latest()
+    assert step is not None, "what is not finished has a checkpoint, or was made from nothing"
+    return goes_on(before.checkpoints.path, step, job.inputs())
 
 
 def _need(recipe: Recipe, name: str, stage: StageConfig, device: DeviceName) -> Need:
