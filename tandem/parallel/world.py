@@ -124,7 +124,7 @@ class World:
         """What the rank that leads decides, for all: files may change between one rank's look at them and another's.
 
         Args:
-            decide: Asked on that rank alone; its answer is something that JSON holds as it is.
+            decide: Asked on that rank alone; its answer is told as JSON, which makes a list of a tuple.
 
         Raises:
             ProcessError: A rank is gone.

@@ -142,7 +142,7 @@ def base_of(run: Run, world: World) -> Base:
 
     Raises:
         CheckpointError: There is nothing at the other run's place, or it is damaged.
-        ModelFolderError: As `config_of`.
+        ModelFolderError, RecipeError: As `config_of`.
     """
     folder = Path(world.decided(lambda: str(weights_of(run))))
     told = world.decided(lambda: _checkpoint(run))

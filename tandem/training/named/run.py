@@ -55,6 +55,7 @@ def run_named(
         DivergenceError: Training diverged.
         ModelFolderError: The weights or the tokenizer cannot be used.
         ProcessError: A rank failed.
+        RecipeError: Adapters are asked for that the model has no place for.
         StorageError: Something on an object store is not there, cannot be fetched or sent, or is another run's place.
         UsageError: Another process trains there, several hosts are told to make anew what they share, or the device
             is not there.
