@@ -22,6 +22,10 @@ class Broken:
     reason: str
 
 
+NULL = Broken("null", "is null and no object with keys")
+"""JSON's null where a row should be; a row that is None is a blank line, and nobody misses it."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Some rows of one file, one after the other."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tandem.errors import DataError, printable
-from tandem.training.data.readers.blocks import Sized, readable
+from tandem.training.data.readers.blocks import NULL, Sized, readable
 
 CHUNK = 1 << 20
 BLANK = re.compile(r"\s*")
@@ -28,7 +28,8 @@ def read_json(path: Path) -> Iterator[Sized]:
         DataError: It is no JSON from some place on, named by its character; rows before it have been given out.
     """
     with readable(path, UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
-        yield from _Values(path, file).rows()
+        for row, size in _Values(path, file).rows():
+            yield NULL if row is None else row, size
 
 
 class _Values:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tandem.training.data.readers.blocks import Block, Broken, Reader, blocks
+from tandem.training.data.readers.blocks import NULL, Block, Broken, Reader, blocks
 from tandem.training.data.readers.files import DataFile
 from tandem.training.data.readers.json_values import read_json
 from tandem.training.data.readers.lines import read_json_lines, read_text
@@ -31,7 +31,10 @@ def parsed(row: Any) -> Any:
     """A row as an object: a line of JSON is parsed, and `Broken` if that fails; None is a blank line."""
     if not isinstance(row, bytes):
         return row
+    if not row.strip():
+        return None
     try:
-        return json.loads(row.decode()) if row.strip() else None
+        value = json.loads(row.decode())
     except (ValueError, RecursionError) as error:
         return Broken(row.decode(errors="backslashreplace").rstrip("\r\n"), f"is no JSON ({error})")
+    return NULL if value is None else value

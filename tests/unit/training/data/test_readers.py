@@ -18,7 +18,7 @@ import pytest
 
 from tandem.errors import DataError
 from tandem.training.data.readers import json_values
-from tandem.training.data.readers.blocks import BLOCK_ROWS, Broken
+from tandem.training.data.readers.blocks import BLOCK_ROWS, NULL, Broken
 from tandem.training.data.readers.files import find_files
 from tandem.training.data.readers.rows import parsed, read_blocks
 
@@ -113,6 +113,14 @@ def test_broken_rows_do_not_stop_their_file(tmp_path: Path) -> None:
     rows = [row for _, _, row in rows_of(tmp_path / "a.csv")]
     assert rows[:2] == [{"text": "fine", "n": "1"}, None]
     assert [row.reason for row in rows[2:]] == ["has 1 fields where the first line names 2", "is no UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", '{"text": "a"}\nnull\n\n'), ("a.json", '[{"text": "a"}, null]')]
+)
+def test_a_null_in_place_of_a_row_is_no_blank_line(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert [row for _, _, row in rows_of(tmp_path / name) if row is not None] == [{"text": "a"}, NULL]
 
 
 def test_documents_of_a_text_file_stand_between_blank_lines(tmp_path: Path) -> None:
