@@ -17,7 +17,7 @@ from tiny import TINY
 from tandem.catalogue.models import find_model
 from tandem.catalogue.shrink import chosen_config
 from tandem.cli import run as run_command
-from tandem.errors import RecipeError
+from tandem.errors import RecipeError, UsageError
 from tandem.model.random_folder import write_random_folder
 from tandem.storage.bucket import Bucket
 from tandem.storage.location import Location
@@ -79,6 +79,13 @@ def test_the_command_finds_nothing_wrong_with_a_good_run(
     ]  # fmt: skip
     assert any("60 rows (alpaca)" in line for line in lines)
     assert not work.exists()
+
+
+def test_what_the_system_refuses_is_one_problem_among_others(given: dict[str, str]) -> None:
+    found = problems(given, ORIGINAL_TRAIN_DATA_PATH=f"/{'x' * 300}.jsonl", ORIGINAL_HF_WEIGHT="/dev/null")
+    files = [text for subject, text in found if subject == "files"]
+    assert "cannot be looked at (File name too long)" in files[0]
+    assert files[1].startswith("/dev/null/config.json: is not there")
 
 
 def test_all_that_is_wrong_is_told_at_once(
@@ -192,6 +199,11 @@ def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
         ((subject, text),) = problems(given)
     assert subject == "work"
     assert text.startswith(f"{place}: another process ({os.uname().nodename}, pid {os.getpid()}) trains there")
+    other = {"CKPT_SAVE_PATH": f"{place.parent}_other"}
+    with alone_at(resolved.run.paths.logs / "host-0", Recording(), work="trains", wait=False):
+        assert [subject for subject, _ in problems(given, **other)] == ["work"]  # its logs would be the other run's
+        with pytest.raises(UsageError, match=r"log/host-0: another process .* trains there"):
+            run_named(settled(given, **other), Recording())
     run_named(resolved, Recording())
     assert problems(given) == []
     checkpoint = resolved.run.paths.checkpoints / "iter_0000002" / "rank_00000.safetensors"

@@ -188,7 +188,7 @@ def _beginning(run: Run) -> str | None:
     if step is not None and run.resume.auto is False:
         raise CheckpointError(
             f"{own}: holds a checkpoint of step {step}, and the run may not go on from it; set train_auto_resume=true, "
-            "or another CKPT_SAVE_PATH, or train anew with --fresh"
+            "or another OUTPUT_SAVE_DIR, or train anew with --fresh"
         )
     if step is not None or run.resume.load < 2:
         return None

@@ -58,7 +58,7 @@ def finished(run: Run) -> Finished:
         place=run.exported,
         checkpoints=CheckpointFolder(run.paths.checkpoints),
         exported_from=read_json_object(run.mark, CheckpointError) if exported else None,
-        elsewhere="set another CKPT_SAVE_PATH",
+        elsewhere="set another OUTPUT_SAVE_DIR",
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +69,10 @@ def run_named(
     if not data_only:
         _require_device(run, device)
     staging = Staging(run, prepared_prefix(run), os.environ, progress)
-    # Hosts may share the folder; each is alone in its own name.
-    here = alone_at(run.paths.checkpoints / f"host-{run.launch.node_rank}", progress, work="trains", wait=False)
-    with here, staging.alone():
+    with ExitStack() as here:
+        for place in own_places(run):
+            here.enter_context(alone_at(place, progress, work="trains", wait=False))
+        here.enter_context(staging.alone())
         staging.take_in(fresh=fresh)
         if missing := missing_files(run, fetched=True):
             raise UsageError("; ".join(missing))
@@ -90,6 +92,15 @@ def run_named(
     return run.exported if run.export else run.paths.checkpoints
 
 
+def own_places(run: Run) -> list[Path]:
+    """Where no other process may train; the logs, too, say where a run goes on.
+
+    Hosts may share the folders; each is alone in its own name.
+    """
+    folders = dict.fromkeys(path.resolve() for path in (run.paths.checkpoints, run.paths.logs))
+    return [folder / f"host-{run.launch.node_rank}" for folder in folders]
+
+
 def missing_files(run: Run, *, fetched: bool = False) -> list[str]:
     """All that a run reads and that is not there, a line each; until it is `fetched`, what is on a store is there."""
     away = None if fetched else run.mirror
@@ -101,7 +112,16 @@ def missing_files(run: Run, *, fetched: bool = False) -> list[str]:
     }
     here = {what: path for what, path in wanted.items() if path and not (away and away.location(path))}
     hints = {paths.weights / "config.json": hint_at_model(paths.weights)}
-    return [f"{path}: is not there; {what}{hints.get(path, '')}" for what, path in here.items() if not path.exists()]
+    lacks = {path: reason for path in here.values() if (reason := lack_of(path))}
+    return [f"{path}: {lacks[path]}; {what}{hints.get(path, '')}" for what, path in here.items() if path in lacks]
+
+
+def lack_of(path: Path) -> str | None:
+    """Why something cannot be read, for a message; None where nothing is seen to be wrong."""
+    try:
+        return None if path.exists() else "is not there"
+    except OSError as error:
+        return f"cannot be looked at ({error.strerror}), check its name and who may read its folder"
 
 
 def _require_device(run: Run, device: DeviceName) -> None:

@@ -14,6 +14,7 @@ from tandem.training.inputs import Inputs
 from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import data_there
 from tandem.training.named.identity import finished, identity_of
+from tandem.training.named.run import own_places
 from tandem.training.named.stage import open_batches
 from tandem.training.preflight.data import is_prepared
 from tandem.training.preflight.finding import Remark, good, note, problem
@@ -22,9 +23,9 @@ from tandem.training.settings.run import Run
 
 def look_at_work(run: Run) -> Iterator[Remark]:
     """Whether another process trains there."""
-    place = run.paths.checkpoints / f"host-{run.launch.node_rank}"
-    if other := at_work(place):
-        yield problem(f"{place}: {other} trains there; wait for it, or set another CKPT_SAVE_PATH")
+    for place in own_places(run):
+        if other := at_work(place):
+            yield problem(f"{place}: {other} trains there; wait for it, or set another OUTPUT_SAVE_DIR")
 
 
 def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) -> Iterator[Remark]:

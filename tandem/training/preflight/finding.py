@@ -35,7 +35,8 @@ class Finding:
 
 UNKNOWN = "is only known when the problem above is solved"
 Look = Callable[[], Iterator[Remark]]
-"""Looks at one thing. What it raises of tandem's own errors is what the run would have ended with: a problem."""
+"""Looks at one thing. What it raises, of tandem's own errors or the system's, is what the run would have ended with: a
+problem."""
 
 
 def good(text: str) -> Remark:
@@ -77,3 +78,6 @@ def _remarks(look: Look) -> Iterator[Remark]:
         yield from look()
     except TandemError as error:
         yield problem(str(error))
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        yield problem(f"{place}{error.strerror or error}; let this user read it, or repair or change what it names")

@@ -16,7 +16,7 @@ from tandem.parallel.device import DeviceName
 from tandem.training.data.prepare import Sample
 from tandem.training.named.data import prepared_prefix, sampled_data
 from tandem.training.named.memory import Need, memory_need
-from tandem.training.named.run import missing_files
+from tandem.training.named.run import lack_of, missing_files
 from tandem.training.named.weights import config_of, weights_of
 from tandem.training.preflight.checkpoints import look_at_checkpoints, look_at_work
 from tandem.training.preflight.data import look_at_data, prepared_bytes
@@ -46,7 +46,7 @@ def check_named(
     run, launch = resolved.run, resolved.run.launch
     sample, need = cache(partial(sampled_data, run)), cache(partial(memory_need, run, device))
     whole = not missing_files(run, fetched=True) and not _is_away(run)
-    model = (run.paths.weights / "config.json").is_file() and run.paths.tokenizer.is_dir()
+    model = not (lack_of(run.paths.weights / "config.json") or lack_of(run.paths.tokenizer))
     looks: dict[str, Look] = {
         "settings": lambda: map(note, resolved.notes),
         "files": lambda: _files(run),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,18 +122,43 @@ def test_what_was_logged_outlives_a_second_interruption(tmp_path: Path) -> None:
         go(tmp_path, batches=Changed(25))
 
 
-def test_what_is_allowed_grows_from_the_checkpoint_behind_which_the_lines_were_logged(tmp_path: Path) -> None:
+def drifted(folder: Path, *drift: float) -> None:
+    """Let steps from the fifth on be logged with other losses, by so much of them."""
+    by = dict(enumerate(drift, 5))
+    reports = read_metrics(folder / "metrics.jsonl")
+    changed = (replace(one, loss=one.loss * (1 + by.get(one.step, 0.0))) for one in reports)
+    (folder / "metrics.jsonl").write_text("".join(map(as_line, changed)))
+
+
+@pytest.mark.parametrize(("drift", "refused"), [((1e-7, 1e-5, 2e-3), None), ((1e-7, 1e-3), 6), ((1e-7, 1e-5, 0.1), 7)])
+def test_what_is_allowed_grows_with_the_differences_so_far(
+    drift: tuple[float, ...], refused: int | None, tmp_path: Path
+) -> None:
     broken(tmp_path, 7)
-    log = tmp_path / "metrics.jsonl"
-    reports = [replace(one, loss=one.loss * (1 + (one.step == 6) * 1.5e-4)) for one in read_metrics(log)]
-    log.write_text("".join(map(as_line, reports)))
+    drifted(tmp_path, *drift)
+    with nullcontext() if refused is None else pytest.raises(CheckpointError, match=f"^step {refused} is taken again"):
+        go(tmp_path)
+
+
+def test_differences_so_far_are_known_to_a_run_that_is_stopped_again(tmp_path: Path) -> None:
+    broken(tmp_path, 7)
+    drifted(tmp_path, 1e-6, 5e-4)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path, StoppedAt(5))
     assert lines(tmp_path) == [5, 6, 7]
     progress = Recording()
-    go(tmp_path, progress)  # step 6 is the first behind the new checkpoint, and the second behind the old one
+    go(tmp_path, progress)
     assert any(note.startswith("steps 6 to 7 were taken again, and their losses are") for note in progress.notes)
     assert lines(tmp_path) == []
+
+
+def test_a_run_made_longer_and_stopped_again_is_not_compared_with_the_shorter_one(tmp_path: Path) -> None:
+    broken(tmp_path, 7)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, StoppedAt(5), steps=20)
+    progress = Recording()
+    go(tmp_path, progress, steps=20)
+    assert any("steps before have learnt otherwise than those in retaken.jsonl" in note for note in progress.notes)
 
 
 def test_the_log_of_another_run_is_not_compared(tmp_path: Path) -> None:
@@ -150,7 +176,7 @@ def test_the_log_of_another_run_is_not_compared(tmp_path: Path) -> None:
 def test_what_is_no_number_is_not_what_was_logged(broken_number: str) -> None:
     logged = Logged(step=5, consumed_samples=20, lr=0.1, loss=2.0, grad_norm=1.0)
     with pytest.raises(CheckpointError, match="step 5 is taken again"):
-        Retaken(4, [replace(logged, **{broken_number: float("inf")})], tolerance=0.1).compare(logged)
+        Retaken([replace(logged, **{broken_number: float("inf")})], tolerance=0.1).compare(logged)
 
 
 def test_lines_that_cannot_be_emptied_end_no_run(tmp_path: Path) -> None:
