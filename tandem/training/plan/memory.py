@@ -11,7 +11,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.live import LARGE, Snapshot
-from tandem.training.plan.trace import KEPT, TRAINED, moments_of
+from tandem.training.plan.trace import FIRST, KEPT, LAST, TRAINED, UPDATE, moments_of
 
 WIDE = DTYPE_BYTES["float32"]
 """Of weights, gradients' sums and each of the optimizer's two averages."""
@@ -38,7 +38,7 @@ class MemoryPlan:
     """Bytes of one rank when it has most."""
 
     moment: str
-    """Which part of the step that is in."""
+    """Which part of the step that is in; on several ranks the update begins with the sum of the last gradients."""
     weights: int
     """The rank's share, fp32, adapters and what is frozen included."""
     copies: int
@@ -117,25 +117,30 @@ def _at(name: str, moments: dict[str, Snapshot], config: ModelConfig, footing: F
         optimizer=2 * trained // footing.ranks,
         activations=activations,
         buffers=moment.other - copies - activations,
-        gathered=_gathered(config, item) if sharded else 0,
+        gathered=_gathered(config, footing, name) if sharded else 0,
         batch=_batch_bytes(footing),
         process=PROCESS if on_host else 0,
         heap=int(HEAP * (moment.small + (1 if adapters else 3) * WIDE * small // footing.ranks)) if on_host else 0,
     )
 
 
-def _gathered(config: ModelConfig, item: int) -> int:
+def _gathered(config: ModelConfig, footing: Footing, moment: str) -> int:
     """What stands whole on a rank: embedding and head all the time, and two layers (one computes, one arrives).
 
-    And as much again of one layer, in fp32, for the gradients that are on their way to their ranks.
+    And as much again of one layer, in fp32, for the gradients that are on their way to their ranks. Those of embedding
+    and head go when the backward is over: the head's are whole until then, and at last both, and both again in fp32.
     """
+    item, trained = DTYPE_BYTES[footing.precision], footing.lora is None
     sizes: dict[str, int] = {}
     for name, shape in parameter_shapes(config).items():
         layer = name.split(".")[1] if name.startswith("layers.") else ""
         sizes[layer] = sizes.get(layer, 0) + math.prod(shape)
     root = sizes.pop("")
+    if moment == UPDATE:
+        return root * (2 * item + WIDE if trained else item)
     largest = max(sizes.values())
-    return (root + 2 * largest) * item + largest * WIDE
+    head = config.vocab_size * config.hidden_size if trained and moment in (LAST, FIRST) else 0
+    return (root + 2 * largest + head) * item + largest * WIDE
 
 
 def _batch_bytes(footing: Footing) -> int:
