@@ -120,7 +120,7 @@ def _at(name: str, moments: dict[str, Snapshot], config: ModelConfig, footing: F
         gathered=_gathered(config, footing, name) if sharded else 0,
         batch=_batch_bytes(footing),
         process=PROCESS if on_host else 0,
-        heap=int(HEAP * (moment.small + (1 if adapters else 3) * WIDE * small // footing.ranks)) if on_host else 0,
+        heap=int(HEAP * (moment.small + 3 * WIDE * small // footing.ranks)) if on_host else 0,
     )
 
 
