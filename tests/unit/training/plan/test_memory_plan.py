@@ -26,7 +26,7 @@ from tandem.training.plan.drawing import advice, draw_plan
 from tandem.training.plan.fit import changes, cheapest_fit
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.memory import MemoryPlan, estimate, least
-from tandem.training.plan.trace import kind_of, with_layers
+from tandem.training.plan.trace import UPDATE, kind_of, with_layers
 from tandem.training.settings.config import LoraConfig, Recompute, StageConfig
 
 SMALL = Footing(seq_length=128, micro_batch=2)
@@ -139,9 +139,15 @@ def test_ranks_share_and_gather() -> None:
     assert one.gathered == 0
     layer = (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) * 4
     root = (2 * 32000 * 4096 + 4096) * 4
-    head = 32000 * 4096 * 4
-    assert eight.gathered == root + 3 * layer + head
+    assert eight.gathered == root + 3 * layer
     assert one.process == one.heap == 0
+
+
+def test_ranks_have_the_gradients_of_embedding_and_head_twice_when_they_are_summed() -> None:
+    config = small("llama2-7b", "layers=4,hidden=1024,vocab=32000")
+    plan = estimate(config, Footing(seq_length=256, ranks=3, device="cuda"))
+    assert plan.moment == UPDATE
+    assert plan.gathered == 3 * (2 * 32000 * 1024 + 1024) * 4
 
 
 def test_ranks_compute_with_what_they_gather_rounded() -> None:
