@@ -29,6 +29,9 @@ FIXES = {  # of a file that could not be opened
     errno.EACCES: "let this user read it",
 }
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A disk, a user's share of it, or what one file may have."""
+
 
 class NotRegularError(OSError):
     """What bears a name is no regular file: a folder, a pipe, a socket, a device."""
@@ -117,6 +120,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.errno in FULL:  # the system does not say where
+            error.filename = error.filename or str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

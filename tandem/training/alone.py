@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -62,9 +62,9 @@ def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Itera
                 raise UsageError(f"{place}: {other}; wait for it, or work at another place") from None
             progress.note(f"{place}: {other}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(f"{os.uname().nodename}, pid {os.getpid()}\n")
-        lock.flush()
+        with suppress(OSError):  # a full disk: the name is for messages alone
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.uname().nodename}, pid {os.getpid()}\n".encode())
         yield
 
 

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from recording import Recording
 
 from tandem.errors import CheckpointError
 from tandem.files import NotRegularError, json_bytes, read_json_object, there, whole_folder, write_whole
+from tandem.training.alone import alone_at, at_work
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file may have a byte more, as on a full disk."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+@pytest.mark.usefixtures("no_room")
+def test_what_has_no_room_is_named_and_keeps_nobody_from_being_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
+        write_whole(tmp_path / "file", b"one")
+    place = tmp_path / "run"
+    with alone_at(place, Recording(), work="trains", wait=False):
+        assert at_work(place) == "another process (unknown)"
 
 
 def test_written_files_are_replaced_whole(tmp_path: Path) -> None:
