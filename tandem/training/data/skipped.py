@@ -14,7 +14,7 @@ from typing import TextIO
 from tandem.errors import DataError
 from tandem.training.data.encoding import Skipped
 
-NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Reasons:

@@ -41,7 +41,7 @@ def stage(tmp_path: Path) -> Path:
     folder, data = tmp_path / "run" / "sft", tmp_path / "elsewhere" / "data"
     data.parent.mkdir()
     with SkippedRows(skipped_path(data)) as skipped:
-        for row, reason in ((3, "has 70 tokens"), (8, "has no answer"), (9, "has 80 tokens")):
+        for row, reason in ((3, "1.5 MB of text"), (8, "has no answer"), (9, "12 MB of text")):
             skipped.add([Skipped(file="a.jsonl", row=row, reason=reason, content="{}")])
     mark_path(data).write_text("{}")
     with Record(folder, "tiny: sft", 0, "MFU = formula") as record:
@@ -105,7 +105,7 @@ def test_the_command_prints_a_table_or_json(stage: Path, capsys: pytest.CaptureF
     assert run_command(["train", "report", str(stage), "--json"]) == 0
     (fields,) = json.loads(capsys.readouterr().out)
     assert fields["tokens"] == 500
-    assert fields["skipped_rows"][0]["kinds"] == {"has N tokens": 2, "has no answer": 1}
+    assert fields["skipped_rows"][0]["kinds"] == {"N MB of text": 2, "has no answer": 1}
     assert run_command(["train", "report", str(stage.parent.parent / "nothing")]) == 2
 
 
