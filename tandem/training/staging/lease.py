@@ -156,7 +156,7 @@ class Lease(AbstractContextManager["Lease"]):
 
 
 def _fields(content: bytes) -> dict[str, Any]:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         fields = json.loads(content)
         return fields if isinstance(fields, dict) else {}
     return {}

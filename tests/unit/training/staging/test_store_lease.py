@@ -83,3 +83,10 @@ def test_one_that_was_removed_is_written_again(bucket: Bucket, tmp_path: Path) -
             assert time.monotonic() < deadline
             time.sleep(0.01)
         held.require()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"[" * 100_000])
+def test_what_no_run_wrote_keeps_nobody_out(content: bytes, bucket: Bucket, tmp_path: Path) -> None:
+    bucket.write(KEY, content)
+    with Lease(bucket, PLACE, tmp_path, print) as taken:
+        taken.require()
