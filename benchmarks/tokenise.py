@@ -29,7 +29,8 @@ from tandem.text.tokenizer import Tokenizer
 from tandem.text.trainer import train_tokenizer
 from tandem.training.data.corpus import STANDARD_LIBRARY, gather
 from tandem.training.data.docstrings import questions_and_answers
-from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.data.prepare import prepare
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.progress import Silence
 
 BATCH = 256

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.data.prepare import prepare
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.progress import Silence
 
 

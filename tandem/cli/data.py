@@ -57,8 +57,8 @@ def prepare(
     from rich.console import Console
 
     from tandem.cli.training_bar import show_training
-    from tandem.training.data.prepare import PrepareSpec
     from tandem.training.data.prepare import prepare as prepare_data
+    from tandem.training.data.spec import PrepareSpec
 
     spec = PrepareSpec(
         input=data, tokenizer=tokenizer, prefix=out, stage=stage, kind=kind, text_key=text_key, seq_length=seq_length,

@@ -31,8 +31,9 @@ from tandem.training.alone import alone_at, require_unshared
 from tandem.training.checkpoints.finished import Finished
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
-from tandem.training.data.prepare import PrepareSpec, prepare
+from tandem.training.data.prepare import prepare
 from tandem.training.data.rows.kinds import Kind
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.inputs import Inputs, digest, read_mark, write_mark
 from tandem.training.job import CONVERSATIONS, TEXTS, Job
 from tandem.training.launch.work import carry_out, tell_runtime

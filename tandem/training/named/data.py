@@ -11,7 +11,9 @@ from tandem.errors import DataError
 from tandem.training.data.fingerprint import read_mark
 from tandem.training.data.indexed import paths_of
 from tandem.training.data.output import packed_prefix, text_prefix
-from tandem.training.data.prepare import PrepareSpec, Sample, prepare, sample
+from tandem.training.data.prepare import prepare
+from tandem.training.data.sample import Sample, sample
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.inputs import digest
 from tandem.training.progress import Progress
 from tandem.training.settings.run import Run

@@ -9,7 +9,7 @@ from tandem.parallel.world import World
 from tandem.training.alone import at_work, require_unshared
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.checkpoints.store import CheckpointStore
-from tandem.training.data.prepare import Sample
+from tandem.training.data.sample import Sample
 from tandem.training.inputs import Inputs
 from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import data_there

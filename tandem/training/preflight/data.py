@@ -9,7 +9,7 @@ import numpy as np
 from tandem.catalogue.drawing import size_text
 from tandem.training.alone import at_work
 from tandem.training.data.batches import TokenBatches
-from tandem.training.data.prepare import Sample
+from tandem.training.data.sample import Sample
 from tandem.training.named.data import data_there, prepared_prefix
 from tandem.training.named.stage import open_batches
 from tandem.training.preflight.finding import Remark, counted, good, note

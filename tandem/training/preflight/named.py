@@ -13,7 +13,7 @@ from tandem.catalogue.arithmetic import parameters
 from tandem.model.folder import own_dtype
 from tandem.model.weights.files import weight_files
 from tandem.parallel.device import DeviceName
-from tandem.training.data.prepare import Sample
+from tandem.training.data.sample import Sample
 from tandem.training.named.data import prepared_prefix, sampled_data
 from tandem.training.named.memory import Need, memory_need
 from tandem.training.named.run import lack_of, missing_files

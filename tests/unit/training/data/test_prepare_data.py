@@ -32,8 +32,9 @@ from tandem.training.data.encoding import Encoder, Encoding
 from tandem.training.data.indexed import IndexedTokens
 from tandem.training.data.open import open_conversations
 from tandem.training.data.output import packed_prefix, text_prefix
-from tandem.training.data.prepare import Prepared, PrepareSpec, prepare
+from tandem.training.data.prepare import Prepared, prepare
 from tandem.training.data.readers.blocks import Block
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.progress import Silence
 
 ROWS = [{"instruction": "hello", "input": "naïve" * (n % 3), "output": f"bye {n}", "text": f"hello {n}"}
