@@ -126,7 +126,8 @@ class Retaken:
         self._logged = ()
         self._done()
         if not others:
-            return f"{steps}, and their losses are the ones that were logged (largest difference {self._largest:.2g})"
+            are = "are" if self._largest <= self._tolerance else "drift by rounding from"
+            return f"{steps}, and their losses {are} the ones that were logged (largest difference {self._largest:.2g})"
         return (
             f"{steps}, but {others} of them with other samples or after another learning rate than when they were "
             "logged; those were not compared"

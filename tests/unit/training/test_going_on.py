@@ -136,8 +136,10 @@ def test_what_is_allowed_grows_with_the_differences_so_far(
 ) -> None:
     broken(tmp_path, 7)
     drifted(tmp_path, *drift)
+    progress = Recording()
     with nullcontext() if refused is None else pytest.raises(CheckpointError, match=f"^step {refused} is taken again"):
-        go(tmp_path)
+        go(tmp_path, progress)
+    assert ("drift by rounding from the ones that were logged" in " ".join(progress.notes)) == (refused is None)
 
 
 def test_differences_so_far_are_known_to_a_run_that_is_stopped_again(tmp_path: Path) -> None:
