@@ -150,7 +150,7 @@ def test_differences_so_far_are_known_to_a_run_that_is_stopped_again(tmp_path: P
     assert lines(tmp_path) == [5, 6, 7]
     progress = Recording()
     go(tmp_path, progress)
-    assert any(note.startswith("steps 6 to 7 were taken again, and their losses are") for note in progress.notes)
+    assert any(note.startswith("steps 6 to 7 were taken again, and their losses drift by") for note in progress.notes)
     assert lines(tmp_path) == []
 
 
