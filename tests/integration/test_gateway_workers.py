@@ -211,6 +211,7 @@ async def slowest_connection(rig: Several, seconds: float) -> float:
     return slowest
 
 
+@pytest.mark.full
 def test_a_killed_process_costs_its_own_streams_and_nothing_else(tmp_path: Path) -> None:
     key = add_key(tmp_path / "keys", "a", None, 12)
 

@@ -70,6 +70,7 @@ def test_no_ticket_is_stranded_that_no_decode_instance_may_have(name: str, tmp_p
     assert result(name, "vllm", tmp_path, strict=True).passed
 
 
+@pytest.mark.full
 def test_a_naive_router_is_found_out() -> None:
     """The command, in front of a router of another's that does nothing for its requests."""
     command = [sys.executable, "-m", "chaos.router", "--json", "--router", NAIVE]
