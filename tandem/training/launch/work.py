@@ -31,7 +31,7 @@ def carry_out(
     """Have the work done, and return when all ranks of this host have ended well.
 
     Args:
-        work: What to do; where there are several ranks, each reads it from `<logs>/run-<host>.json` (`part.py`).
+        work: What to do; where there are several ranks, each reads it from a file among the logs (`part.py`).
         launch: Which ranks there are.
         logs: Folder of the ranks' logs.
         progress: Is told what happens.
@@ -50,9 +50,12 @@ def carry_out(
     if hosts.count > 1:
         progress.note(f"host {hosts.rank} of {hosts.count} meets the others at {hosts.master}, port {hosts.port}")
     logs.mkdir(parents=True, exist_ok=True)
-    file = logs / f"run-{hosts.rank}.json"
+    file = logs / f"run-{hosts.rank}-{os.getpid()}.json"  # two runs may share the folder of their logs
     write_whole(file, work.model_dump_json(indent=2).encode())
-    run_ranks([sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device], hosts, logs)
+    try:
+        run_ranks([sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device], hosts, logs)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def tell_runtime(logs: Path) -> None:
