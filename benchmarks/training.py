@@ -5,10 +5,12 @@ pads each batch to its longest (DataCollatorForSeq2Seq), tandem packs several in
 those of Alpaca's rows are, with --median and --sigma, cut at --length; each batch of Trainer's holds --batch of them,
 each of ours about as many tokens as --batch rows of --length. Counted are real tokens, padding is none.
 
-The first step of each is left out; medians over the rounds' ratios.
+Trainer goes through all samples once, because a few batches may hold half or twice the padding of the others. After
+each of its steps ours are taken until as many tokens have gone through them, so that a machine that slows down slows
+both. The first step of each is left out. Medians over --rounds such passes.
 
-    python benchmarks/training.py                         # needs transformers and accelerate
-    python benchmarks/training.py --rounds 5 --json
+    python benchmarks/training.py                         # needs transformers and accelerate; some ten minutes
+    python benchmarks/training.py --case instructions --rounds 3 --json
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from tandem.catalogue.config import GQA, ModelConfig, SwiGLU
@@ -106,6 +108,28 @@ def real_tokens(batch: Batch) -> int:
     return int((batch.segments > 0).sum()) if batch.segments is not None else batch.tokens.numel()
 
 
+class Watch:
+    """Counts real tokens and the seconds that they take."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.tokens, self.seconds, self.began = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self.began = self.clock()
+
+    def stop(self, tokens: int) -> None:
+        """Count what came since the start."""
+        self.seconds += self.clock() - self.began
+        self.tokens += tokens
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
 class Ours:
     """tandem's trainer, step by step."""
 
@@ -116,31 +140,33 @@ class Ours:
             warmup_steps=0, lr=LR, min_lr=LR, schedule="constant", weight_decay=DECAY, beta2=0.999, clip=CLIP,
             save_every=10**6,
         )  # fmt: skip
-        self.batches = batches
+        self.batches, self.batch = batches, options.batch
         self.trainer = loop.Trainer(LossModel(model), self.batches, config, CheckpointStore(folder / "none", {}, 1))
-        self.batch, self.clock = options.batch, options.clock
         model.train()
+        self.trainer.step()
 
-    def rate(self, steps: int) -> float:
-        """Real tokens per second."""
-        position = self.trainer.state.consumed_samples
-        began = self.clock()
-        for _ in range(steps):
+    def until(self, tokens: int, watch: Watch) -> None:
+        """Take steps until the watch has counted so many tokens."""
+        while watch.tokens < tokens:
+            batch = self.batches.at(self.trainer.state.consumed_samples, self.batch)
+            watch.start()
             self.trainer.step()
-        seconds = self.clock() - began
-        return real_tokens(self.batches.at(position, steps * self.batch)) / seconds
+            watch.stop(real_tokens(batch))
 
 
-class Clock(TrainerCallback):
-    """When Trainer's steps end."""
+class Turns(TrainerCallback):
+    """Times Trainer's steps, with the making of their batches, and has ours taken in between."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.ends: list[float] = []
+    def __init__(self, ours: Ours, tokens: list[int], clock: Callable[[], float]) -> None:
+        self.ours, self.tokens = ours, tokens
+        self.own, self.other = Watch(clock), Watch(clock)
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Trainer."""
-        self.ends.append(self.clock())
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by Trainer after its update; its first step, in which it prepares itself, is not counted."""
+        if state.global_step > 1:
+            self.other.stop(self.tokens[state.global_step - 1])
+        self.ours.until(self.other.tokens, self.own)
+        self.other.start()
 
 
 class Theirs:
@@ -148,27 +174,20 @@ class Theirs:
 
     def __init__(self, folder: Path, samples: list[Sample], options: argparse.Namespace) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.samples, self.batch, self.folder, self.clock = samples, options.batch, folder, options.clock
-        self.done = 0
+        self.samples, self.batch, self.folder = samples, options.batch, folder
+        lengths = [len(sample.ids) for sample in samples]
+        self.tokens = [sum(lengths[n : n + self.batch]) for n in range(0, len(samples), self.batch)]
 
-    def rate(self, steps: int) -> float:
-        """Real tokens per second; the first step, in which Trainer prepares itself, is not counted."""
-        count = (steps + 1) * self.batch
-        mine = [self.samples[(self.done + n) % len(self.samples)] for n in range(count)]
-        self.done += count
+    def once(self, turns: Turns) -> None:
+        """Go through all samples."""
         arguments = TrainingArguments(
-            output_dir=str(self.folder / "trainer"), max_steps=steps + 1, per_device_train_batch_size=self.batch,
+            output_dir=str(self.folder / "trainer"), num_train_epochs=1, per_device_train_batch_size=self.batch,
             learning_rate=LR, weight_decay=DECAY, max_grad_norm=CLIP, lr_scheduler_type="constant", save_strategy="no",
             logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
             train_sampling_strategy="sequential",
         )  # fmt: skip
-        clock = Clock(self.clock)
-        trainer = Trainer(
-            model=self.model, args=arguments, train_dataset=Rows(mine), data_collator=padded, callbacks=[clock]
-        )
-        trainer.train()
-        real = sum(len(sample.ids) for sample in mine[self.batch :])
-        return real / (clock.ends[-1] - clock.ends[0])
+        rows = Rows(self.samples)
+        Trainer(model=self.model, args=arguments, train_dataset=rows, data_collator=padded, callbacks=[turns]).train()
 
 
 class Rows(Dataset):  # type: ignore[type-arg]
@@ -199,12 +218,13 @@ def padded(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def measure(folder: Path, name: str, samples: list[Sample], options: argparse.Namespace) -> dict[str, float]:
     batches = prepared(samples, folder.with_name(name), options.length)
     ours, theirs = Ours(folder, batches, options), Theirs(folder, samples, options)
-    ours.rate(1)
-    rates = [(ours.rate(options.steps), theirs.rate(options.steps)) for _ in range(options.rounds)]
+    rounds = [Turns(ours, theirs.tokens, options.clock) for _ in range(options.rounds)]
+    for turns in rounds:
+        theirs.once(turns)
     return {
-        "tandem tokens/s": statistics.median(one for one, _ in rates),
-        "Trainer tokens/s": statistics.median(other for _, other in rates),
-        "tandem / Trainer": statistics.median(one / other for one, other in rates),
+        "tandem tokens/s": statistics.median(turns.own.rate for turns in rounds),
+        "Trainer tokens/s": statistics.median(turns.other.rate for turns in rounds),
+        "tandem / Trainer": statistics.median(turns.own.rate / turns.other.rate for turns in rounds),
     }
 
 
@@ -212,7 +232,7 @@ def gigaflops() -> float:
     """What this machine multiplies matrices with."""
     x = torch.randn(1024, 1024)
     times = []
-    for _ in range(5):
+    for _ in range(100):
         began = time.perf_counter()
         x @ x
         times.append(time.perf_counter() - began)
@@ -223,8 +243,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=8, help="Trainer's default")
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=600, help="conversations; a quarter as many texts")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--median", type=float, default=100)
     parser.add_argument("--sigma", type=float, default=0.8)
@@ -238,8 +258,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     cases = {
-        "text": lambda: texts(64, options.length),
-        "instructions": lambda: instructions(600, options.length, options.median, options.sigma),
+        "text": lambda: texts(options.samples // 4, options.length),
+        "instructions": lambda: instructions(options.samples, options.length, options.median, options.sigma),
     }
     results: dict[str, Any] = {"GEMM GFLOP/s": gigaflops(), "threads": options.threads, "cases": {}}
     with tempfile.TemporaryDirectory() as base:
