@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from rank_suite import GLOBAL_BATCH, LENGTH, VOCABULARY, Conversations
-from recording import Recording
+from recording import Recording, StoppingAt, tell_to_stop
 from safetensors.torch import load_file, save_file
 
 from tandem.catalogue.models import MODELS
@@ -33,7 +33,6 @@ from tandem.training.adapters.lora import apply_lora, fill_factors
 from tandem.training.checkpoints import store
 from tandem.training.compute.gathering import collected
 from tandem.training.compute.loss import LossModel
-from tandem.training.progress import StepReport
 from tandem.training.settings.config import LoraConfig, StageConfig
 from tandem.training.stage import Stage, train
 from tandem.training.watch.metrics import read_metrics
@@ -96,19 +95,6 @@ class Points:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Stopping(Recording):
-    """Tells this process to stop after a step."""
-
-    def __init__(self, step: int | None) -> None:
-        super().__init__()
-        self._step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self._step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def play(plan: Plan) -> list[int]:
     """Exit codes of all ranks; what each met is in `<folder>/points.<rank>.json`, rank 0's result beside it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +124,7 @@ def _forked(plan: Plan, rank: int) -> int:
 def _work(plan: Plan, rank: int) -> int:
     points = Points(plan.folder, plan.point if rank in plan.victims else None)
     place = Place(rank=rank, ranks=plan.ranks, local_rank=rank, meeting=f"file:{plan.folder}/meeting")
-    progress = Stopping(plan.stop_after if rank == 0 else None)
+    progress = StoppingAt(plan.stop_after if rank == 0 else None, tell_to_stop)
     with joined(place, torch.device("cpu")) as world:
         points.watch()
         whole = _decoder(plan.model, lora=plan.lora)

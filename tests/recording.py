@@ -1,7 +1,10 @@
-"""Listeners to training runs: one that remembers everything, and one that breaks off as well."""
+"""Listeners to training runs: one that remembers everything, and one that ends the run as well."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem.training.progress import StepReport
@@ -47,15 +50,25 @@ class StoppedError(Exception):
     """Raised in place of a kill where the point is the state on disk."""
 
 
-class StoppingAt(Recording):
-    """Breaks off once a step is logged."""
+def break_off() -> None:
+    """End a run as a kill would."""
+    raise StoppedError
 
-    def __init__(self, step: int) -> None:
+
+def tell_to_stop() -> None:
+    """End a run as a plain kill of its process does: after the step, with a checkpoint."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StoppingAt(Recording):
+    """Ends the run once a step is logged; without a step it never does."""
+
+    def __init__(self, step: int | None, end: Callable[[], None] = break_off) -> None:
         super().__init__()
-        self._step = step
+        self._step, self._end = step, end
 
     def step(self, report: StepReport) -> None:
         """Keep the report, and no more after this step's."""
         super().step(report)
         if report.step == self._step:
-            raise StoppedError
+            self._end()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from marred_batches import LEARNABLE, Marred, decoder
-from recording import Recording, StoppedError, StoppingAt
+from recording import Recording, StoppedError, StoppingAt, tell_to_stop
 from safetensors.torch import load_file
 
 from tandem.errors import CheckpointError
@@ -54,19 +52,6 @@ def broken(folder: Path, step: int, batches: Batches = LEARNABLE, **changes: Any
     """A run that was killed after a step."""
     with pytest.raises(StoppedError):
         go(folder, StoppingAt(step), batches, **changes)
-
-
-class StoppedAt(Recording):
-    """Is told to stop once a step is logged."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def step(self, report: StepReport) -> None:
-        super().step(report)
-        if report.step == self._step:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(folder: Path, step: int = 12) -> dict[str, torch.Tensor]:
@@ -146,7 +131,7 @@ def test_differences_so_far_are_known_to_a_run_that_is_stopped_again(tmp_path: P
     broken(tmp_path, 7)
     drifted(tmp_path, 1e-6, 5e-4)
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, StoppedAt(5))
+        go(tmp_path, StoppingAt(5, tell_to_stop))
     assert lines(tmp_path) == [5, 6, 7]
     progress = Recording()
     go(tmp_path, progress)
@@ -157,7 +142,7 @@ def test_differences_so_far_are_known_to_a_run_that_is_stopped_again(tmp_path: P
 def test_a_run_made_longer_and_stopped_again_is_not_compared_with_the_shorter_one(tmp_path: Path) -> None:
     broken(tmp_path, 7)
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, StoppedAt(5), steps=20)
+        go(tmp_path, StoppingAt(5, tell_to_stop), steps=20)
     progress = Recording()
     go(tmp_path, progress, steps=20)
     assert any("steps before have learnt otherwise than those in retaken.jsonl" in note for note in progress.notes)
@@ -192,6 +177,7 @@ def test_lines_that_cannot_be_emptied_end_no_run(tmp_path: Path) -> None:
                 (tmp_path / "retaken.jsonl").mkdir()
 
     go(tmp_path, Obstructed())
+    assert (tmp_path / "checkpoints" / "iter_0000012").is_dir()
 
 
 def test_other_samples_are_not_compared(tmp_path: Path) -> None:

@@ -38,8 +38,12 @@ def test_every_rank_is_told_its_place(tmp_path: Path) -> None:
 def test_ranks_of_one_host_meet_in_a_file_that_goes_with_them(tmp_path: Path) -> None:
     file = "open(os.environ['TANDEM_MEETING'].removeprefix('file:'), 'rb+')"
     wait = "[None for _ in iter(lambda: os.fstat(f.fileno()).st_size, 2)]"
-    program = f"f = {file}; f.seek(rank); f.write(b'x'); f.flush(); {wait}"
+    name = f"open('{tmp_path}/' + str(rank), 'w').write(os.path.realpath(f.name))"
+    program = f"f = {file}; f.seek(rank); f.write(b'x'); f.flush(); {wait}; {name}"
     run_ranks(command(program), Hosts(ranks=2), tmp_path / "logs")
+    met = {(tmp_path / str(rank)).read_text() for rank in range(2)}
+    assert len(met) == 1, "each has a file of its own"
+    assert not Path(met.pop()).exists(), "it stays behind"
 
 
 def test_a_system_where_they_cannot_meet_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,3 +90,4 @@ def test_what_no_run_wrote_keeps_nobody_out(content: bytes, bucket: Bucket, tmp_
     bucket.write(KEY, content)
     with Lease(bucket, PLACE, tmp_path, print) as taken:
         taken.require()
+        assert b"pid" in (bucket.read(KEY) or b"")
