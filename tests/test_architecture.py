@@ -102,7 +102,7 @@ def test_the_documented_rooms_of_training_are_these() -> None:
 
 @pytest.mark.parametrize("room", TRAINING_ROOMS)
 def test_a_room_of_training_imports_those_before_it(room: str) -> None:
-    above = {"plan": ["loop"], "named": ["stage"], "preflight": ["job", "pipeline"]}.get(room, [])
+    above = {"named": ["stage"], "preflight": ["job", "pipeline"]}.get(room, [])
     before = TRAINING_ROOMS[: TRAINING_ROOMS.index(room) + 1]
     check_walls("training", room, [*before, "progress", "inputs", "interruption", "alone", *above])
 

@@ -9,27 +9,27 @@ losses are divided by them, of losses after. So decisions that follow from them 
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import astuple, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tandem.errors import CheckpointError, DataError, TandemError
+from tandem.errors import TandemError
 from tandem.parallel.world import World, named
-from tandem.training.checkpoints.state import PROOF_TOLERANCE, Proof, TrainState
+from tandem.training.checkpoints.proof import Proof
+from tandem.training.checkpoints.state import TrainState
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.balance import Balance
+from tandem.training.compute.batch_loss import backward, mean_loss
 from tandem.training.compute.clipping import clip_gradients
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import build_optimizer, optimizer_tensors
-from tandem.training.compute.parallelize import let_go, trained
-from tandem.training.compute.precision import computing_in
+from tandem.training.compute.parallelize import trained
 from tandem.training.compute.schedule import Schedule, set_learning_rate
+from tandem.training.compute.share import Share
 from tandem.training.data.batch import Batch, Batches
 from tandem.training.guard.guard import Guard, Outcome, remember
 from tandem.training.guard.hang import HangWatch, Unwatched
@@ -69,11 +69,11 @@ class Trainer:
         self.model = model
         self.optimizer = build_optimizer(model, config)
         self.state = TrainState()
-        self._batches = batches
         self._config = config
         self._store = store
         self._guard = guard or Guard(config.guard)
         self._world = world or World()
+        self._share = Share(batches, self._world, config.micro_batch, model.decoder.config.vocab_size)
         self._balance = Balance(model.decoder, config.balance)
         self.meter = Meter.of(model.decoder, getattr(torch, config.precision), self._world.ranks)
         self._schedule = Schedule.of(config)
@@ -96,7 +96,8 @@ class Trainer:
         state = TrainState() if step is None else store.load(self._tensors(), step)
         self.state = self._guard.resume(state)
         if state.proof is not None:
-            self._check_proof(state.proof, store.folder.path)
+            loss = self._loss_of(state.proof.position, state.proof.count)
+            state.proof.check(loss, self._config.precision, state.step, store.folder.path)
 
     def run(
         self,
@@ -170,18 +171,17 @@ class Trainer:
 
     def _step(self, asked: Callable[[], bool]) -> tuple[StepReport | None, bool]:
         began = time.perf_counter()
-        lr = self._schedule.at(self.state.step + 1)
-        batch = self._share(self.state.consumed_samples, self._config.global_batch)
+        samples, lr = self._config.global_batch, self._schedule.at(self.state.step + 1)
+        batch = self._share.at(self.state.consumed_samples, samples)
         work = self._all_work(batch)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
         self._balance.begin(work.real, self._world.device)
-        parts = self._parts(batch, self._config.global_batch)
+        parts = self._share.micro_batches(batch, samples)
         own = backward(self.model, parts, work.learnt, self._dtype, self._balance)
-        told = torch.stack([own, self._balance.total, torch.tensor(float(asked()), device=own.device)])
-        loss, balance, stops = (float(number) for number in self._world.total(told))
+        loss, balance, stops = self._all_sums(own, self._balance.total, float(asked()))
         norm = clip_gradients(self.model.parameters(), self._config.clip)
-        outcome = Outcome(loss=loss, grad_norm=norm, samples=self._config.global_batch)
+        outcome = Outcome(loss=loss, grad_norm=norm, samples=samples)
         action = self._guard.decide(self.state, outcome, self._latest)
         if action is not Action.UPDATE:
             self._leave_out(action, outcome)
@@ -215,36 +215,15 @@ class Trainer:
         else:
             self.state = replace(self.state, consumed_samples=self.state.consumed_samples + outcome.samples)
 
-    def _share(self, position: int, count: int) -> Batch:
-        """This rank's samples of `count` from `position` on; the ranks' numbers differ by one at most."""
-        rank, ranks = self._world.rank, self._world.ranks
-        begin, end = count * rank // ranks, count * (rank + 1) // ranks
-        if begin == end:
-            return self._batches.at(position, 1).numbered(position).blank().to(self._world.device)
-        batch = self._batches.at(position + begin, end - begin).numbered(position + begin)
-        self._require_known(batch, position + begin)
-        return batch.to(self._world.device)
-
-    def _require_known(self, batch: Batch, position: int) -> None:
-        """Data that was prepared elsewhere may have been with another tokenizer."""
-        largest, size = int(batch.tokens.max()), self.model.decoder.config.vocab_size
-        if largest >= size:
-            raise DataError(
-                f"samples {position} to {position + len(batch.tokens) - 1} hold token id {largest}, and the model has "
-                f"{size} tokens; prepare them with the model's tokenizer"
-            )
-
-    def _parts(self, batch: Batch, count: int) -> list[Batch]:
-        """Micro-batches; as many on every rank, because ranks sum their gradients after each."""
-        size = self._config.micro_batch
-        parts = list(batch.split(size))
-        most = math.ceil(math.ceil(count / self._world.ranks) / size)
-        return parts + [batch.blank()] * (most - len(parts))
-
     def _all_work(self, batch: Batch) -> Work:
         """What the step asks of all ranks together."""
         own = torch.tensor(astuple(self.meter.work(batch)), device=self._world.device)
         return Work(*self._world.total(own).tolist())
+
+    def _all_sums(self, *own: Tensor | float) -> list[float]:
+        """Sums over the ranks of some numbers that each of them has its own of; one message for all."""
+        told = torch.stack([torch.as_tensor(number, device=self._world.device) for number in own])
+        return [float(number) for number in self._world.total(told)]
 
     def _advance(self, work: Work, outcome: Outcome, lr: float, seconds: float) -> StepReport:
         losses, grad_norms = remember(self.state, outcome)
@@ -283,53 +262,8 @@ class Trainer:
         state = optimizer_tensors(decoder, self.optimizer)
         return trained(decoder) | {f"optimizer.{name}": tensor for name, tensor in state.items()}
 
-    def _check_proof(self, proof: Proof, folder: Path) -> None:
-        loss = self._loss_of(proof.position, proof.count)
-        if abs(loss - proof.loss) > PROOF_TOLERANCE[self._config.precision] * max(1.0, abs(proof.loss)):
-            raise CheckpointError(
-                f"{folder}: step {self.state.step} had a loss of {proof.loss:.6f} over samples "
-                f"{proof.position} to {proof.position + proof.count - 1}, and has {loss:.6f} now: the data, the frozen "
-                "weights or the code are not those it was trained with; bring them back, or train anew with --fresh"
-            )
-
-    @torch.no_grad()
     def _loss_of(self, position: int, count: int) -> float:
         """Mean loss over the valid targets of some samples, in nats."""
-        batch = self._share(position, count)
-        total = torch.zeros(2, device=self._world.device, dtype=torch.float32)
         with named(f"the loss of samples {position} to {position + count - 1}"):
-            for part in self._parts(batch, count):
-                with computing_in(self.model, self._dtype):
-                    loss = self.model(part.tokens, part.targets, part.context())
-                total += torch.stack([loss, torch.tensor(float(part.valid()), device=loss.device)])
-            let_go(self.model)
-        loss, valid = self._world.total(total)
-        return float(loss / valid.clamp(min=1))
-
-
-def backward(
-    model: LossModel,
-    parts: Sequence[Batch],
-    valid: int,
-    dtype: torch.dtype = torch.float32,
-    balance: Balance | None = None,
-) -> Tensor:
-    """Add the gradient of micro-batches to the parameters; returns their part of the mean loss, in nats, fp32 scalar.
-
-    Every micro-batch is divided by the valid targets of the whole batch of all ranks and not by its own: where they
-    differ, as in fine-tuning, a mean of means would weigh tokens by their neighbours and depend on the split.
-
-    Args:
-        model: Its parameters' gradients are added to.
-        parts: At least one.
-        valid: Valid targets of the whole batch.
-        dtype: What is computed in.
-        balance: Adds the gradient of another loss, which is not in the result.
-    """
-    total = torch.zeros((), device=parts[0].tokens.device)
-    for part in parts:
-        with computing_in(model, dtype), balance.over(part) if balance else nullcontext():
-            loss = model(part.tokens, part.targets, part.context()) / max(1, valid)
-            loss.backward()
-        total += loss.detach()
-    return total
+            parts = self._share.micro_batches(self._share.at(position, count), count)
+            return mean_loss(self.model, parts, self._world, self._dtype)

@@ -20,7 +20,8 @@ from tandem.model.decoder import Decoder
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
 from tandem.training.checkpoints.lengthening import LENGTHENED
-from tandem.training.checkpoints.state import PROOF_TOLERANCE, TrainState
+from tandem.training.checkpoints.proof import TOLERANCE
+from tandem.training.checkpoints.state import TrainState
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loads import PRETRAINING
 from tandem.training.compute.loss import LossModel
@@ -114,7 +115,7 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
         told.note(remark)
     if (longer := _made_longer(config, trainer.state)) is not None:
         told.note(longer)
-    retaken = Retaken.of(stage.folder, trainer.state, world, PROOF_TOLERANCE[config.precision], told.note)
+    retaken = Retaken.of(stage.folder, trainer.state, world, TOLERANCE[config.precision], told.note)
     record = _record(stage, trainer.state.step, formula, told) if world.leads else nullcontext()
     with record as log, _watch(stage) as watch:
         trainer.run(log, told, watch, retaken)

@@ -5,22 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from tandem.training.checkpoints.proof import Proof
+
 LATEST: Final = "latest_checkpointed_iteration.txt"
 STATE: Final = "state.json"
-PROOF_TOLERANCE: Final = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Relative difference that what the same weights make of the same samples may have: other ranks, threads and devices
-round otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What the weights of a checkpoint make of samples that it names: a run that resumes must find the same."""
-
-    position: int
-    """First sample."""
-    count: int
-    loss: float
-    """Mean over their valid targets, in nats, after the step's update."""
 
 
 @dataclass(frozen=True, kw_only=True)

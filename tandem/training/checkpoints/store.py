@@ -34,8 +34,9 @@ from tandem.files import json_bytes, whole_folder, write_whole
 from tandem.parallel.world import World
 from tandem.training.checkpoints.folder import FIELDS, OWN, CheckpointFolder, sha256_of_fields
 from tandem.training.checkpoints.lengthening import lengthening
+from tandem.training.checkpoints.proof import Proof
 from tandem.training.checkpoints.shards import copied, read_shards, write_shard
-from tandem.training.checkpoints.state import LATEST, STATE, Lengthening, Proof, TrainState
+from tandem.training.checkpoints.state import LATEST, STATE, Lengthening, TrainState
 from tandem.training.inputs import Inputs, differences
 
 WEIGHTS = "model."

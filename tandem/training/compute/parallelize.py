@@ -1,7 +1,7 @@
 """What the ranks share of a model: FSDP2 shards every layer's parameters, gradients and optimizer state over all ranks.
 
 A layer is whole only while it computes. Gradients are summed over the ranks and not averaged: losses are divided by the
-valid targets of the whole batch already (`loop.py`).
+valid targets of the whole batch already (`batch_loss.py`).
 
 Tensor, pipeline, context and expert parallelism will come before this, layer by layer; recompute and adapters do so
 already: they change what a layer is, and FSDP wraps what it finds.

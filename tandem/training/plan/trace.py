@@ -20,10 +20,10 @@ from tandem.training.adapters.layers import Strength
 from tandem.training.adapters.lora import put_on
 from tandem.training.adapters.targets import resolved
 from tandem.training.compute.balance import Balance
+from tandem.training.compute.batch_loss import backward
 from tandem.training.compute.loss import LossModel, rows_at_once
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
-from tandem.training.loop import backward
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.live import LiveBytes, Snapshot
 

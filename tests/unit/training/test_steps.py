@@ -13,13 +13,14 @@ from tandem.catalogue.position import Rope
 from tandem.errors import DataError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.training.checkpoints.store import CheckpointStore
+from tandem.training.compute.batch_loss import backward
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import STATE, build_optimizer, optimizer_tensors
 from tandem.training.compute.schedule import Schedule, set_learning_rate
 from tandem.training.data.batch import Batch
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.labels import IGNORED
-from tandem.training.loop import Trainer, backward
+from tandem.training.loop import Trainer
 from tandem.training.progress import Silence
 from tandem.training.settings.config import StageConfig
 from tandem.training.stage import Stage, train

@@ -22,11 +22,11 @@ from tandem.model.folder import load
 from tandem.parallel.world import World
 from tandem.training.adapters.dropout import drop, key_of
 from tandem.training.adapters.lora import apply_lora
+from tandem.training.compute.batch_loss import backward
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
 from tandem.training.launch.ranks import Hosts, run_ranks
-from tandem.training.loop import backward
 from tandem.training.progress import Silence
 from tandem.training.settings.config import LoraConfig, Recompute
 from tandem.training.stage import Stage, train

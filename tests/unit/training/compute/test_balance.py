@@ -19,11 +19,11 @@ from tandem.model.experts import Router
 from tandem.model.random_weights import random_decoder
 from tandem.parallel.world import World
 from tandem.training.compute.balance import Balance, factor_of, imbalance
+from tandem.training.compute.batch_loss import backward
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
 from tandem.training.data.labels import IGNORED
-from tandem.training.loop import backward
 
 LENGTHS = (5, 9, 2)
 

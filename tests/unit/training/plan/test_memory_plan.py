@@ -16,12 +16,12 @@ from tandem.errors import UsageError
 from tandem.model.decoder import Decoder
 from tandem.training.adapters.lora import apply_lora
 from tandem.training.compute.balance import Balance
+from tandem.training.compute.batch_loss import backward
 from tandem.training.compute.clipping import clip_gradients
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.optimizer import build_optimizer
 from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batch
-from tandem.training.loop import backward
 from tandem.training.plan.drawing import advice, draw_plan
 from tandem.training.plan.fit import changes, cheapest_fit
 from tandem.training.plan.footing import Footing
