@@ -1,7 +1,6 @@
 """Runs of a small model on forked ranks, stopped, killed at points that are counted and not waited for, and resumed.
 
-A point is a write to the run's checkpoints, one of a checkpoint's words among the ranks, or a place inside a step. The
-process that forks has everything imported, so that a run takes a fraction of a second.
+A point is a write to the run's checkpoints, one of a checkpoint's words among the ranks, or a place inside a step.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked_ranks import forked
 from rank_suite import GLOBAL_BATCH, LENGTH, VOCABULARY, Conversations
 from recording import Recording, StoppingAt, tell_to_stop
 from safetensors.torch import load_file, save_file
@@ -98,9 +98,7 @@ class Points:
 def play(plan: Plan) -> list[int]:
     """Exit codes of all ranks; what each met is in `<folder>/points.<rank>.json`, rank 0's result beside it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    (plan.folder / "meeting").unlink(missing_ok=True)
-    children = [_forked(plan, rank) for rank in range(plan.ranks)]
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return forked(plan.ranks, plan.folder / "meeting", partial(_work, plan))
 
 
 def warm_up(folder: Path) -> None:
@@ -110,20 +108,9 @@ def warm_up(folder: Path) -> None:
     train(_stage(plan, World()), _decoder(plan.model, lora=False), Conversations(packed=False), Recording())
 
 
-def _forked(plan: Plan, rank: int) -> int:
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        code = _work(plan, rank)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, this process must not go on as its parent's twin
-        print(f"rank {rank}: {error!r}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
-def _work(plan: Plan, rank: int) -> int:
+def _work(plan: Plan, place: Place) -> int:
+    rank = place.rank
     points = Points(plan.folder, plan.point if rank in plan.victims else None)
-    place = Place(rank=rank, ranks=plan.ranks, local_rank=rank, meeting=f"file:{plan.folder}/meeting")
     progress = StoppingAt(plan.stop_after if rank == 0 else None, tell_to_stop)
     with joined(place, torch.device("cpu")) as world:
         points.watch()

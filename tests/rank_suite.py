@@ -1,19 +1,15 @@
-"""Gradients and losses of small models of every family, by as many ranks as this is started with.
-
-`python tests/rank_suite.py OUT FAMILY...` as each rank; rank 0 writes OUT, one safetensors file with the gradients of
-every case and the losses of twenty steps. Alone in a process, `run` gives the same in memory.
-"""
+"""Gradients of every case and losses of twenty steps, of small models of every family, by one rank or several."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from forked_ranks import forked
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -94,6 +90,20 @@ def conversation(number: int) -> Tensor:
     return torch.randint(1, VOCABULARY, (length,), generator=drawn)
 
 
+def run_on(ranks: int, families: Sequence[str], folder: Path) -> dict[str, Tensor]:
+    """What `run` finds on so many ranks."""
+
+    def part(place: Place) -> int:
+        with joined(place, torch.device("cpu")) as world:
+            found = run(families, world)
+            if world.leads:
+                save_file(found, folder / "found.safetensors")
+        return 0
+
+    assert forked(ranks, folder / "meeting", part) == [0] * ranks
+    return load_file(folder / "found.safetensors")
+
+
 def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
     """`<family>/<case>/<parameter>` gradients, and of courses `<family>/{losses,norms,balances,loads}/<case>`, and
     `<family>/biases/<case>/<parameter>` after them."""
@@ -140,18 +150,3 @@ def trainer_of(family: str, case: Case, world: World, clip: float = 1e9, balance
 
 def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def main() -> None:
-    out, *families = sys.argv[1:]
-    torch.set_num_threads(1)
-    place = Place.told(os.environ)
-    assert place is not None, "run_ranks says where this process stands"
-    with joined(place, torch.device("cpu")) as world:
-        found = run(families, world)
-        if world.leads:
-            save_file(found, out)
-
-
-if __name__ == "__main__":
-    main()

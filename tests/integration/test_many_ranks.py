@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import pytest
 import rank_suite
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tandem.parallel.world import World
-from tandem.training.launch.ranks import Hosts, run_ranks
 
 FAMILIES = ["llama3.2-1b", "yi-6b", "qwen-7b", "qwen2-0.5b", "qwen2.5-7b", "glm3-6b", "glm4-9b", "baichuan2-13b",
             "mistral-7b", "mixtral-8x7b", "deepseek-v3"]  # fmt: skip
@@ -31,15 +28,8 @@ def alone() -> Callable[[str], dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Tensor]]:
-    """What so many ranks find: for all families at once, because a world of ranks takes seconds to come together."""
-
-    def found(ranks: int, *families: str) -> dict[str, Tensor]:
-        folder = tmp_path_factory.mktemp("ranks")
-        command = [sys.executable, rank_suite.__file__, str(folder / "found.safetensors"), *families]
-        run_ranks(command, Hosts(ranks=ranks), folder)
-        return load_file(folder / "found.safetensors")
-
-    return cache(found)
+    """What so many ranks find, for all families at once."""
+    return cache(lambda ranks, *families: rank_suite.run_on(ranks, families, tmp_path_factory.mktemp("ranks")))
 
 
 def gradients(found: dict[str, Tensor], family: str, case: str) -> Tensor:
