@@ -37,8 +37,11 @@ from tandem.training.adapters.lora import merge
 from tandem.training.adapters.peft_folder import load_adapter
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import materialise
+from tandem.training.data.prepare import prepare
+from tandem.training.data.spec import PrepareSpec
 from tandem.training.named.begin import base_of
 from tandem.training.named.run import run_named
+from tandem.training.progress import Silence
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
 from tandem.training.watch.metrics import read_metrics
@@ -286,6 +289,22 @@ def test_data_that_was_prepared_before(
         run_named(
             resolved(without, tmp_path / "three", stage="pretrain", USER_PROCESSED_DATA_DIR=str(prepared)), Recording()
         )
+
+
+def test_data_that_was_prepared_before_brings_its_wording_along(given: dict[str, str], tmp_path: Path) -> None:
+    raw, tokenizer = Path(given["ORIGINAL_TRAIN_DATA_PATH"]), Path(given["ORIGINAL_HF_WEIGHT"])
+    made = prepare(PrepareSpec(input=raw, tokenizer=tokenizer, prefix=tmp_path / "data", template="alpaca"), Silence())
+    other = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    fields = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(fields | {"clean_up_tokenization_spaces": True}))
+    variables = {"USER_PROCESSED_DATA_DIR": str(tmp_path), "TOKENIZER_PATH": str(other), "TRAIN_ITERS": "1",
+                 "SEQ_LEN": "256"}  # fmt: skip
+    progress = Recording()
+    exported = run_named(resolved(given, tmp_path, **variables), progress)  # type: ignore[arg-type]
+    assert any(f"other tokenizer files than those in {other}: tokenizer_config" in note for note in progress.notes)
+    written = json.loads((exported / "tokenizer_config.json").read_text())
+    assert made.chat_template
+    assert written["chat_template"] == made.chat_template
 
 
 def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_path: Path) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tandem.errors import DataError
-from tandem.training.data.fingerprint import read_mark
+from tandem.training.data.fingerprint import read_mark, tokenizer_digests
 from tandem.training.data.indexed import paths_of
 from tandem.training.data.output import packed_prefix, text_prefix
 from tandem.training.data.prepare import prepare
 from tandem.training.data.sample import Sample, sample
 from tandem.training.data.spec import PrepareSpec
-from tandem.training.inputs import digest
+from tandem.training.inputs import differences, digest
 from tandem.training.progress import Progress
 from tandem.training.settings.run import Run
 
@@ -43,10 +43,13 @@ def prepared_data(run: Run, progress: Progress, require: Callable[[str], None] =
 
     Raises:
         DataError: It cannot be read or recognised, or there is none.
+        ModelFolderError: The tokenizer cannot be used.
     """
     if run.paths.prepared is not None:
         there = data_there(run)
         progress.note(f"data: {there.prefix} was prepared before; nothing is prepared")
+        for note in _foreign(there.prefix, run.paths.tokenizer):
+            progress.note(note)
         return there
     assert run.paths.data is not None, "a run without prepared data has raw data"
     done = prepare(_spec(run, run.paths.data), progress, lambda inputs: require(digest(inputs)))
@@ -66,7 +69,8 @@ def data_there(run: Run) -> RunData:
         DataError: There is none.
     """
     prefix = _prefix(run.paths.prepared, run) if run.paths.prepared else prepared_prefix(run)
-    return RunData(prefix=prefix, key=_key(prefix, run), chat_template=None)
+    template = read_mark(prefix).get("result", {}).get("chat_template")
+    return RunData(prefix=prefix, key=_key(prefix, run), chat_template=template)
 
 
 def prepared_prefix(run: Run) -> Path:
@@ -101,6 +105,13 @@ def _prefix(path: Path, run: Run) -> Path:
             f"{path}: must hold one file *{ending} for {run.stage}, and has {names}; give the files' prefix"
         )
     return path / found[0].name.removesuffix(ending)
+
+
+def _foreign(prefix: Path, tokenizer: Path) -> Iterator[str]:
+    """That data was prepared with other tokenizer files than the model gets: a run would learn, and say nonsense."""
+    mark = read_mark(prefix)
+    if mark and (different := differences(mark["inputs"].get("tokenizer", {}), tokenizer_digests(tokenizer))):
+        yield f"data: {prefix} was prepared with other tokenizer files than those in {tokenizer}: {different}"
 
 
 def _key(prefix: Path, run: Run) -> str:
