@@ -163,6 +163,13 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     assert same(run_named(resolved(given, tmp_path / "second", **other, **text), on), model)  # type: ignore[arg-type]
     assert on.reports == []
 
+    for kind in ("1", "2"):  # the documents' way to let a run go on
+        itself = {"USER_CONVERTED_CKPT_PATH": checkpoints, "MA_TRAIN_AUTO_RESUME": "1", "CKPT_LOAD_TYPE": kind}
+        named = resolved(given, tmp_path / "first", **itself, **text)  # type: ignore[arg-type]
+        run_named(named, again := Recording())
+        assert again.reused == ["prepare data", "pretrain"]
+        assert not any("is taken only if" in note for note in named.notes)
+
     weights = {"USER_CONVERTED_CKPT_PATH": str(model)}
     progress = Recording()
     run_named(resolved(given, tmp_path / "third", **weights, **text), progress)  # type: ignore[arg-type]
@@ -221,6 +228,7 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
     run_named(resolved(given, tmp_path / "second", **variables), progress)  # type: ignore[arg-type]
     assert [report.step for report in progress.reports] == [1, 2, 3]
     assert progress.reports[0].loss < losses(first)[0] - 0.05
+    assert f"weights: what was trained is taken from {newest}, with a fresh optimizer" in progress.notes
 
     variables["USER_CONVERTED_CKPT_PATH"] = str(first.run.paths.checkpoints)
     third = resolved(given, tmp_path / "third", **variables, CONVERT_MG2HF="FALSE")  # type: ignore[arg-type]
@@ -323,6 +331,9 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
     on = resolved(given, tmp_path / "on", stage="lora", USER_CONVERTED_CKPT_PATH=newest, TRAIN_ITERS="1")
     run_named(on, Recording())
     assert losses(on)[0] < curve[0], "the adapter goes on from where it was"
+    alone = resolved(given, tmp_path / "alone", stage="lora", USER_CONVERTED_CKPT_PATH=str(run.run.adapter))
+    with pytest.raises(CheckpointError, match="this is an adapter: `tandem lora merge BASE ADAPTER OUT` makes"):
+        run_named(alone, Recording())
     whole = resolved(given, tmp_path / "whole", USER_CONVERTED_CKPT_PATH=newest)
     with pytest.raises(CheckpointError, match="iter_0000006: holds adapters alone, which sft cannot begin from"):
         filled(whole)

@@ -43,14 +43,20 @@ class Base:
     @property
     def begins_from(self) -> Inputs | None:
         """Which checkpoint of another run its weights are of, and which run that is; raises as that."""
+        if self.run.names_its_own:
+            return _recorded(self.run.paths.checkpoints)
         return None if self.checkpoint is None else self.checkpoint.identity
 
     def remarks(self) -> Iterator[str]:
         """What the user should know, a line each."""
-        if self.checkpoint is not None and self.checkpoint.is_gone:
+        if self.checkpoint is None:
+            return
+        if self.checkpoint.is_gone:
             yield (
                 f"{self.checkpoint.path}: is there no more; the run began from it, and goes on from its own checkpoints"
             )
+        elif self.checkpoint.recorded is None:
+            yield f"weights: what was trained is taken from {self.checkpoint.path}, with a fresh optimizer"
 
     def decoder(self) -> Decoder:
         """On the meta device, adapters included; what is not trained is frozen."""
@@ -153,7 +159,7 @@ def base_of(run: Run, world: World) -> Base:
 def _checkpoint(run: Run) -> tuple[str, int, Inputs | None] | None:
     """The checkpoint that weights alone are taken from; of several the latest, or the one that was when it began."""
     other = run.resume.checkpoint
-    if other is None or run.resume.load != 1 or weights_of(run) == other:
+    if other is None or run.resume.load != 1 or weights_of(run) == other or run.names_its_own:
         return None
     recorded = _recorded(run.paths.checkpoints)
     if one := CHECKPOINT.fullmatch(other.name):

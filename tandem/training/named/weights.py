@@ -11,6 +11,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.models import find_model
 from tandem.errors import CheckpointError, ModelFolderError
 from tandem.model.families import translate
+from tandem.training.adapters import peft_config
 from tandem.training.adapters.targets import resolved
 from tandem.training.settings.run import Run
 
@@ -30,10 +31,11 @@ def weights_of(run: Run) -> Path:
     if (not_megatron(other) / "config.json").is_file():
         return other
     if not any(CHECKPOINT.fullmatch(path.name) for path in (other, *other.glob("iter_*"))):
-        raise CheckpointError(
-            f"{other}: is no model folder and holds no checkpoint, and weights alone are taken from one of these; give "
-            "a run's exported folder, its folder of checkpoints, or one iter_ folder in that"
+        fix = _hint_at_merging(other) or (
+            ", and weights alone are taken from one of these; give a run's exported folder, its folder of checkpoints, "
+            "or one iter_ folder in that"
         )
+        raise CheckpointError(f"{other}: is no model folder and holds no checkpoint{fix}")
     return run.paths.weights
 
 
@@ -71,6 +73,8 @@ def remarks_on(run: Run) -> Iterator[str]:
 
 def hint_at_model(folder: Path) -> str:
     """What to give in place of a folder that is no model's, to be said behind that; empty where nothing is known."""
+    if adapter := _hint_at_merging(folder):
+        return adapter
     is_one = CHECKPOINT.fullmatch(folder.name)
     if models := sorted(path.parent for path in (folder.parent if is_one else folder).glob("*/config.json")):
         return f"; give {' or '.join(map(str, models))}"
@@ -80,6 +84,11 @@ def hint_at_model(folder: Path) -> str:
             "as USER_CONVERTED_CKPT_PATH (--set resume.checkpoint=…)"
         )
     return ""
+
+
+def _hint_at_merging(folder: Path) -> str:
+    there = (folder / peft_config.FILE).is_file()
+    return "; this is an adapter: `tandem lora merge BASE ADAPTER OUT` makes a model folder of it" if there else ""
 
 
 def not_megatron(folder: Path) -> Path:

@@ -41,7 +41,7 @@ def remarks(run: Run, model: NamedModel) -> Iterator[str]:
         yield f"{run.length.steps} steps are asked for by number; samples and epochs do not count"
     if run.training.seq_length > model.config.max_position:
         yield f"samples of {run.training.seq_length} tokens are longer than {model.name} was made for"
-    if run.resume.auto and run.resume.checkpoint:
+    if run.resume.auto and run.resume.checkpoint and not run.names_its_own:
         yield f"{run.resume.checkpoint} is taken only if {run.paths.checkpoints} holds no checkpoint"
 
 

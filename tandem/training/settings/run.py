@@ -131,6 +131,12 @@ class Run(Section):
         return self.launch.nodes > 1 and bool(self.mirror and self.mirror.location(self.paths.checkpoints))
 
     @property
+    def names_its_own(self) -> bool:
+        """Whether the checkpoints to load from are its own, as the documents have it of a run that goes on."""
+        other = self.resume.checkpoint
+        return other is not None and other.resolve() == self.paths.checkpoints.resolve()
+
+    @property
     def reads(self) -> Literal["pretrain", "sft"]:
         """What the data of the stage is."""
         return "pretrain" if self.stage == "pretrain" else "sft"
