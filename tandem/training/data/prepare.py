@@ -52,6 +52,8 @@ class Prepared:
     """Tokens that loss is taken of."""
     skipped: int
     """Rows, or conversations of rows, that are not in it."""
+    reasons: str = ""
+    """Why they are not: the most frequent reasons, each with how often, and where it was met first."""
     skipped_file: Path | None
     chat_template: str | None
     """Jinja text of the template that was taken in place of the tokenizer's own; belongs beside an exported model."""
@@ -92,6 +94,7 @@ class _Preparation:
         inputs = self._source.inputs(fingerprints)
         if self._source.is_prepared(mark, inputs):
             self._progress.reuse(STAGE)
+            self._tell(mark["result"])
             return self._prepared(mark["result"], reused=True)
         require(inputs)
         if mark and (different := differences(mark["inputs"], inputs)):
@@ -119,16 +122,14 @@ class _Preparation:
             self._source.refuse_nothing(rows, writer.documents, skipped.reasons)
             self._refuse_changed(fingerprints)
         sync_folder(self._spec.prefix.parent)
-        self._progress.note(f"{self._source.stage}: {self._found(writer)}")
-        if skipped.reasons.count:
-            self._progress.note(f"{skipped.reasons.count} skipped, see {skipped_path(self._spec.prefix)}: "
-                                f"{skipped.reasons.text()}")  # fmt: skip
-        self._progress.end(STAGE)
-        return {
+        result = {
             "rows": rows, "documents": writer.documents, "tokens": writer.tokens, "learnt": writer.learnt,
-            "skipped": skipped.reasons.count, "chat_template": encoder.chat_template,
+            "skipped": skipped.reasons.count, "reasons": skipped.reasons.text(), "chat_template": encoder.chat_template,
             "seconds": round(time.monotonic() - began, 3),
         }  # fmt: skip
+        self._tell(result)
+        self._progress.end(STAGE)
+        return result
 
     def _tell_first(self, encoder: Encoder) -> None:
         if self._source.files.left_out:
@@ -140,11 +141,18 @@ class _Preparation:
                 f"{self._spec.tokenizer}: has no chat template; conversations are worded by the template alpaca"
             )
 
-    def _found(self, writer: DocumentWriter) -> str:
-        if self._source.stage == "pretrain":
-            return f"{writer.documents:,} texts, {writer.tokens:,} tokens"
-        kind = self._source.kind
-        return f"{writer.documents:,} conversations ({kind}), {writer.tokens:,} tokens, {writer.learnt:,} learnt"
+    def _tell(self, result: dict[str, Any]) -> None:
+        """What there is to train on, and what is left out of it: also where it was made before."""
+        found = f"{result['documents']:,} texts, {result['tokens']:,} tokens"
+        if self._source.stage == "sft":
+            found = (
+                f"{result['documents']:,} conversations ({self._source.kind}), {result['tokens']:,} tokens, "
+                f"{result['learnt']:,} learnt"
+            )
+        self._progress.note(f"{self._source.stage}: {found}")
+        if result["skipped"]:
+            reasons = result.get("reasons", "each has its reason there")  # data of an earlier version does not say
+            self._progress.note(f"{result['skipped']} skipped, see {skipped_path(self._spec.prefix)}: {reasons}")
 
     def _refuse_changed(self, fingerprints: Fingerprints) -> None:
         """Files that somebody still writes or copies are not those that the mark would speak of."""

@@ -135,7 +135,10 @@ def test_rows_that_cannot_be_trained_on_are_kept_aside(folder: Path, tmp_path: P
     assert kept[0]["content"] == "{broken"
     assert kept[1]["content"] == json.loads(long)
     assert progress.notes[-2] == f"sft: 2 conversations (alpaca), {prepared.tokens} tokens, {prepared.learnt} learnt"
-    assert "4 skipped" in progress.notes[-1]
+    assert progress.notes[-1].startswith(f"4 skipped, see {prepared.skipped_file}: 1 times: is no JSON")
+    again = Recording()
+    assert made(tmp_path / "rows.jsonl", folder, again, seq_length=40).reused
+    assert again.notes == progress.notes[-2:], "who comes later is told the same"
 
 
 def test_texts_that_cannot_be_tokenised_do_not_take_others_along(folder: Path, tmp_path: Path) -> None:
