@@ -12,7 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tandem.cli.train import Device
-    from tandem.training.named.memory import Need
+    from tandem.training.plan.demand import Need
     from tandem.training.preflight.finding import Finding
     from tandem.training.settings.config import Recipe, StageConfig
     from tandem.training.settings.resolve import Resolved
@@ -64,15 +64,16 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
         for name, stage in (("pretrain", given.pretrain), ("sft", given.sft)):
             _print_schedule(name, stage)
         return
-    from tandem.training.named.memory import memory_need
+    from tandem.training.named.memory import memory_demand
     from tandem.training.named.run import missing_files
     from tandem.training.named.stage import length_in_words
     from tandem.training.plan.drawing import advice, draw_plan
 
+    demand = memory_demand(given.run, device)  # what is refused of model or device is refused before anything is shown
     notes = [*given.notes, *missing_files(given.run)]
     samples = _samples(given.run, notes)
     if json:
-        need = memory_need(given.run, device)
+        need = demand.need
         memory = need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": _what(need)}
         run = given.run.model_dump(mode="json")
         steps = None if samples is None else given.run.stage_config(samples).steps
@@ -89,7 +90,7 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
     # Only shares of the run are drawn, so any number of samples will do.
     _print_schedule(given.run.stage, given.run.stage_config(samples or 1000 * given.run.training.global_batch))
     print(flush=True)  # the memory takes seconds
-    need = memory_need(given.run, device)
+    need = demand.need
     _print(draw_plan(need.plan, need.capacity))
     if not need.fits:
         print(advice(need.change))

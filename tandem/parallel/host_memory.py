@@ -25,6 +25,11 @@ def host_memory(root: Path = ROOT) -> tuple[int, int]:
     return min([machine.available, *_left_in_groups(root)]), machine.total
 
 
+def host_swap() -> int:
+    """Bytes of the machine's swap, used or not."""
+    return int(psutil.swap_memory().total)
+
+
 def _left_in_groups(root: Path) -> Iterator[int]:
     """What each control group that limits the process has left: its own, and all above it."""
     with suppress(OSError):  # not Linux

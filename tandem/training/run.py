@@ -27,6 +27,7 @@ from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.replay import ReplayBatches
 from tandem.training.inputs import MARK, write_mark
 from tandem.training.job import Job
+from tandem.training.plan.demand import Demand
 from tandem.training.progress import Progress, Silence
 from tandem.training.stage import Stage, train
 
@@ -58,6 +59,10 @@ def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceN
         stage = Stage(name=job.stage, title=f"{job.recipe.name}: {job.stage}", config=job.config, folder=job.folder,
                       inputs=inputs, world=world, nodes=job.recipe.launch.nodes, data=job.data)  # fmt: skip
         decoder = bare(_config(job))
+        demand = Demand.of(decoder.config, job.config, job.recipe.launch, device, packed=True)
+        demand.require_possible()
+        for remark in demand.remarks() if world.leads else ():
+            told.note(remark)
         made_from = train(stage, decoder, _batches(job), told, partial(_fill, job))
         _export(job, decoder, world)
         if world.leads:

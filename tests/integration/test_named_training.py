@@ -419,3 +419,7 @@ def test_a_plan_says_where_values_come_from(
     assert plan["origins"]["layout.pp"].startswith("catalogue: ")
     assert plan["memory"]["fits"]
     assert 0 < plan["memory"]["weights"] < plan["memory"]["total"] < plan["memory"]["capacity"]
+    assert run_command(["train", "sft", "llama2-7b", *words[2:], "--plan"]) == 2
+    said = capsys.readouterr()
+    assert "holds a qwen2 model" in said.err
+    assert not said.out, "what is refused is refused before anything is shown"

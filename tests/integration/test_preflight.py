@@ -23,7 +23,7 @@ from tandem.storage.bucket import Bucket
 from tandem.storage.location import Location
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at
-from tandem.training.named.memory import memory_need
+from tandem.training.named.memory import memory_demand
 from tandem.training.named.run import run_named
 from tandem.training.preflight.finding import UNKNOWN
 from tandem.training.preflight.named import check_named
@@ -208,7 +208,7 @@ def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
     assert problems(given) == []
     checkpoint = resolved.run.paths.checkpoints / "iter_0000002" / "rank_00000.safetensors"
     # The shard has a table of names beside the numbers.
-    assert checkpoint.stat().st_size == pytest.approx(memory_need(resolved.run, "cpu").checkpoint, rel=0.05)
+    assert checkpoint.stat().st_size == pytest.approx(memory_demand(resolved.run, "cpu").need.checkpoint, rel=0.05)
     ((subject, text),) = problems(given, LR="0.5")
     assert (subject, "lr was 2.5e-05, now 0.5" in text) == ("checkpoints", True)
     shutil.rmtree(resolved.run.exported)

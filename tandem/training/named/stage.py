@@ -15,6 +15,7 @@ from tandem.training.named.begin import base_of, beginning
 from tandem.training.named.data import RunData
 from tandem.training.named.export import export
 from tandem.training.named.identity import finished, identity_of
+from tandem.training.named.memory import memory_demand
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.run import Run
 from tandem.training.stage import Stage, train
@@ -42,6 +43,10 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
             told.reuse(run.stage)
             return
         told.note(length_in_words(run, batches.samples))
+        demand = memory_demand(run, device)
+        demand.require_possible()
+        for remark in demand.remarks() if world.leads else ():
+            told.note(remark)
         for remark in base.remarks():
             told.note(remark)
         run.paths.logs.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,10 @@ def verdict(plan: MemoryPlan, capacity: int) -> str:
 def advice(change: Change | None) -> str:
     """What would fit, in a line."""
     if change is None:
-        return "nothing that leaves the result as it is would fit; train adapters (lora), or a smaller model"
+        return (
+            "nothing that leaves the result as it is would fit; shorten the samples (SEQ_LEN), train adapters (lora), "
+            "or a smaller model"
+        )
     return f"would fit: {change.what} ({gib(change.plan.total)} GiB)"
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from tandem.catalogue.arithmetic import DTYPE_BYTES
+from tandem.catalogue.arithmetic import DTYPE_BYTES, parameters
 from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.training.plan.footing import Footing
@@ -86,12 +86,26 @@ def estimate(config: ModelConfig, footing: Footing) -> MemoryPlan:
 
 
 def least(config: ModelConfig, footing: Footing) -> int:
-    """Bytes of one rank that no plan is below, whatever its activations.
+    """Bytes of one rank that no plan is below.
 
-    Weights and, where they are trained, a gradient and two averages of each, which are all there at the update.
+    Weights and, where they are trained, a gradient and two averages of each, which are all there at the update; or the
+    same without the gradients, but with the batch and what every layer hands to the next, which are there at the loss.
     """
-    count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
-    return (1 if footing.lora is not None else 4) * (WIDE * count // footing.ranks)
+    count, all_trained = parameters(config), footing.lora is None
+    weights = WIDE * count // footing.ranks
+    loss = (3 if all_trained else 1) * weights + _batch_bytes(footing) + _between_layers(config, footing)
+    return max((4 if all_trained else 1) * weights, loss)
+
+
+def most(config: ModelConfig, footing: Footing) -> int:
+    """Bytes of one rank that no plan is above: what fits in these needs no plan, which takes seconds.
+
+    The factors are twice what was met among the named models and small shapes of them.
+    """
+    gathered = _gathered(config, footing, UPDATE) + _gathered(config, footing, LAST) if footing.ranks > 1 else 0
+    logits = WIDE * footing.micro_batch * footing.seq_length * config.vocab_size
+    step = 100 * _between_layers(config, footing) + logits + _batch_bytes(footing)
+    return 8 * WIDE * parameters(config) // footing.ranks + gathered + step + 2 * PROCESS
 
 
 @lru_cache(maxsize=64)
@@ -102,8 +116,7 @@ def _moments(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
 def _at(name: str, moments: dict[str, Snapshot], config: ModelConfig, footing: Footing) -> MemoryPlan:
     moment, kept, trained = moments[name], moments[KEPT], moments[TRAINED].other
     adapters = trained if footing.lora is not None else 0
-    shapes = parameter_shapes(config).values()
-    count = sum(math.prod(shape) for shape in shapes)
+    shapes, count = parameter_shapes(config).values(), parameters(config)
     small = sum(math.prod(shape) for shape in shapes if math.prod(shape) * WIDE < LARGE)
     item, sharded, on_host = DTYPE_BYTES[footing.precision], footing.ranks > 1, footing.device == "cpu"
     copies = 0 if sharded or footing.precision == "float32" else min(item * (count + adapters // WIDE), moment.other)
@@ -141,6 +154,12 @@ def _gathered(config: ModelConfig, footing: Footing, moment: str) -> int:
     largest = max(sizes.values())
     head = config.vocab_size * config.hidden_size if trained and moment in (LAST, FIRST) else 0
     return (root + 2 * largest + head) * item + largest * WIDE
+
+
+def _between_layers(config: ModelConfig, footing: Footing) -> int:
+    """What each layer hands on, of a micro-batch: kept in every mode of recomputation."""
+    tokens = footing.micro_batch * footing.seq_length
+    return config.layers * tokens * config.hidden_size * DTYPE_BYTES[footing.precision]
 
 
 def _batch_bytes(footing: Footing) -> int:

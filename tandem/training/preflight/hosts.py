@@ -11,7 +11,7 @@ from tandem.parallel.collectives import INTERFACES
 from tandem.parallel.device import DeviceName, choose_device, device_count, memory_of
 from tandem.parallel.world import listen
 from tandem.training.launch.ranks import Hosts
-from tandem.training.named.memory import Need
+from tandem.training.plan.demand import Need
 from tandem.training.plan.drawing import advice, gib
 from tandem.training.preflight.finding import Remark, good, note, problem
 from tandem.training.settings.config import Launch

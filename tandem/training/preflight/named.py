@@ -15,9 +15,10 @@ from tandem.model.weights.files import weight_files
 from tandem.parallel.device import DeviceName
 from tandem.training.data.sample import Sample
 from tandem.training.named.data import prepared_prefix, sampled_data
-from tandem.training.named.memory import Need, memory_need
+from tandem.training.named.memory import memory_demand
 from tandem.training.named.run import lack_of, missing_files
 from tandem.training.named.weights import config_of, weights_of
+from tandem.training.plan.demand import Need
 from tandem.training.preflight.checkpoints import look_at_checkpoints, look_at_work
 from tandem.training.preflight.data import look_at_data, prepared_bytes
 from tandem.training.preflight.finding import Finding, Look, Remark, findings, note, problem
@@ -44,7 +45,7 @@ def check_named(
         fresh: Whether the run's own checkpoints are to be thrown away first.
     """
     run, launch = resolved.run, resolved.run.launch
-    sample, need = cache(partial(sampled_data, run)), cache(partial(memory_need, run, device))
+    sample, need = cache(partial(sampled_data, run)), cache(lambda: memory_demand(run, device).need)
     whole = not missing_files(run, fetched=True) and not _is_away(run)
     model = not (lack_of(run.paths.weights / "config.json") or lack_of(run.paths.tokenizer))
     looks: dict[str, Look] = {

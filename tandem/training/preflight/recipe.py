@@ -10,8 +10,8 @@ from tandem.training.alone import at_work, require_unshared
 from tandem.training.data.corpus import gather
 from tandem.training.inputs import read_mark
 from tandem.training.job import Job
-from tandem.training.named.memory import Need, need_of
 from tandem.training.pipeline import finished, require_base, require_tokens
+from tandem.training.plan.demand import Demand, Need
 from tandem.training.preflight.checkpoints import goes_on
 from tandem.training.preflight.finding import Finding, Remark, findings, good, note, problem
 from tandem.training.preflight.hosts import look_at_meeting, look_at_memory, look_at_ranks
@@ -85,19 +85,19 @@ def _begins(job: Job) -> Remark:
     return goes_on(before.checkpoints.path, step, job.inputs())
 
 
-def _need(recipe: Recipe, name: str, stage: StageConfig, device: DeviceName) -> Need:
+def _need(recipe: Recipe, stage: StageConfig, device: DeviceName) -> Need:
     config = recipe.model.with_vocabulary(recipe.tokenizer.vocab_size)
-    return need_of(config, stage, recipe.launch, device, packed=name == "sft")
+    return Demand.of(config, stage, recipe.launch, device, packed=True).need
 
 
 def _most(recipe: Recipe, stages: Mapping[str, StageConfig], device: DeviceName) -> Need:
-    return max((_need(recipe, *one, device) for one in stages.items()), key=lambda need: need.plan.total)
+    return max((_need(recipe, stage, device) for stage in stages.values()), key=lambda need: need.plan.total)
 
 
 def _wanted(recipe: Recipe, stages: Mapping[str, StageConfig], out: Path, device: DeviceName) -> dict[Path, int]:
     """Checkpoints and the exported model of each stage; the model is as large as the weights in a checkpoint."""
     wanted = {}
     for name, stage in stages.items():
-        size = _need(recipe, name, stage, device).checkpoint
+        size = _need(recipe, stage, device).checkpoint
         wanted[out / name] = max(0, (stage.keep_last + 1) * size + size // 3 - held(out / name, "*"))
     return wanted

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import TINY
 
-from tandem.training.named.memory import Need
+from tandem.training.plan.demand import Need
 from tandem.training.plan.footing import Footing
 from tandem.training.plan.memory import estimate
 from tandem.training.preflight import hosts as hosts_room
