@@ -6,9 +6,11 @@ names of all of them are taken. An empty variable is one that is not set, as in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain, groupby
 from typing import Any
 
 from tandem.errors import RecipeError
@@ -110,7 +112,7 @@ _RUN_TYPES: dict[str, StageName] = {"pretrain": "pretrain", "retrain": "pretrain
 _TUNINGS: dict[str, StageName] = {"pt/full": "pretrain", "sft/full": "sft", "sft/lora": "lora"}
 
 SHORTEST_GUESS = 6
-"""Characters a name needs to be taken for a misspelt one: short ones are like anything."""
+"""Characters a name needs to be taken for a misspelt one by likeness alone: short ones are like anything."""
 
 
 def variable_values(environment: Mapping[str, str]) -> Values:
@@ -172,11 +174,36 @@ def hints(environment: Mapping[str, str]) -> list[str]:
     """A line for each variable that is none of ours and looks like a misspelt one."""
     known = [*VARIABLES, *STAGES]
     lines = []
-    for name in sorted(environment.keys() - set(known)):
-        alike = get_close_matches(name.replace(" ", ""), known, n=1, cutoff=0.85) if len(name) >= SHORTEST_GUESS else []
-        if alike and alike[0] not in environment:
-            lines.append(f"{name}: is no variable of ours and not read; did you mean {alike[0]}?")
+    for name, text in sorted(environment.items()):
+        alike = _alike(name, text.strip(), known) if name not in known and text.strip() else None
+        if alike and alike not in environment:
+            lines.append(f"{name}: is no variable of ours and not read; did you mean {alike}?")
     return lines
+
+
+def _alike(name: str, text: str, known: Sequence[str]) -> str | None:
+    """What a variable is misspelt from, if anything."""
+    slips = (one for one in known if _is_slip(name, one) and _takes_number(one, text))
+    close = get_close_matches(name.replace(" ", ""), known, n=1, cutoff=0.85) if len(name) >= SHORTEST_GUESS else []
+    return next(chain(close, slips), None)
+
+
+def _is_slip(name: str, known: str) -> bool:
+    """Whether they differ by case, an underscore, a letter typed twice, or neighbours swapped."""
+    one, other = name.replace("_", "").upper(), known.replace("_", "").upper()
+    if len(one) == len(other) > 2:
+        return any(one == f"{other[:at]}{other[at : at + 2][::-1]}{other[at + 2 :]}" for at in range(len(other)))
+    return [letter for letter, _ in groupby(one)] == [letter for letter, _ in groupby(other)]
+
+
+def _takes_number(name: str, text: str) -> bool:
+    """Whether a variable takes numbers or flags and the text is one, which of the system's short ones it seldom is."""
+    if name not in VARIABLES or VARIABLES[name].read is str:
+        return False
+    with suppress(ValueError):
+        VARIABLES[name].read(text)
+        return True
+    return False
 
 
 def _given(environment: Mapping[str, str], names: Mapping[str, object]) -> Iterator[tuple[str, str]]:

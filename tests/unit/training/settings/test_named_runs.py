@@ -181,6 +181,24 @@ def test_misspelt_variables_get_a_hint() -> None:
     assert not any("no variable" in note for note in resolved(PATH="/bin", LS="1", HOME="/", SHELL="/bin/sh").notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [("LRR", "1e-5", "LR"), ("GSB", "32", "GBS"), ("gbs", "32", "GBS"), ("MINLR", "1e-6", "MIN_LR"),
+     ("SED", "3", "SEED")],
+)  # fmt: skip
+def test_slips_in_short_names_get_a_hint_where_the_value_is_a_number(name: str, text: str, meant: str) -> None:
+    assert resolved(**{name: text}).notes[-1].endswith(f"did you mean {meant}?")
+    assert not any("no variable" in note for note in resolved(**{name: text, meant: text}).notes), "it is set as well"
+    assert not any("no variable" in note for note in resolved(**{name: ""}).notes), "empty is not set"
+
+
+def test_what_systems_set_is_not_taken_for_a_slip() -> None:
+    usual = {"CPP": "cpp", "SED": "/bin/sed", "PS1": "$ ", "PS4": "+", "SHLVL": "1", "TZ": "UTC", "LC_ALL": "C",
+             "GPS": "1", "SPEED": "3", "PTP": "1", "SMB": "1", "COLUMNS": "80", "RANK": "0", "LOCAL_RANK": "0",
+             "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "MASTER_PORTS": ""}  # fmt: skip
+    assert not any("no variable" in note for note in resolved(**usual).notes)
+
+
 def test_stages_by_the_documents_names() -> None:
     assert resolved("yi-6b", "lora", STAGE="sft", FINETUNING_TYPE="lora").run.stage == "lora"
     assert resolved("yi-6b", "pretrain", STAGE="pt").run.stage == "pretrain"
