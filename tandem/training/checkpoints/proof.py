@@ -6,6 +6,7 @@ that it was trained with.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -40,7 +41,9 @@ class Proof:
         Raises:
             CheckpointError: It is another.
         """
-        if abs(loss - self.loss) > TOLERANCE[precision] * max(1.0, abs(self.loss)):
+        far = abs(loss - self.loss) / max(1.0, abs(self.loss))
+        # A loss that was no number already is the guard's to judge; one that has become none is another.
+        if math.isfinite(self.loss) and not far <= TOLERANCE[precision]:
             raise CheckpointError(
                 f"{folder}: step {step} had a loss of {self.loss:.6f} over samples "
                 f"{self.position} to {self.position + self.count - 1}, and has {loss:.6f} now: the data, the frozen "
