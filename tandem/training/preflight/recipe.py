@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 from tandem.parallel.device import DeviceName
 from tandem.training.alone import at_work, require_unshared
-from tandem.training.data.corpus import gather
+from tandem.training.data.corpus import Sources, gather
 from tandem.training.inputs import read_mark
 from tandem.training.job import Job
 from tandem.training.pipeline import finished, require_base, require_tokens
@@ -33,12 +34,13 @@ def check_recipe(
         resume: Whether to go on from what there is of the stage; else that is thrown away.
     """
     recipe, out, launch = job.recipe, job.directory, job.recipe.launch
+    sources = cache(partial(gather, recipe.data.source))
     stages = {"pretrain": recipe.pretrain} | ({} if job.stage == "pretrain" else {"sft": recipe.sft})
     return findings(
         {
-            "data": lambda: _data(recipe),
+            "data": lambda: _data(recipe, sources()),
             "work": lambda: _work(recipe, out, fresh=fresh or not resume),
-            "checkpoints": lambda: _checkpoints(job, fresh=fresh, resume=resume),
+            "checkpoints": lambda: _checkpoints(job, sources, fresh=fresh, resume=resume),
             "ranks": lambda: look_at_ranks(launch, device),
             "memory": lambda: look_at_memory(_most(recipe, stages, device), launch, device),
             "folders": lambda: look_at_folders(_wanted(recipe, stages, out, device)),
@@ -48,8 +50,7 @@ def check_recipe(
     )
 
 
-def _data(recipe: Recipe) -> Iterator[Remark]:
-    sources = gather(recipe.data.source)
+def _data(recipe: Recipe, sources: Sources) -> Iterator[Remark]:
     yield good(f"{recipe.data.source}: {len(sources.files):,} Python files")
 
 
@@ -61,10 +62,10 @@ def _work(recipe: Recipe, out: Path, *, fresh: bool) -> Iterator[Remark]:
         yield problem(f"{place}: {other} trains there; wait for it, or give another --out")
 
 
-def _checkpoints(job: Job, *, fresh: bool, resume: bool) -> Iterator[Remark]:
+def _checkpoints(job: Job, sources: Callable[[], Sources], *, fresh: bool, resume: bool) -> Iterator[Remark]:
     """Where each stage begins."""
     if not fresh:
-        require_tokens(job, gather(job.recipe.data.source))
+        require_tokens(job, sources())
         if resume and job.stage == "sft":
             require_base(job)
     for one in (job,) if job.stage == "pretrain" else (job.base, job):
