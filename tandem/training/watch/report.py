@@ -136,45 +136,27 @@ def draw_report(found: Sequence[Summary]) -> Table:
     table.add_column("")
     for summary in found:
         table.add_column(summary.stage, justify="right")
-    for name, texts in zip(ROWS, zip(*(_texts(summary) for summary in found), strict=True), strict=True):
-        table.add_row(name, *texts)
+    columns = [_texts(summary) for summary in found]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     return table
 
 
-ROWS = (
-    "steps",
-    "loss, first",
-    "loss, last",
-    "loss, lowest",
-    "tokens learnt from",
-    "seconds of training",
-    "seconds per step",
-    "tokens/s/device",
-    "real tokens/s",
-    "learnt tokens/s",
-    "MFU",
-    "memory peak, GiB",
-    "interruptions",
-    "skipped batches",
-    "skipped rows",
-)
-
-
-def _texts(summary: Summary) -> tuple[str, ...]:
-    return (
-        f"{summary.steps:,}",
-        f"{summary.loss_first:.4f}",
-        f"{summary.loss_last:.4f}",
-        f"{summary.loss_lowest:.4f}",
-        f"{summary.tokens:,}",
-        f"{summary.elapsed:,.1f}",
-        f"{summary.step_seconds:.3f}",
-        f"{summary.tokens_per_s_device:,.0f}",
-        f"{summary.real_tokens_per_s:,.0f}",
-        f"{summary.learnt_tokens_per_s:,.0f}",
-        "-" if summary.mfu is None else f"{summary.mfu:.1%}",
-        "-" if summary.memory_peak is None else f"{summary.memory_peak / 2**30:.2f}",
-        str(summary.interruptions),
-        str(summary.skipped_batches),
-        "-" if summary.skipped_rows is None else str(sum(file.rows for file in summary.skipped_rows)),
-    )
+def _texts(summary: Summary) -> dict[str, str]:
+    return {
+        "steps": f"{summary.steps:,}",
+        "loss, first": f"{summary.loss_first:.4f}",
+        "loss, last": f"{summary.loss_last:.4f}",
+        "loss, lowest": f"{summary.loss_lowest:.4f}",
+        "tokens learnt from": f"{summary.tokens:,}",
+        "seconds of training": f"{summary.elapsed:,.1f}",
+        "seconds per step": f"{summary.step_seconds:.3f}",
+        "tokens/s/device": f"{summary.tokens_per_s_device:,.0f}",
+        "real tokens/s": f"{summary.real_tokens_per_s:,.0f}",
+        "learnt tokens/s": f"{summary.learnt_tokens_per_s:,.0f}",
+        "MFU": "-" if summary.mfu is None else f"{summary.mfu:.1%}",
+        "memory peak, GiB": "-" if summary.memory_peak is None else f"{summary.memory_peak / 2**30:.2f}",
+        "interruptions": str(summary.interruptions),
+        "skipped batches": str(summary.skipped_batches),
+        "skipped rows": "-" if summary.skipped_rows is None else str(sum(file.rows for file in summary.skipped_rows)),
+    }
