@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,23 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     rank_runs.warm_up(tmp_path_factory.mktemp("warm"))
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a run as its `Plan` is, made once and not to be changed; one that shall stop is not at its end."""
+
+    def played(**more: Any) -> Path:
+        plan = Plan(folder=tmp_path_factory.mktemp("run"), **more)
+        assert play(plan) == [130 if plan.stop_after else 0] * plan.ranks
+        return plan.folder
+
+    return cache(played)
+
+
+def copied(run: Path, folder: Path) -> Path:
+    """The same run, to be changed."""
+    return Path(shutil.copytree(run, folder))
+
+
 def far(ours: Path, theirs: Path) -> float:
     """Largest difference of two runs' weights."""
     one, other = (load_file(folder / "result.safetensors") for folder in (ours, theirs))
@@ -32,54 +52,51 @@ def far(ours: Path, theirs: Path) -> float:
 
 @pytest.mark.full
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_stopped_run_goes_on_exactly_on_any_number_of_ranks(tmp_path: Path, *, lora: bool) -> None:
-    check_resumes(tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], lora=lora)
+def test_a_stopped_run_goes_on_exactly_on_any_number_of_ranks(run_of: Any, tmp_path: Path, *, lora: bool) -> None:
+    check_resumes(run_of, tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], lora=lora)
 
 
-def test_a_stopped_run_goes_on_on_other_ranks(tmp_path: Path) -> None:
-    check_resumes(tmp_path, [(2, 2), (3, 2)], lora=True)
+def test_a_stopped_run_goes_on_on_other_ranks(run_of: Any, tmp_path: Path) -> None:
+    check_resumes(run_of, tmp_path, [(2, 2), (3, 2)], lora=True)
 
 
 @pytest.mark.full
-def test_biases_of_routers_go_on_exactly_too(tmp_path: Path) -> None:
-    check_resumes(tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], lora=False, model="deepseek-v3")
+def test_biases_of_routers_go_on_exactly_too(run_of: Any, tmp_path: Path) -> None:
+    check_resumes(run_of, tmp_path, [(1, 1), (2, 2), (3, 3), (2, 3), (3, 1), (1, 2)], model="deepseek-v3")
 
 
-def check_resumes(tmp_path: Path, changes: list[tuple[int, int]], *, lora: bool, model: str = "llama3.2-1b") -> None:
-    for ranks in {after for _, after in changes}:
-        whole = tmp_path / f"whole-{ranks}"
-        assert play(Plan(folder=whole, ranks=ranks, lora=lora, model=model)) == [0] * ranks
+def check_resumes(run_of: Any, tmp_path: Path, changes: list[tuple[int, int]], **kind: Any) -> None:
     for before, after in changes:
-        folder = tmp_path / f"{before}-{after}"
-        assert play(Plan(folder=folder, ranks=before, lora=lora, model=model, stop_after=2)) == [130] * before
-        assert play(Plan(folder=folder, ranks=after, lora=lora, model=model)) == [0] * after
-        ours, whole = Result.of(folder), Result.of(tmp_path / f"whole-{after}")
+        whole = run_of(ranks=after, **kind)
+        folder = copied(run_of(ranks=before, stop_after=2, **kind), tmp_path / f"{before}-{after}")
+        assert play(Plan(folder=folder, ranks=after, **kind)) == [0] * after
+        ours, theirs = Result.of(folder), Result.of(whole)
         # Several ranks stop together, where they next speak: one step later.
         assert ours.steps == list(range(3 if before == 1 else 4, rank_runs.STEPS + 1))
         if before == after:
-            assert (ours.weights, ours.losses) == (whole.weights, whole.losses)
+            assert (ours.weights, ours.losses) == (theirs.weights, theirs.losses)
         else:
-            assert [step for step, _ in ours.losses] == [step for step, _ in whole.losses]
-            for (_, one), (_, other) in zip(ours.losses, whole.losses, strict=True):
+            assert [step for step, _ in ours.losses] == [step for step, _ in theirs.losses]
+            for (_, one), (_, other) in zip(ours.losses, theirs.losses, strict=True):
                 assert one == pytest.approx(other, rel=1e-6)
-            assert far(folder, tmp_path / f"whole-{after}") < 1e-6
+            assert far(folder, whole) < 1e-6
 
 
-def test_a_flipped_byte_of_any_rank_is_found_by_all(tmp_path: Path) -> None:
-    assert play(Plan(folder=tmp_path, ranks=2, stop_after=2)) == [130, 130]
-    part = tmp_path / "checkpoints" / "iter_0000003" / "rank_00001.safetensors"
+def test_a_flipped_byte_of_any_rank_is_found_by_all(run_of: Any, tmp_path: Path) -> None:
+    folder = copied(run_of(ranks=2, stop_after=2, lora=True), tmp_path / "run")
+    part = folder / "checkpoints" / "iter_0000003" / "rank_00001.safetensors"
     content = bytearray(part.read_bytes())
     content[-1] ^= 1
     part.write_bytes(content)
-    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1]
+    assert play(Plan(folder=folder, ranks=2, lora=True)) == [1, 1]
     for rank in (0, 1):
-        said = (tmp_path / f"error.{rank}.txt").read_text()
+        said = (folder / f"error.{rank}.txt").read_text()
         assert f"{part}: is damaged" in said
         assert "to go on from step 2, write 2 into" in said
 
 
-def test_frozen_weights_that_changed_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert play(Plan(folder=tmp_path, ranks=2, lora=True, stop_after=2)) == [130, 130]
+def test_frozen_weights_that_changed_are_noticed(run_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied(run_of(ranks=2, stop_after=2, lora=True), tmp_path / "run")
     original = rank_runs._decoder
 
     def changed(model: str, *, lora: bool) -> Any:
@@ -89,14 +106,15 @@ def test_frozen_weights_that_changed_are_noticed(tmp_path: Path, monkeypatch: py
         return decoder
 
     monkeypatch.setattr(rank_runs, "_decoder", changed)
-    assert play(Plan(folder=tmp_path, ranks=2, lora=True)) == [1, 1]
-    assert "are not those it was trained with" in (tmp_path / "error.1.txt").read_text()
+    assert play(Plan(folder=folder, ranks=2, lora=True)) == [1, 1]
+    assert "are not those it was trained with" in (folder / "error.1.txt").read_text()
 
 
 @pytest.mark.parametrize(("before", "after", "far"), [(2, 3, 1e-6), pytest.param(2, 2, 0.0, marks=pytest.mark.full)])
-def test_ranks_that_were_killed_come_to_what_was_logged(tmp_path: Path, before: int, after: int, far: float) -> None:
-    assert play(Plan(folder=tmp_path / "calm", ranks=before)) == [0] * before
-    names = json.loads((tmp_path / "calm" / "points.0.json").read_text())
+def test_ranks_that_were_killed_come_to_what_was_logged(
+    run_of: Any, tmp_path: Path, before: int, after: int, far: float
+) -> None:
+    names = json.loads((run_of(ranks=before) / "points.0.json").read_text())
     last = [number for number, name in enumerate(names, 1) if name == "step"][-1]
     folder = tmp_path / "killed"
     assert play(Plan(folder=folder, ranks=before, victims=(0,), point=last))[0] == -signal.SIGKILL
@@ -107,20 +125,20 @@ def test_ranks_that_were_killed_come_to_what_was_logged(tmp_path: Path, before: 
     assert float(said.rpartition(" ")[2].rstrip(")")) <= far
 
 
-def test_all_ranks_refuse_a_step_that_is_not_what_was_logged(tmp_path: Path) -> None:
-    assert play(Plan(folder=tmp_path, ranks=2)) == [0, 0]
-    (tmp_path / "checkpoints" / store.LATEST).write_text("4\n")
-    log = tmp_path / "metrics.jsonl"
+def test_all_ranks_refuse_a_step_that_is_not_what_was_logged(run_of: Any, tmp_path: Path) -> None:
+    folder = copied(run_of(ranks=2), tmp_path / "run")
+    (folder / "checkpoints" / store.LATEST).write_text("4\n")
+    log = folder / "metrics.jsonl"
     fields = [json.loads(line) for line in log.read_text().splitlines()]
     fields[-1]["loss"] += 0.01
     log.write_text("".join(json.dumps(line) + "\n" for line in fields))
-    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1]
+    assert play(Plan(folder=folder, ranks=2)) == [1, 1]
     for rank in (0, 1):
-        assert (tmp_path / f"error.{rank}.txt").read_text().startswith("step 6 is taken again, and comes to a loss of")
-    (tmp_path / "checkpoints" / store.LATEST).write_text("release\n")
-    assert play(Plan(folder=tmp_path, ranks=2)) == [1, 1], "one looks at the pointer, and both hear what is wrong"
+        assert (folder / f"error.{rank}.txt").read_text().startswith("step 6 is taken again, and comes to a loss of")
+    (folder / "checkpoints" / store.LATEST).write_text("release\n")
+    assert play(Plan(folder=folder, ranks=2)) == [1, 1], "one looks at the pointer, and both hear what is wrong"
     for rank in (0, 1):
-        assert "holds 'release' and no step" in (tmp_path / f"error.{rank}.txt").read_text()
+        assert "holds 'release' and no step" in (folder / f"error.{rank}.txt").read_text()
 
 
 def killed(folder: Path, ranks: int, victims: str, every: int) -> list[dict[str, Any]]:
