@@ -11,6 +11,7 @@ A word that both could mean is the checkpoint's: Mixtral's `gate` is its router.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from tandem.model.families import FAMILIES
 from tandem.training.settings.config import LoraConfig
 
 ALL_LINEAR = "all-linear"
+LAYER = re.compile(r"^layers\.[0-9]+\.")
 TABLES = ("embedding.weight", "head.weight")
 STACKS = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 """The stacked experts of transformers 5 -> ours, one below the other."""
@@ -97,6 +99,23 @@ def _require_room(config: ModelConfig, names: Iterable[str], rank: int) -> None:
         raise RecipeError(
             f"lora.rank {rank}: is above {ranks[largest]}, the rank of {largest}, and no target has more; lower it"
         )
+
+
+def rank_to_spare(config: ModelConfig, lora: LoraConfig) -> str | None:
+    """What is to be said of targets that are smaller than the rank, which PEFT takes too; None where none is.
+
+    Raises:
+        RecipeError: As `resolved`.
+    """
+    shapes = parameter_shapes(config)
+    ranks = {LAYER.sub("", name).removesuffix(".weight"): min(shapes[name][-2:]) for name in resolved(config, lora)}
+    small = [f"{name} {rank}" for name, rank in ranks.items() if rank < lora.rank]
+    if not small:
+        return None
+    return (
+        f"lora.rank {lora.rank}: is above the rank that some targets can have ({', '.join(small)}); what is above it "
+        "takes memory and learns nothing more; lower it, or leave them out of lora.targets"
+    )
 
 
 def refuse_tables(config: ModelConfig, wanted: Collection[str]) -> None:

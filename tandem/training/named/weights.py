@@ -12,7 +12,7 @@ from tandem.catalogue.models import find_model
 from tandem.errors import CheckpointError, ModelFolderError
 from tandem.model.families import translate
 from tandem.training.adapters import peft_config
-from tandem.training.adapters.targets import resolved
+from tandem.training.adapters.targets import rank_to_spare, resolved
 from tandem.training.settings.run import Run
 
 CHECKPOINT = re.compile(r"iter_([0-9]{7,15})")
@@ -67,8 +67,11 @@ def remarks_on(run: Run) -> Iterator[str]:
     folder = weights_of(run)
     if run.resume.load:
         yield f"weights: {folder} is read as it is; no conversion is needed"
-    if parameters(config_of(run, folder)) != parameters(find_model(run.model).config):
+    config = config_of(run, folder)
+    if parameters(config) != parameters(find_model(run.model).config):
         yield f"{folder}: is not as large as {run.model}; its recipe is taken all the same"
+    if run.lora is not None and (spare := rank_to_spare(config, run.lora)):
+        yield spare
 
 
 def hint_at_model(folder: Path) -> str:

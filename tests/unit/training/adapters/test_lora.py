@@ -11,12 +11,13 @@ from parity.measure import CPU, whole
 from tiny import TINY
 
 from tandem.catalogue.generation import GenerationDefaults
+from tandem.catalogue.models import MODELS
 from tandem.errors import ModelFolderError, RecipeError
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load, save
 from tandem.model.random_weights import random_decoder
 from tandem.training.adapters.lora import apply_lora, initial_factors, merge, strengths
-from tandem.training.adapters.targets import resolved
+from tandem.training.adapters.targets import rank_to_spare, resolved
 from tandem.training.compute.parallelize import trained
 from tandem.training.settings.config import LoraConfig
 
@@ -116,6 +117,14 @@ def test_all_linear_is_everything_but_the_tables(tmp_path: Path) -> None:
     shapes = base_of("deepseek_v3", tmp_path / "again").named_parameters()
     matrices = {name for name, parameter in shapes if parameter.dim() > 1} - {"embedding.weight", "head.weight"}
     assert set(resolved(config, LoraConfig())) == matrices
+
+
+def test_targets_smaller_than_the_rank_are_named_once_for_all_layers() -> None:
+    config = MODELS["mixtral-8x7b"].config
+    says = rank_to_spare(config, LoraConfig(rank=1025))
+    assert says is not None
+    assert "(attention.k 1024, attention.v 1024, feed_forward.router 8)" in says
+    assert rank_to_spare(config, LoraConfig(rank=1024, targets=("q_proj", "v_proj"))) is None
 
 
 @pytest.mark.parametrize(
