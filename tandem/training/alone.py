@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TextIO
 
 from tandem.errors import UsageError
 from tandem.training.progress import Progress
+
+LOOK_S = 0.2
 
 
 def require_unshared(place: Path, hosts: int) -> None:
@@ -54,18 +57,26 @@ def alone_at(place: Path, progress: Progress, *, work: str, wait: bool) -> Itera
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     with _lock_of(place).open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if _is_taken(lock):
             other = f"{_holder(lock)} {work} there"
             if not wait:
-                raise UsageError(f"{place}: {other}; wait for it, or work at another place") from None
+                raise UsageError(f"{place}: {other}; wait for it, or work at another place")
             progress.note(f"{place}: {other}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(OSError):  # a full disk: the name is for messages alone
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), f"{os.uname().nodename}, pid {os.getpid()}\n".encode())
         yield
+
+
+def _is_taken(lock: TextIO) -> bool:
+    """Whether somebody else works there; if not, the lock is ours. Who only looks holds it for less than `LOOK_S`."""
+    for pause in (LOOK_S, 0.0):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        time.sleep(pause)
+    return True
 
 
 def _lock_of(place: Path) -> Path:

@@ -19,7 +19,7 @@ from tandem.errors import RecipeError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
-from tandem.training.checkpoints.lengthening import LENGTHENED
+from tandem.training.checkpoints.lengthening import LENGTHENED, in_words
 from tandem.training.checkpoints.proof import TOLERANCE
 from tandem.training.checkpoints.state import TrainState
 from tandem.training.checkpoints.store import CheckpointStore
@@ -27,7 +27,6 @@ from tandem.training.compute.loads import PRETRAINING
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import Fill, materialise, parallelize
 from tandem.training.compute.recompute import apply_recompute
-from tandem.training.compute.schedule import Schedule
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
 from tandem.training.guard.hang import HangWatch, Unwatched
@@ -169,12 +168,7 @@ def _made_longer(config: StageConfig, state: TrainState) -> str | None:
     """What it means that more steps are asked for than there were, where that is so now."""
     if not state.lengthened or state.lengthened[-1].after != state.step:
         return None
-    longer = state.lengthened[-1]
-    lr = Schedule.of(config).at(state.step + 1)
-    return (
-        f"made longer after step {state.step}: {longer.steps} steps, not {longer.before}; the schedule "
-        f"({config.schedule}) ends at step {longer.steps}, so the learning rate of step {state.step + 1} is {lr:.4g}"
-    )
+    return in_words(state.lengthened[-1], config)
 
 
 def _record(stage: Stage, step: int, formula: str, told: Progress) -> Record:

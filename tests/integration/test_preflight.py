@@ -214,6 +214,12 @@ def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
     shutil.rmtree(resolved.run.exported)
     found = {one.subject: one.remark for one in check_named(settled(given), "cpu", {}, fresh=False)}
     assert found["checkpoints"].text.endswith("goes on from step 2")
+    longer = check_named(settled(given, TRAIN_ITERS="3"), "cpu", {}, fresh=False)
+    notes = [one.remark.text for one in longer if (one.subject, one.remark.verdict) == ("checkpoints", "note")]
+    assert notes == [
+        "made longer after step 2: 3 steps, not 2; the schedule (cosine) ends at step 3, so the learning rate of step "
+        "3 is 2.5e-06"
+    ]
     assert "lr was 2.5e-05, now 0.5" in dict(problems(given, LR="0.5"))["checkpoints"]
     assert "may not go on from it" in dict(problems(given, train_auto_resume="false"))["checkpoints"]
 
@@ -242,6 +248,12 @@ def test_places_on_a_store(given: dict[str, str], tmp_path: Path) -> None:
         assert [one.subject for one in found if one.remark.verdict == "problem"] == []
         assert any("is fetched when the run begins" in one.remark.text for one in found)
         assert any(one.remark.text.startswith(f"{location}: 1 object, ") for one in found)
+        assert list(Bucket.connect(location, server).list("")) == ["data.jsonl"], "what was written to try it is gone"
+        write, refusing = Bucket.write, Bucket.connect(Location("s3", "nobody", ""), server)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Bucket, "write", lambda bucket, key, content: write(refusing, key, content))
+            ((subject, text),) = problems(given, **variables)
+        assert (subject, "/.probe-" in text) == ("store", True)
         place = settled(given, **variables).run.paths.checkpoints
         own = Location("s3", BUCKET, f"out/saved_models/{MODEL}")
         with Lease(Bucket.connect(own, server), own, tmp_path, print):

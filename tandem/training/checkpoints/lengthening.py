@@ -14,7 +14,9 @@ from typing import Any
 
 from tandem.errors import CheckpointError
 from tandem.training.checkpoints.state import Lengthening
+from tandem.training.compute.schedule import Schedule
 from tandem.training.inputs import Inputs, differences
+from tandem.training.settings.config import StageConfig
 
 LENGTH = ("steps", "warmup_steps", "decay_steps")
 """Of a stage's settings, what follows from how long it is."""
@@ -58,6 +60,15 @@ def lengthening(made_from: Inputs, asked_for: Inputs, step: int, at: Path) -> Le
             "its share of the steps, length.warmup)"
         )
     return Lengthening(after=step, before=old["steps"], steps=new["steps"])
+
+
+def in_words(longer: Lengthening, config: StageConfig) -> str:
+    """What it means for the learning rate that a run is made longer to what `config` says."""
+    lr = Schedule.of(config).at(longer.after + 1)
+    return (
+        f"made longer after step {longer.after}: {longer.steps} steps, not {longer.before}; the schedule "
+        f"({config.schedule}) ends at step {longer.steps}, so the learning rate of step {longer.after + 1} is {lr:.4g}"
+    )
 
 
 def _stage(inputs: Inputs) -> dict[str, Any]:

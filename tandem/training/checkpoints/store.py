@@ -111,13 +111,16 @@ class CheckpointStore:
         self._check_parts(self.folder.fields(step)["sha256"], step)
         read_shards(weights, self.folder.at(step), WEIGHTS)
 
-    def require_same_inputs(self, step: int) -> None:
+    def require_same_inputs(self, step: int) -> Lengthening | None:
         """Refuse a checkpoint made from other inputs than more steps; its tensors are not looked at.
+
+        Returns:
+            How the run is made longer from there, if it is.
 
         Raises:
             CheckpointError: It is, or it is missing or its state damaged.
         """
-        self._of_same_inputs(step)
+        return self._of_same_inputs(step)[1]
 
     def load(self, tensors: dict[str, Tensor], step: int) -> TrainState:
         """Fill tensors from one checkpoint.

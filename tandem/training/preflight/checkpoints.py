@@ -8,6 +8,7 @@ from pathlib import Path
 from tandem.parallel.world import World
 from tandem.training.alone import at_work, require_unshared
 from tandem.training.checkpoints.folder import CheckpointFolder
+from tandem.training.checkpoints.lengthening import in_words
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.sample import Sample
 from tandem.training.inputs import Inputs
@@ -18,6 +19,7 @@ from tandem.training.named.run import own_places
 from tandem.training.named.stage import open_batches
 from tandem.training.preflight.data import is_prepared
 from tandem.training.preflight.finding import Remark, good, note, problem
+from tandem.training.settings.config import StageConfig
 from tandem.training.settings.run import Run
 
 
@@ -62,14 +64,16 @@ def _goes_on(run: Run, folder: Path, step: int | None) -> Iterator[Remark]:
     if finished(run).is_it(inputs):
         yield note(f"{run.exported}: is there, from the same inputs; the run would train nothing")
     elif step is not None:
-        yield goes_on(folder, step, inputs)
+        yield from goes_on(folder, step, inputs, config)
 
 
-def goes_on(folder: Path, step: int, inputs: Inputs) -> Remark:
-    """That a run may go on from a checkpoint.
+def goes_on(folder: Path, step: int, inputs: Inputs, config: StageConfig) -> Iterator[Remark]:
+    """That a run may go on from a checkpoint, and what it means where it is made longer.
 
     Raises:
         CheckpointError: It was made from other inputs, or is damaged.
     """
-    CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)
-    return good(f"{folder}: goes on from step {step}")
+    longer = CheckpointStore(folder, inputs, keep_last=1).require_same_inputs(step)
+    yield good(f"{folder}: goes on from step {step}")
+    if longer is not None:
+        yield note(in_words(longer, config))

@@ -67,13 +67,16 @@ def check_named(
 
 
 def _files(run: Run) -> Iterator[Remark]:
-    away = missing_files(run)
-    yield from map(problem, away)
-    for line in missing_files(run, fetched=True):
-        if line not in away:
-            yield note(
-                f"{line}, on a store; it is fetched when the run begins, and only then what is in it can be seen"
-            )
+    yield from map(problem, missing_files(run))
+    if run.mirror is None:
+        return
+    paths = run.paths
+    away = {paths.tokenizer: lack_of(paths.tokenizer), paths.weights: lack_of(paths.weights / "config.json")}
+    if paths.data and not paths.prepared:
+        away[paths.data] = lack_of(paths.data)
+    for path, lacks in away.items():
+        if lacks and (location := run.mirror.location(path)):
+            yield note(f"{location}: is fetched when the run begins; what is in it can be seen only then")
 
 
 def _is_away(run: Run) -> bool:

@@ -70,20 +70,24 @@ def _checkpoints(job: Job, sources: Callable[[], Sources], *, fresh: bool, resum
             require_base(job)
     for one in (job,) if job.stage == "pretrain" else (job.base, job):
         anew = fresh or (one.stage == job.stage and not resume)
-        yield good(f"{one.folder}: begins anew; what was made before is thrown away") if anew else _begins(one)
+        if anew:
+            yield good(f"{one.folder}: begins anew; what was made before is thrown away")
+        else:
+            yield from _begins(one)
 
 
-def _begins(job: Job) -> Remark:
+def _begins(job: Job) -> Iterator[Remark]:
     before = finished(job)
     if before.made_from is None:
-        return good(f"{job.folder}: begins at step 0")
-    if read_mark(job.stands_on) is None:
-        return note(f"{job.folder}: goes on if {job.stands_on}, which is made first, comes out as it was")
-    if before.is_it(job.inputs()):
-        return note(f"{job.model}: is there, from the same inputs; the stage would train nothing")
-    step = before.checkpoints.latest()
-    assert step is not None, "what is not finished has a checkpoint, or was made from nothing"
-    return goes_on(before.checkpoints.path, step, job.inputs())
+        yield good(f"{job.folder}: begins at step 0")
+    elif read_mark(job.stands_on) is None:
+        yield note(f"{job.folder}: goes on if {job.stands_on}, which is made first, comes out as it was")
+    elif before.is_it(job.inputs()):
+        yield note(f"{job.model}: is there, from the same inputs; the stage would train nothing")
+    else:
+        step = before.checkpoints.latest()
+        assert step is not None, "what is not finished has a checkpoint, or was made from nothing"
+        yield from goes_on(before.checkpoints.path, step, job.inputs(), job.config)
 
 
 def _need(recipe: Recipe, stage: StageConfig, device: DeviceName) -> Need:

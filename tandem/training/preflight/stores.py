@@ -1,7 +1,8 @@
-"""What a run has on an object store: whether the credentials at hand list it, and whether its inputs are there."""
+"""What a run has on an object store: whether its inputs are there, and the credentials at hand list it and write."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from tandem.training.staging.staging import Staging
 
 
 def look_at_stores(run: Run, staging: Staging) -> Iterator[Remark]:
-    """Every place on a store that the run reads or writes, and whether the cache has room; nothing is fetched.
+    """Every place on a store that the run reads or writes, and whether the cache has room.
+
+    Nothing is fetched; where the run writes, an empty object is put and removed.
 
     Raises:
         StorageError: The store refuses, or cannot be reached.
@@ -33,6 +36,8 @@ def look_at_stores(run: Run, staging: Staging) -> Iterator[Remark]:
         else:
             fetched[path] = sum(sizes) if path in inputs and not path.exists() else 0
             remarks.append(good(f"{location}: {counted(len(sizes), 'object')}, {size_text(sum(sizes))}"))
+        if path in outputs:
+            _require_writable(bucket, location)
 
     for path in dict.fromkeys((*inputs, *outputs)):
         staging.look(path, look)
@@ -43,6 +48,13 @@ def look_at_stores(run: Run, staging: Staging) -> Iterator[Remark]:
             f"{run.paths.checkpoints}: {other}, has not said that it ended; the run waits for a sign of it first"
         )
     yield from look_at_folders({path: size for path, size in fetched.items() if size})
+
+
+def _require_writable(bucket: Bucket, location: Location) -> None:
+    """Write an object and remove it; several hosts may look at once."""
+    probe = (location / f".probe-{secrets.token_hex(8)}").key
+    bucket.write(probe, b"")
+    bucket.delete([probe])
 
 
 def stored_sizes(bucket: Bucket, location: Location, path: Path, *, prefix: bool) -> list[int]:
