@@ -56,41 +56,63 @@ def print_plan(given: Recipe | Resolved, device: Device, *, json: bool) -> None:
     from tandem.training.settings.config import Recipe
 
     if isinstance(given, Recipe):
-        fields = given.model_dump(mode="json")
-        if json:
-            print(dumps(fields, indent=2))
-            return
-        _print(_table(("setting", "value"), _flat(fields)))
-        for name, stage in (("pretrain", given.pretrain), ("sft", given.sft)):
-            _print_schedule(name, stage)
+        _print_recipe(given, json=json)
         return
     from tandem.training.named.memory import memory_demand
     from tandem.training.named.run import missing_files
-    from tandem.training.named.stage import length_in_words
-    from tandem.training.plan.drawing import advice, draw_plan
 
     demand = memory_demand(given.run, device)  # what is refused of model or device is refused before anything is shown
     notes = [*given.notes, *missing_files(given.run)]
     samples = _samples(given.run, notes)
     if json:
-        need = demand.need
-        memory = need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": _what(need)}
-        run = given.run.model_dump(mode="json")
-        steps = None if samples is None else given.run.stage_config(samples).steps
-        fields = {"run": run, "origins": dict(given.origins), "notes": notes, "samples": samples,
-                  "steps": given.run.length.steps or steps, "memory": memory}  # fmt: skip
+        print(dumps(_as_json(given, demand.need, notes, samples), indent=2))
+        return
+    _print_run(given, notes, samples)
+    print(flush=True)  # the memory takes seconds
+    _print_memory(demand.need)
+
+
+def _print_recipe(recipe: Recipe, *, json: bool) -> None:
+    fields = recipe.model_dump(mode="json")
+    if json:
         print(dumps(fields, indent=2))
         return
-    rows = ((name, value, given.origins.get(name, "")) for name, value in _flat(given.run.model_dump(mode="json")))
+    _print(_table(("setting", "value"), _flat(fields)))
+    for name, stage in (("pretrain", recipe.pretrain), ("sft", recipe.sft)):
+        _print_schedule(name, stage)
+
+
+def _as_json(given: Resolved, need: Need, notes: list[str], samples: int | None) -> dict[str, Any]:
+    run = given.run
+    steps = None if samples is None else run.stage_config(samples).steps
+    change = need.change.what if need.change else None
+    return {
+        "run": run.model_dump(mode="json"),
+        "origins": dict(given.origins),
+        "notes": notes,
+        "samples": samples,
+        "steps": run.length.steps or steps,
+        "memory": need.plan.as_json() | {"capacity": need.capacity, "fits": need.fits, "change": change},
+    }
+
+
+def _print_run(given: Resolved, notes: list[str], samples: int | None) -> None:
+    from tandem.training.named.stage import length_in_words
+
+    run = given.run
+    rows = ((name, value, given.origins.get(name, "")) for name, value in _flat(run.model_dump(mode="json")))
     _print(_table(("setting", "value", "from"), rows))
     for note in notes:
         print(f"note: {note}")
     if samples is not None:
-        print(length_in_words(given.run, samples))
+        print(length_in_words(run, samples))
     # Only shares of the run are drawn, so any number of samples will do.
-    _print_schedule(given.run.stage, given.run.stage_config(samples or 1000 * given.run.training.global_batch))
-    print(flush=True)  # the memory takes seconds
-    need = demand.need
+    _print_schedule(run.stage, run.stage_config(samples or 1000 * run.training.global_batch))
+
+
+def _print_memory(need: Need) -> None:
+    from tandem.training.plan.drawing import advice, draw_plan
+
     _print(draw_plan(need.plan, need.capacity))
     if not need.fits:
         print(advice(need.change))
@@ -135,10 +157,6 @@ def _print_schedule(name: str, stage: StageConfig) -> None:
 
     end = "" if stage.schedule == "constant" else f", {stage.min_lr:g} at the end"
     print(f"{name}: learning rate {bars(Schedule.of(stage))} {stage.schedule}, {stage.lr:g} at its highest{end}")
-
-
-def _what(need: Need) -> str | None:
-    return need.change.what if need.change else None
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
