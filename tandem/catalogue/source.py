@@ -17,7 +17,7 @@ from tandem.catalogue.models import MODELS
 from tandem.errors import ModelFolderError
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-ON_A_STORE = ("s3://", "obs://")
+ADDRESS = re.compile(r"[a-z0-9]+://")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -66,10 +66,10 @@ def model_folder(text: str | Path) -> Path:
     Raises:
         ModelFolderError: There is none; the message says how to get it.
     """
-    if str(text).startswith(ON_A_STORE):
+    if ADDRESS.match(str(text)):
         raise ModelFolderError(
-            f"{text}: is on an object store, and a model is read from a folder; bring it with `tandem data sync {text} "
-            "FOLDER`, and give that folder"
+            f"{text}: is an address, and a model is read from a folder; from an object store bring it with "
+            f"`tandem data sync {text} FOLDER`, from the hub with `tandem model fetch ORGANISATION/MODEL`"
         )
     folder = Path(text)
     if not folder.is_dir():

@@ -142,9 +142,11 @@ def test_a_folder_is_itself_and_snapshots_are_found(tmp_path: Path, monkeypatch:
     with pytest.raises(ModelFolderError, match=r"has no config.json"):
         model_folder("glm4-9b")
     with pytest.raises(
-        ModelFolderError, match=r"^s3://b/m: is on an object store, .* `tandem data sync s3://b/m FOLDER`"
+        ModelFolderError, match=r"^s3://b/m: is an address, .* an object store .* `tandem data sync s3://b/m FOLDER`"
     ):
         model_folder("s3://b/m")
+    with pytest.raises(ModelFolderError, match=r"from the hub with `tandem model fetch ORGANISATION/MODEL`"):
+        model_folder("https://huggingface.co/org/name")
     (snapshot / "config.json").touch()
     assert model_folder("glm4-9b") == snapshot
     for wrong in ("glm3-6b", "nowhere", "../../nowhere"):
