@@ -194,6 +194,7 @@ def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int
             "told": all(code <= 0 or (folder / f"error.{rank}.txt").exists() for rank, code in enumerate(codes)),
             "again": again,
             "named": named,
+            "latest": int(latest.read_text()),
             "begin": result.steps[0] - 1 if result and result.steps else STEPS,
             "same": result is not None and (result.weights, result.losses) == (calm.weights, calm.losses),
         }

@@ -153,6 +153,7 @@ def check(found: list[dict[str, Any]]) -> None:
     for one in found:
         assert one["again"] == [0] * len(one["codes"]), one
         assert one["same"], one
+        assert one["latest"] == rank_runs.STEPS, one
         assert one["told"], one
         assert one["begin"] >= one["named"], "what was named as the latest is never lost"
     assert {0, 2, 4} <= {one["begin"] for one in found if one["killed"]}

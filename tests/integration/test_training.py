@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,96 +382,3 @@ def test_exported_model_computes_the_same_in_transformers(finished: Path) -> Non
         torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=0)
     assert theirs.generation_config.eos_token_id == [1, 6]
     assert (theirs.generation_config.temperature, theirs.generation_config.top_k) == (0.7, 40)
-
-
-KILLED_AT_EACH_WRITE = textwrap.dedent("""
-    import json, os, signal, sys
-    from pathlib import Path
-    import numpy as np, torch
-    from safetensors.torch import load_file
-    torch.set_num_threads(1)  # forked children must not wait for threads they do not have
-    from tandem.model.decoder import Decoder
-    from tandem.training.checkpoints.store import CheckpointStore
-    from tandem.training.compute.loss import LossModel
-    from tandem.training.settings.config import ModelShape, StageConfig
-    from tandem.training.data.batches import TokenBatches
-    from tandem.training.loop import Trainer
-    from tandem.training.watch.metrics import MetricsLog, read_metrics
-    from tandem.training.progress import Silence
-
-    WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
-
-    def train(folder):
-        model = Decoder(ModelShape(**json.loads(sys.argv[1])).with_vocabulary(64))
-        model.initialise(0)
-        config = StageConfig(**json.loads(sys.argv[2]))
-        batches = TokenBatches(np.arange(400) * 7 % 64, config.seq_length, 0)
-        store = CheckpointStore(folder / "checkpoints", {}, config.keep_last)
-        trainer = Trainer(LossModel(model), batches, config, store)
-        trainer.resume()
-        begin = trainer.state.step
-        with MetricsLog(folder / "metrics.jsonl", begin) as log:
-            trainer.run(log, Silence())
-        return begin
-
-    def report(folder):
-        begin = train(folder)
-        reports = read_metrics(folder / "metrics.jsonl")
-        tensors = load_file(folder / "checkpoints" / "iter_0000003" / "rank_00000.safetensors")
-        weights = {name: tensor.numpy().tobytes().hex() for name, tensor in sorted(tensors.items())}
-        print(json.dumps({
-            "begin": begin,
-            "steps": [report.step for report in reports],
-            "result": [[report.loss for report in reports], weights],
-            "files": sorted(path.name for path in (folder / "checkpoints").iterdir()),
-        }), flush=True)
-
-    def kill_at(victim, folder):
-        seen = 0
-        def hook(event, args):
-            nonlocal seen
-            if event in WRITES and "checkpoints" in str(args[0]):
-                seen += 1
-                if seen == victim:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-        train(folder)
-
-    def forked(work, *arguments):
-        child = os.fork()
-        if child == 0:
-            try:
-                work(*arguments)
-            except BaseException as error:
-                print(repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-            os._exit(0)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    folder = Path(sys.argv[3])
-    train(folder / "warm")  # what torch imports at the first step, it imports once
-    for victim in range(1, 1000):
-        status = forked(kill_at, victim, folder / str(victim))
-        assert status in (0, -signal.SIGKILL), status
-        assert forked(report, folder / str(victim)) == 0, victim
-        if status == 0:
-            break
-""")
-
-
-@pytest.mark.full
-def test_a_kill_at_any_write_of_a_checkpoint_leaves_a_good_one(tmp_path: Path) -> None:
-    shape = {"hidden_size": 8, "layers": 1, "heads": 1, "kv_heads": 1, "feed_forward_size": 8, "max_position": 16}
-    stage = STAGE | {"steps": 3, "save_every": 1, "keep_last": 1, "seq_length": 16}
-    command = [sys.executable, "-c", KILLED_AT_EACH_WRITE, json.dumps(shape), json.dumps(stage), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    *killed, whole = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(killed) > 40, "every write of three checkpoints is a point"
-    assert {run["begin"] for run in killed} == {0, 1, 2, 3}
-    begins = [run["begin"] for run in killed]
-    assert begins == sorted(begins), "a later kill never loses an earlier checkpoint"
-    for run in killed:
-        assert run["steps"] == [1, 2, 3]
-        assert run["result"] == whole["result"]
-        assert run["files"][-2:] == ["iter_0000003", "latest_checkpointed_iteration.txt"]
