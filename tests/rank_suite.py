@@ -55,7 +55,7 @@ class Case:
 CASES = (Case(), Case(2), Case(4), Case(1, packed=True), Case(2, packed=True), Case(2, recompute="full"),
          Case(2, recompute="selective"), Case(1, packed=True, recompute="full"))  # fmt: skip
 COURSES = (Case(2), Case(1, packed=True, recompute="full"))
-"""Cases of which all steps are taken."""
+"""Cases of which all steps are taken where time is short."""
 ROUNDED = Case(2, precision="bfloat16")
 
 
@@ -90,12 +90,12 @@ def conversation(number: int) -> Tensor:
     return torch.randint(1, VOCABULARY, (length,), generator=drawn)
 
 
-def run_on(ranks: int, families: Sequence[str], folder: Path) -> dict[str, Tensor]:
+def run_on(ranks: int, families: Sequence[str], folder: Path, courses: Sequence[Case] = COURSES) -> dict[str, Tensor]:
     """What `run` finds on so many ranks."""
 
     def part(place: Place) -> int:
         with joined(place, torch.device("cpu")) as world:
-            found = run(families, world)
+            found = run(families, world, courses)
             if world.leads:
                 save_file(found, folder / "found.safetensors")
         return 0
@@ -104,7 +104,7 @@ def run_on(ranks: int, families: Sequence[str], folder: Path) -> dict[str, Tenso
     return load_file(folder / "found.safetensors")
 
 
-def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
+def run(families: Sequence[str], world: World, courses: Sequence[Case] = COURSES) -> dict[str, Tensor]:
     """`<family>/<case>/<parameter>` gradients, and of courses `<family>/{losses,norms,balances,loads}/<case>`, and
     `<family>/biases/<case>/<parameter>` after them."""
     found: dict[str, Tensor] = {}
@@ -115,7 +115,7 @@ def run(families: Sequence[str], world: World) -> dict[str, Tensor]:
             for name, parameter in trainer.model.named_parameters():
                 if parameter.grad is not None:
                     found[f"{family}/{case.name}/{name}"] = whole(parameter.grad)
-        for case in COURSES:
+        for case in courses:
             trainer = trainer_of(family, case, world, clip=CLIP)
             reports = [trainer.step()[0] for _ in range(STEPS)]
             for name, field in (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,16 +50,22 @@ def check(alone: dict[str, Tensor], together: dict[str, Tensor], family: str) ->
     rounded = gradients(alone, family, rank_suite.ROUNDED.name)
     assert distance(rounded, expected) > 1e-4, "nothing was computed in bfloat16"
     assert distance(gradients(together, family, rank_suite.ROUNDED.name), rounded) < distance(rounded, expected)
-    for case in rank_suite.COURSES:
-        check_course(together, alone, family, case.name)
+    check_courses(alone, together, family, rank_suite.COURSES)
 
 
-def check_course(found: dict[str, Tensor], alone: dict[str, Tensor], family: str, case: str) -> None:
+def check_courses(
+    alone: dict[str, Tensor], together: dict[str, Tensor], family: str, courses: Sequence[rank_suite.Case]
+) -> None:
+    for case in courses:
+        for found in (alone, together):
+            check_course(found, alone, family, case.name, courses[0].name)
+
+
+def check_course(found: dict[str, Tensor], alone: dict[str, Tensor], family: str, case: str, expected: str) -> None:
     losses, norms, balances = (found[f"{family}/{what}/{case}"] for what in ("losses", "norms", "balances"))
     assert losses.unique().numel() == rank_suite.STEPS, "every step has its own samples"
     assert norms.min() > rank_suite.CLIP, "every step's gradient is clipped"
     assert bool((balances > 0).all()) == (family in MIXTURES)
-    expected = rank_suite.COURSES[0].name
     torch.testing.assert_close(losses, alone[f"{family}/losses/{expected}"], rtol=1e-5, atol=0)
     torch.testing.assert_close(balances, alone[f"{family}/balances/{expected}"], rtol=1e-5, atol=0)
     same = [f"{family}/loads/{expected}", *(name for name in alone if name.startswith(f"{family}/biases/{expected}/"))]
@@ -77,3 +84,13 @@ def test_ranks_and_cuts_compute_the_same(alone: Any, together: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ranks_and_cuts_compute_the_same_for_every_family(alone: Any, together: Any, family: str, ranks: int) -> None:
     check(alone(family), together(ranks, *FAMILIES), family)
+
+
+@pytest.mark.full
+def test_twenty_steps_are_the_same_for_every_cut(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    alone = rank_suite.run([QUICK], World(), rank_suite.CASES)
+    for ranks in (2, 3):
+        (tmp_path / str(ranks)).mkdir()
+        together = rank_suite.run_on(ranks, [QUICK], tmp_path / str(ranks), rank_suite.CASES)
+        check_courses(alone, together, QUICK, rank_suite.CASES)
