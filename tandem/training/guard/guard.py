@@ -120,7 +120,8 @@ class Guard:
         if action is Action.SKIP:
             why = " (there is no checkpoint to go back to)" if wish == "rollback" else ""
             return f"no update, samples {begin} to {end} are left out{why}"
-        place, cure = f"training diverged at samples {begin} to {end}", "lower lr or raise warmup_steps and train anew"
+        place = f"training diverged at samples {begin} to {end}"
+        cure = "lower the learning rate or lengthen the warm-up, and train anew"
         if wish == "stop":
             field = "on_nan" if kind is Kind.NOT_A_NUMBER else "on_spike"
             return f"{place}; {cure}, or go on from the last checkpoint with guard.{field}: skip or rollback"
