@@ -19,7 +19,7 @@ from tandem.errors import RecipeError, UsageError
 from tandem.model.decoder import Decoder
 from tandem.parallel.device import is_out_of_memory
 from tandem.parallel.world import World
-from tandem.training.checkpoints.lengthening import LENGTHENED, in_words
+from tandem.training.checkpoints.lengthening import LENGTHENED, but_for_length, in_words
 from tandem.training.checkpoints.proof import TOLERANCE
 from tandem.training.checkpoints.state import TrainState
 from tandem.training.checkpoints.store import CheckpointStore
@@ -30,7 +30,8 @@ from tandem.training.compute.recompute import apply_recompute
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
 from tandem.training.guard.hang import HangWatch, Unwatched
-from tandem.training.inputs import Inputs
+from tandem.training.guard.journal import GUARD, Journal
+from tandem.training.inputs import Inputs, digest
 from tandem.training.loop import Trainer
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import StageConfig
@@ -105,7 +106,8 @@ def _train(stage: Stage, decoder: Decoder, batches: Batches, progress: Progress,
         materialise(model, world.device, fill)
     folder = stage.checkpoints or stage.folder / "checkpoints"
     store = CheckpointStore(folder, stage.inputs, config.keep_last, world, hosts_apart=stage.hosts_apart)
-    guard = Guard(config.guard, stage.folder / "guard.jsonl", told.note, writes=world.leads)
+    journal = Journal.of(stage.folder / GUARD, digest(but_for_length(stage.inputs)), world, told.note)
+    guard = Guard(config.guard, journal, told.note)
     trainer = Trainer(model, batches, config, store, world, guard)
     trainer.resume(_first(stage, store))
     told.begin(stage.name, config.steps, done=trainer.state.step)

@@ -26,7 +26,7 @@ LENGTHENED = "lengthened"
 
 def but_for_length(inputs: Inputs) -> Inputs:
     """The inputs of all runs that differ in their length alone."""
-    stage = {name: value for name, value in inputs["stage"].items() if name not in LENGTH}
+    stage = {name: value for name, value in inputs.get("stage", {}).items() if name not in LENGTH}
     return {name: value for name, value in inputs.items() if name != LENGTHENED} | {"stage": stage}
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tandem.curves.judge import GRADIENT_NORM, LOSS, Kind, Verdict, judge
 from tandem.curves.trend import WINDOW
@@ -40,24 +39,18 @@ class Guard:
 
     Args:
         config: What to do about what.
-        path: `guard.jsonl`; None keeps it in memory.
+        journal: What was done so far; by default nothing, and kept in memory.
         note: Is told every decision, in one line.
-        writes: Whether this rank writes the file.
-
-    Raises:
-        DataError: The file is broken.
     """
 
     def __init__(
         self,
         config: GuardConfig,
-        path: Path | None = None,
+        journal: Journal | None = None,
         note: Callable[[str], None] = lambda text: None,
-        *,
-        writes: bool = True,
     ) -> None:
         self._config = config
-        self._journal = Journal(path, writes=writes)
+        self._journal = journal or Journal()
         self._note = note
 
     def resume(self, state: TrainState) -> TrainState:

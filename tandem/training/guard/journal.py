@@ -2,20 +2,28 @@
 
 A checkpoint cannot know that the run went back to it and left samples out. The journal does, so a run that is stopped
 after a rollback and goes on from the same checkpoint leaves the same samples out, without falling into the hole again.
+
+Two runs may have had one folder of logs, one after the other. What the other one left out is nothing to this one, so
+each line says whose it is, and those of others are removed when a run goes on. The rank that leads reads the file and
+tells the others, who may be on hosts that have none.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tandem.curves.judge import Kind
 from tandem.errors import DataError
 from tandem.files import write_whole
+from tandem.parallel.world import World
+
+GUARD: Final = "guard.jsonl"
 
 
 class Action(StrEnum):
@@ -50,26 +58,42 @@ class Event:
     grad_norm: float | None
     why: str
     """For people."""
+    run: str = ""
+    """Whose it is; said by its journal."""
 
 
 class Journal:
     """The events of a run; those of a stretch that is trained again are forgotten.
 
     Args:
-        path: The file; None keeps them in memory only.
-        writes: Whether this rank writes the file. All ranks read it, once, before the first step.
-
-    Raises:
-        DataError: The file is broken in a place other than its cut-off end.
+        events: So far.
+        run: Whose they are.
+        path: Where they are kept; None for memory alone.
     """
 
-    def __init__(self, path: Path | None, *, writes: bool = True) -> None:
-        self.events = read_events(path) if path is not None and path.exists() else []
-        self._path = path if writes else None
+    def __init__(self, events: Sequence[Event] = (), run: str = "", path: Path | None = None) -> None:
+        self.events = list(events)
+        self._run, self._path = run, path
+
+    @classmethod
+    def of(cls, path: Path, run: str, world: World, note: Callable[[str], None]) -> Journal:
+        """What a file has of a run; all ranks call this together.
+
+        Args:
+            path: The file, which the leading rank alone reads and writes.
+            run: The same for all checkpoints that the run may go on from, and for no other run's.
+            world: The ranks.
+            note: Is told of lines of other runs, which are removed.
+
+        Raises:
+            DataError: The file is broken in a place other than its cut-off end.
+        """
+        told = world.decided(lambda: [asdict(event) for event in _own(path, run, note)])
+        return cls([_event(fields) for fields in told], run, path if world.leads else None)
 
     def append(self, event: Event) -> None:
         """Remember one more; it is on the disk when this returns."""
-        self.events.append(event)
+        self.events.append(replace(event, run=self._run))
         self._write()
 
     def resume(self, step: int, position: int) -> int:
@@ -98,7 +122,7 @@ class Journal:
     def _write(self) -> None:
         # Whole each time: there are few lines, and a decision must not be lost or cut off.
         if self._path is not None:
-            write_whole(self._path, "".join(_line(event) for event in self.events).encode())
+            write_events(self._path, self.events)
 
 
 def read_events(path: Path) -> list[Event]:
@@ -113,6 +137,11 @@ def read_events(path: Path) -> list[Event]:
         raise DataError(f"{path}: holds a line that is no event of the guard ({error}); remove that line") from None
 
 
+def write_events(path: Path, events: Sequence[Event]) -> None:
+    """Put events in place of what a `guard.jsonl` holds."""
+    write_whole(path, "".join(json.dumps(asdict(event), allow_nan=False) + "\n" for event in events).encode())
+
+
 def number(value: float) -> float | None:
     """The value, if it is a number."""
     return value if math.isfinite(value) else None
@@ -122,5 +151,11 @@ def _event(fields: dict[str, Any]) -> Event:
     return Event(**fields | {"action": Action(fields["action"]), "verdict": Kind(fields["verdict"])})
 
 
-def _line(event: Event) -> str:
-    return json.dumps(asdict(event), allow_nan=False) + "\n"
+def _own(path: Path, run: str, note: Callable[[str], None]) -> list[Event]:
+    """The events of a run; those of others leave the file."""
+    events = read_events(path) if path.exists() else []
+    own = [event for event in events if event.run == run]
+    if len(own) < len(events):
+        note(f"{path}: {len(events) - len(own)} of {len(events)} lines are another run's, and are removed")
+        write_events(path, own)
+    return own

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tandem.files import write_whole
-from tandem.training.guard.journal import Event, read_events
+from tandem.training.guard.journal import GUARD, Event, read_events
 from tandem.training.progress import StepReport
 from tandem.training.watch.metrics import METRICS, read_metrics
 
 PICTURE = "training_loss.png"
 """The documents' name for it."""
-GUARD = "guard.jsonl"
 
 
 def draw_folder(folder: Path, title: str) -> None:

@@ -14,12 +14,13 @@ from recording import Recording, StoppedError
 from safetensors.torch import load_file
 
 from tandem.errors import DivergenceError
+from tandem.parallel.world import World
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.loss import LossModel
 from tandem.training.data.batch import Batches
 from tandem.training.guard.guard import Guard
 from tandem.training.guard.hang import Unwatched
-from tandem.training.guard.journal import Action, read_events
+from tandem.training.guard.journal import Action, Journal, read_events
 from tandem.training.loop import Trainer
 from tandem.training.progress import StepReport
 from tandem.training.settings.config import StageConfig
@@ -49,7 +50,7 @@ def train(
     progress = progress or Recording()
     config = StageConfig(**STAGE | {"guard": guard})
     store = CheckpointStore(folder / "checkpoints", {}, config.keep_last)
-    guarding = Guard(config.guard, folder / "guard.jsonl", progress.note)
+    guarding = Guard(config.guard, Journal.of(folder / "guard.jsonl", "ours", World(), progress.note), progress.note)
     trainer = Trainer(LossModel(decoder()), batches, config, store, guard=guarding)
     trainer.resume()
     with MetricsLog(folder / "metrics.jsonl", trainer.state.step) as log:
