@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from tandem.training.checkpoints.finished import Finished
+from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.inputs import Inputs, digest, read_mark
 from tandem.training.settings.config import Recipe, Section, StageConfig
 
@@ -73,6 +75,16 @@ class Job(Section):
             "generation": self.recipe.generation.model_dump(),
             "documents_apart": True,  # once they were not: what was trained so is not gone on from
         }
+
+
+def finished(job: Job) -> Finished:
+    """What a stage was before."""
+    return Finished(
+        place=job.folder,
+        checkpoints=CheckpointFolder(job.folder / "checkpoints"),
+        exported_from=read_mark(job.folder) if job.model.exists() else None,
+        elsewhere="use another folder" + (", fine-tune anew with --no-resume" if job.stage == "sft" else ""),
+    )
 
 
 def key(folder: Path) -> str:

@@ -11,7 +11,8 @@ takes seconds, unless something was trained on them: what is trained is never th
 and says what changed, before anything. Only more steps are no other inputs: then it goes on.
 
 Of several hosts that share the directory the first does all that takes seconds; the others lend their ranks, which come
-together before they look at what there is.
+together before they look at what there is. Then the first rank says for all whether a stage is finished: a host that
+looked by itself might see a moment before or after, and wait for ranks that never come.
 
 torch is imported only when there is something to train.
 """
@@ -28,14 +29,12 @@ from tandem.errors import CheckpointError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at, require_unshared
-from tandem.training.checkpoints.finished import Finished
-from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
 from tandem.training.data.prepare import prepare
 from tandem.training.data.rows.kinds import Kind
 from tandem.training.data.spec import PrepareSpec
 from tandem.training.inputs import Inputs, digest, read_mark, write_mark
-from tandem.training.job import CONVERSATIONS, TEXTS, Job
+from tandem.training.job import CONVERSATIONS, TEXTS, Job, finished
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.config import Recipe
@@ -72,7 +71,8 @@ def prepare_and_train(
     """
     job = Job(recipe=recipe, directory=directory, stage="sft")
     with _prepared(job, progress, device, fresh=fresh, again=() if resume else ("sft",)) as run:
-        require_base(job)
+        if recipe.launch.node_rank == 0:
+            require_base(job)
         run.train(job.base)
         return run.train(job)
 
@@ -154,7 +154,7 @@ class _Run:
 
     def train(self, job: Job) -> Path:
         """Train a stage, or finish it, unless it is finished; returns the exported folder."""
-        if _is_done(job):
+        if job.recipe.launch.nodes == 1 and _is_done(job):
             self._progress.reuse(job.stage)
             return job.model
 
@@ -219,21 +219,9 @@ def require_base(job: Job) -> None:
 
 
 def _is_done(job: Job) -> bool:
-    """Refuse a stage that was made from other inputs; the first host does that for all, which has made them."""
+    """Whether there is nothing to train; refuses a stage that was made from other inputs."""
     before = finished(job)
-    if job.recipe.launch.node_rank == 0:
-        return before.exported_from is not None and before.is_it(job.inputs())
-    return before.exported_from is not None and before.exported_from["stage"]["steps"] >= job.config.steps
-
-
-def finished(job: Job) -> Finished:
-    """What a stage was before."""
-    return Finished(
-        place=job.folder,
-        checkpoints=CheckpointFolder(job.folder / "checkpoints"),
-        exported_from=read_mark(job.folder) if job.model.exists() else None,
-        elsewhere="use another folder" + (", fine-tune anew with --no-resume" if job.stage == "sft" else ""),
-    )
+    return before.exported_from is not None and before.is_it(job.inputs())
 
 
 def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:

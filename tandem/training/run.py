@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 
 import torch
 
 from tandem.catalogue.config import ModelConfig
+from tandem.errors import UsageError
 from tandem.model.decoder import Decoder
 from tandem.model.families import translate
 from tandem.model.folder import load_own
@@ -25,8 +27,8 @@ from tandem.training.compute.gathering import Gathering
 from tandem.training.data.batch import Batches
 from tandem.training.data.open import open_conversations, open_texts
 from tandem.training.data.replay import ReplayBatches
-from tandem.training.inputs import MARK, write_mark
-from tandem.training.job import Job
+from tandem.training.inputs import MARK, Inputs, digest, read_mark, write_mark
+from tandem.training.job import Job, finished
 from tandem.training.plan.demand import Demand
 from tandem.training.progress import Progress, Silence
 from tandem.training.stage import Stage, train
@@ -49,13 +51,18 @@ def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceN
         DivergenceError: Training diverged.
         ModelFolderError: There is no model to fine-tune.
         ProcessError: A rank is gone.
+        UsageError: A host has other files at the run's place than the first.
     """
     if job.recipe.threads is not None:
         torch.set_num_threads(job.recipe.threads)
     told = progress if place.rank == 0 else Silence()
     with joined(place, choose_device(device)) as world:
         # Not before: the first host's ranks come when it has prepared everything.
-        inputs = job.inputs()
+        inputs = world.decided(job.inputs)
+        if world.decided(lambda: finished(job).is_it(inputs)):
+            told.reuse(job.stage)
+            return
+        _require_shared(job, inputs, world)
         stage = Stage(name=job.stage, title=f"{job.recipe.name}: {job.stage}", config=job.config, folder=job.folder,
                       inputs=inputs, world=world, nodes=job.recipe.launch.nodes, data=job.data)  # fmt: skip
         decoder = bare(_config(job))
@@ -68,6 +75,16 @@ def train_and_export(job: Job, progress: Progress, place: Place, device: DeviceN
         if world.leads:
             write_mark(job.folder, made_from)
         told.end(job.stage)
+
+
+def _require_shared(job: Job, inputs: Inputs, world: World) -> None:
+    """Refuse, on all ranks, a host that does not see what the first one has prepared."""
+    sees = read_mark(job.stands_on) is not None and digest(job.inputs()) == digest(inputs)
+    if blind := [host for host in world.words.gather("" if sees else os.uname().nodename) if host]:
+        raise UsageError(
+            f"{job.stands_on}: is not on {', '.join(dict.fromkeys(blind))} what it is on the first host; the hosts of "
+            "a new model share the folder of their run"
+        )
 
 
 def _config(job: Job) -> ModelConfig:

@@ -347,21 +347,44 @@ def test_any_number_of_ranks_makes_the_same_model_and_goes_on_from_any_other(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)
 def test_hosts_that_share_a_folder_make_one_model(source: Path, finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(json.dumps(fields_for(source)))
+    shared = tmp_path / "shared"
+    assert [out for out, _ in on_two_hosts(source, shared, shared)] == [f"{shared}/sft/model\n"] * 2
+    for stage in ("pretrain", "sft"):
+        assert close(shared / stage, finished / stage)
+        assert (shared / stage / "run_log-2-0.txt").exists()
+    on_two_hosts(source, shared, shared, steps=14)  # made longer, where one host alone would see that it is finished
+    assert [step for step, *_ in losses(shared / "sft")] == list(range(1, 15))
+    # The second host sees none of it, and takes the first one's word.
+    on_two_hosts(source, shared, tmp_path / "elsewhere", steps=14)
+    assert not (tmp_path / "elsewhere" / "sft" / "model").exists()
+
+
+@pytest.mark.full
+def test_a_host_that_does_not_see_the_folder_of_the_others_is_named_on_all(source: Path, tmp_path: Path) -> None:
+    for _, error in on_two_hosts(source, tmp_path / "here", tmp_path / "there", code=1):
+        said = f"tokens: is not on {os.uname().nodename} what it is on the first host; the hosts of a new model share"
+        assert said in " ".join(error.split())
+
+
+def on_two_hosts(source: Path, first: Path, second: Path, code: int = 0, steps: int = 6) -> list[tuple[str, str]]:
+    """What the second and the first one say on standard output and on standard error."""
+    fields = fields_for(source)
+    recipe = source / f"{steps}.json"
+    recipe.write_text(json.dumps(fields | {"sft": fields["sft"] | {"steps": steps}}))
     [port] = free_ports("127.0.0.2", 1)
     hosts = []
-    for number in ("1", "0"):
-        said = {"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(port), "NNODES": "2", "NODE_RANK": number,
+    for number, out in (("1", second), ("0", first)):
+        told = {"MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(port), "NNODES": "2", "NODE_RANK": number,
                 "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
-        command = [sys.executable, "-m", "tandem", "train", "sft", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]
-        hosts.append(subprocess.Popen(command, env=os.environ | said, stdout=subprocess.PIPE, text=True))
-    said = [host.communicate(timeout=200)[0] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0]
-    assert said == [f"{tmp_path}/sft/model\n"] * 2
-    for stage in ("pretrain", "sft"):
-        assert close(tmp_path / stage, finished / stage)
-        assert (tmp_path / stage / "run_log-2-0.txt").exists()
+        command = [sys.executable, "-m", "tandem", "train", "sft", str(recipe), "--out", str(out)]
+        hosts.append(
+            subprocess.Popen(command, env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    said = [host.communicate(timeout=200) for host in hosts]
+    assert [host.returncode for host in hosts] == [code, code], said
+    return said
 
 
 def test_hosts_throw_nothing_away(recipe: Recipe, tmp_path: Path) -> None:

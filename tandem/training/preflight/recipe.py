@@ -10,8 +10,8 @@ from tandem.parallel.device import DeviceName
 from tandem.training.alone import at_work, require_unshared
 from tandem.training.data.corpus import Sources, gather
 from tandem.training.inputs import read_mark
-from tandem.training.job import Job
-from tandem.training.pipeline import finished, require_base, require_tokens
+from tandem.training.job import Job, finished
+from tandem.training.pipeline import require_base, require_tokens
 from tandem.training.plan.demand import Demand, Need
 from tandem.training.preflight.checkpoints import goes_on
 from tandem.training.preflight.finding import Finding, Remark, findings, good, note, problem
