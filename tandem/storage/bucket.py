@@ -57,6 +57,8 @@ class Bucket:
 
     def __init__(self, store: ObjectStore, root: Location, address: str) -> None:
         self._store, self._root, self._address = store, root, address
+        self.unconditional = False
+        """Whether the store has refused a condition, so that `swap` goes without."""
 
     @classmethod
     def connect(cls, location: Location, environment: Mapping[str, str], patience: float = 60.0) -> Bucket:
@@ -174,7 +176,8 @@ class Bucket:
     def swap(self, key: str, before: bytes | None, after: bytes) -> bool:
         """Put a small object where there still is what was there before; returns whether there was.
 
-        A store that takes no conditions (it answers 501) gets it without: then the last one who writes wins.
+        A store that takes no conditions (it answers 501) gets it without: then the last one who writes wins, and
+        `unconditional` says so.
 
         Args:
             key: Of the object.
@@ -198,6 +201,7 @@ class Bucket:
             except BaseError as error:
                 if not NO_CONDITIONS.search(str(error)):
                     raise
+                self.unconditional = True
                 obstore.put(self._store, key, after)
         return True
 

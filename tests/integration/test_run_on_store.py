@@ -208,7 +208,14 @@ def test_two_hosts_that_share_nothing_but_the_store(server: dict[str, str], tmp_
     assert f"goes on after step {named}" in said[0]
     assert whole(server) == 9
     assert steps(server) == list(range(1, 10))
-    assert exported(server)
+    before = exported(server)
+    places[1] = machine(tmp_path, "d")  # another new one, that knows of nothing when the run is made longer
+    runs = [start(host | {"TRAIN_ITERS": "12"}, place) for host, place in zip(hosts, places, strict=True)]
+    said = [finish(run)[1] for run in runs]
+    assert "made longer after step 9: 12 steps, not 9" in said[0]
+    assert whole(server) == 12
+    assert steps(server) == list(range(1, 13))
+    assert exported(server) != before
 
 
 def test_an_outage_costs_no_step_and_nothing_that_is_here(server: dict[str, str], inputs: Path, tmp_path: Path) -> None:

@@ -55,11 +55,20 @@ class StoredCheckpoints:
         location: Of the checkpoints.
         hosts: Which of them this is.
         keep_last: Older ones than this many are removed from the store, once a new one is named there.
+        require: Raises where the place is another run's by now; called before anything is put there.
     """
 
-    def __init__(self, folder: Path, bucket: Bucket, location: Location, hosts: Hosts, keep_last: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bucket: Bucket,
+        location: Location,
+        hosts: Hosts,
+        keep_last: int,
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder, self._bucket, self._location = folder, bucket, location
-        self._hosts, self._keep_last = hosts, keep_last
+        self._hosts, self._keep_last, self._require = hosts, keep_last, require
         self._sent: set[tuple[str, int]] = set()
 
     def take_in(self, listener: Listener, note: Callable[[str], None]) -> bool:
@@ -94,7 +103,7 @@ class StoredCheckpoints:
             ahead: Sends what a run that goes on from a checkpoint wants to find, before the checkpoint is named: logs.
 
         Raises:
-            StorageError: The store refuses, or the parts of other hosts do not come.
+            StorageError: The store refuses, the place is another run's, or the parts of other hosts do not come.
         """
         new = self._latest_unsent() if self._hosts.rank == 0 else self._next_parts()
         if new is None:
@@ -111,12 +120,14 @@ class StoredCheckpoints:
 
     def _send(self, folder: Path, hurry: Callable[[], bool], ahead: Callable[[], None]) -> None:
         step = _step_of(folder)
+        self._require()
         if self._hosts.rank == 0:
             self._spare(step, folder)
         for path in sorted(folder.iterdir()):
             self._send_part(path, self._key(folder.name, path.name))
         if self._hosts.rank == 0 and self._whole(folder, step, hurry):
             ahead()
+            self._require()
             before = self._agreed()["named"][-1]
             self._agree([before, step], None)  # a kill before the next line leaves one of the two there
             self._bucket.write(self._key(LATEST), f"{step}\n".encode())
@@ -125,6 +136,7 @@ class StoredCheckpoints:
 
     def _send_part(self, path: Path, key: str) -> None:
         digest = _digest(path)
+        self._require()
         if self._bucket.digest(key) != digest:  # there already, where an earlier try was broken off
             self._bucket.upload(path, key, lambda count: None, digest)
 

@@ -9,6 +9,8 @@ What this machine's own folder knows is taken over at once: `alone_at` keeps the
 
 It is taken by conditional puts, so one of two that come together gets it. A store without them keeps what was written
 last, and the other one finds that out when it writes its own again.
+
+Of several hosts the first one has it. The others look whether it still does before they send anything (`Followed`).
 """
 
 from __future__ import annotations
@@ -67,7 +69,12 @@ class Lease(AbstractContextManager["Lease"]):
         write_whole(self._own, mine)
         self._renewed = time.monotonic()
         if not self._bucket.swap(self._key, before, mine) and not self._is_mine(there := self._there()):
-            raise self._refusal(there)
+            raise self._unable() if there == before else self._refusal(there)
+        if self._bucket.unconditional:
+            self._note(
+                f"{self._location}: the store takes no conditional puts (it answers 501), so of two runs that begin at "
+                f"the same moment both have this place for up to {RENEW_S:.0f} seconds; start one after the other"
+            )
         self._content = mine
         self._thread.start()
         return self
@@ -98,10 +105,7 @@ class Lease(AbstractContextManager["Lease"]):
             StorageError: It is not, or that is not known.
         """
         if self._taken_by:
-            raise StorageError(
-                f"{self._location}: {self._taken_by} has taken it over, as nothing was heard of this run for "
-                f"{STALE_S:.0f} seconds; end one of the two, and start the other again"
-            )
+            raise _taken_over(self._location, self._taken_by)
         if time.monotonic() - self._renewed > STALE_S:
             raise StorageError(f"{self._location}: cannot be kept, since the store does not answer; check the network")
 
@@ -144,6 +148,13 @@ class Lease(AbstractContextManager["Lease"]):
             "another place (OUTPUT_SAVE_DIR, --out)"
         )
 
+    def _unable(self) -> StorageError:
+        return StorageError(
+            f"{self._location}: cannot be kept for one run, since the store answers that a condition is not met "
+            "(If-None-Match, If-Match; 409 or 412) where it is; use a place on a store that has conditional puts, or a "
+            "folder"
+        )
+
     def _there(self) -> bytes | None:
         return self._bucket.read(self._key)
 
@@ -153,6 +164,43 @@ class Lease(AbstractContextManager["Lease"]):
     def _written(self) -> bytes:
         owner = f"{os.uname().nodename}, pid {os.getpid()}"
         return json_bytes({"name": self._name, "owner": owner, "time": datetime.now(UTC).isoformat()})
+
+
+class Followed:
+    """The lease of a run's first host, as another host of the same run sees it.
+
+    Args:
+        bucket: Where the location is.
+        location: The place.
+    """
+
+    def __init__(self, bucket: Bucket, location: Location) -> None:
+        self._bucket, self._location = bucket, location
+        self._name: str | None = None
+        self._looked = 0.0
+
+    def require(self) -> None:
+        """See that the first host still has it; to be called once it does, and at most `RENEW_S` behind.
+
+        Raises:
+            StorageError: Another run has it, or the store refuses.
+        """
+        if self._name is not None and time.monotonic() - self._looked < RENEW_S:
+            return
+        looked, there = time.monotonic(), self._bucket.read((self._location / NAME).key)
+        if there is None:  # given back at the run's end, and nobody else came
+            return
+        self._name = self._name or _fields(there).get("name")
+        if _fields(there).get("name") != self._name:
+            raise _taken_over(self._location, _owner(there))
+        self._looked = looked
+
+
+def _taken_over(location: Location, by: str) -> StorageError:
+    return StorageError(
+        f"{location}: {by} has taken it over, as nothing was heard of this run for {STALE_S:.0f} seconds; end one of "
+        "the two, and start the other again"
+    )
 
 
 def _fields(content: bytes) -> dict[str, Any]:

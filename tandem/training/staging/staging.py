@@ -22,7 +22,7 @@ from tandem.training.data.output import mark_path
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.run import Run
 from tandem.training.staging.checkpoints import Hosts, StoredCheckpoints
-from tandem.training.staging.lease import Lease
+from tandem.training.staging.lease import Followed, Lease
 from tandem.training.staging.outbox import Outbox
 
 
@@ -40,8 +40,8 @@ class Staging:
         self._run, self._prepared, self._progress, self._environment = run, prepared, progress, environment
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._leads = run.launch.node_rank == 0
-        self._checkpoints = self._stored_checkpoints()
         self._lease = self._new_lease()
+        self._checkpoints = self._stored_checkpoints()
 
     def alone(self) -> AbstractContextManager[object]:
         """Within the block no other run has the same checkpoints on a store; of several hosts the first sees to it.
@@ -132,7 +132,8 @@ class Staging:
             return None
         hosts = Hosts(count=launch.nodes, rank=launch.node_rank)
         bucket = self._bucket(location)
-        return StoredCheckpoints(paths.checkpoints, bucket, location, hosts, self._run.training.keep_last)
+        require = (self._lease or Followed(bucket, location)).require
+        return StoredCheckpoints(paths.checkpoints, bucket, location, hosts, self._run.training.keep_last, require)
 
     def _new_lease(self) -> Lease | None:
         folder = self._run.paths.checkpoints

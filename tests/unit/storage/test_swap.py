@@ -59,5 +59,7 @@ def test_a_store_without_conditions_takes_the_last() -> None:
     with served() as address:
         variables = {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         bucket = Bucket.connect(Location("s3", "work", ""), variables, patience=0.2)
+        assert not bucket.unconditional
         assert bucket.swap("k", None, b"one")
+        assert bucket.unconditional
         assert Unconditional.taken == b"one"

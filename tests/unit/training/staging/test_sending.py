@@ -62,6 +62,26 @@ def test_parts_then_logs_then_the_pointer_and_another_machine_goes_on(tmp_path: 
         second.take_in(Silence(), print)
 
 
+def test_a_run_that_has_lost_the_place_names_nothing_there(tmp_path: Path) -> None:
+    memory = pytest.importorskip("obstore.store", reason="no obstore; install .[s3]").MemoryStore()
+    bucket, calls = Bucket(memory, Location("s3", "work", ""), "memory"), []
+
+    def lost() -> None:
+        calls.append(1)
+        if len(calls) > left:
+            raise StorageError("taken over")
+
+    for left in range(4):
+        calls.clear()
+        folder = tmp_path / str(left)
+        publish(folder, 5)
+        sender = StoredCheckpoints(folder, bucket, Location("s3", "work", "run"), Hosts(count=1, rank=0), 1, lost)
+        with pytest.raises(StorageError, match="taken over"):
+            sender.send(lambda: True, lambda: None)
+        assert bucket.read(f"run/{POINTER}") is None
+        assert len(bucket.list("run")) == max(0, left - 1)
+
+
 def nothing(ended: Callable[[], bool]) -> bool:
     return False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tandem.errors import StorageError
 from tandem.storage.bucket import Bucket
 from tandem.storage.location import Location
 from tandem.training.staging import lease
-from tandem.training.staging.lease import NAME, Lease
+from tandem.training.staging.lease import NAME, Followed, Lease
 
 PLACE = Location("s3", "work", "run")
 KEY = f"run/{NAME}"
@@ -83,6 +85,50 @@ def test_one_that_was_removed_is_written_again(bucket: Bucket, tmp_path: Path) -
             assert time.monotonic() < deadline
             time.sleep(0.01)
         held.require()
+
+
+def test_another_host_sends_as_long_as_its_first_one_has_it(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.0)
+    second = Followed(bucket, PLACE)
+    first = gone(bucket, tmp_path / "a")
+    second.require()
+    with Lease(bucket, PLACE, tmp_path / "b", print):
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"^s3://work/run: .*, pid \d+, at 20.* has taken it over"):
+                second.require()
+    second.require()
+    first._ended.set()
+
+
+def test_clocks_that_jump_are_nothing_to_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hours = itertools.cycle([0, 1, -1])
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=next(hours))
+
+    monkeypatch.setattr(lease, "datetime", Jumping)
+    for _ in range(3):
+        with Lease(bucket, PLACE, tmp_path / "a", print), pytest.raises(StorageError, match="is at work there"):
+            Lease(bucket, PLACE, tmp_path / "b", print).__enter__()
+        gone(bucket, tmp_path / "a")
+        with Lease(bucket, PLACE, tmp_path / "b", print) as second:
+            second.require()
+
+
+def test_a_store_without_conditional_puts_is_named(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bucket, "unconditional", True)
+    with Lease(bucket, PLACE, tmp_path, said.append):
+        assert said[0].startswith("s3://work/run: the store takes no conditional puts (it answers 501)")
+    monkeypatch.setattr(bucket, "swap", lambda key, before, after: False)
+    with pytest.raises(StorageError, match=r"^s3://work/run: cannot be kept for one run.* \(.*412\) where it is; use"):
+        Lease(bucket, PLACE, tmp_path, print).__enter__()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"[" * 100_000])
