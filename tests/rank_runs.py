@@ -1,12 +1,14 @@
 """Runs of a small model on forked ranks, stopped, killed at points that are counted and not waited for, and resumed.
 
-A point is a write to the run's checkpoints, one of a checkpoint's words among the ranks, or a place inside a step.
+A point is a write to the run's checkpoints or to its log, one of a checkpoint's words among the ranks, or a place
+inside a step.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -35,6 +37,7 @@ from tandem.training.compute.gathering import collected
 from tandem.training.compute.loss import LossModel
 from tandem.training.settings.config import LoraConfig, StageConfig
 from tandem.training.stage import Stage, train
+from tandem.training.watch.growing import GrowingFile
 from tandem.training.watch.metrics import read_metrics
 
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -63,7 +66,7 @@ class Points:
 
     def __init__(self, folder: Path, fatal: int | None) -> None:
         self.names: list[str] = []
-        self._folder = str(folder / "checkpoints")
+        self._watched = re.compile(re.escape(str(folder)) + r"/(checkpoints|\.?(metrics|retaken)\.jsonl)")
         self._fatal = fatal
 
     def watch(self) -> None:
@@ -72,12 +75,13 @@ class Points:
         self._before(torch.optim.AdamW, "step")
         self._before(LossModel, "forward")
         self._before(store, "read_shards")
+        self._before(GrowingFile, "append")
         for talk in (GlooTalk, Soliloquy):
             self._before(talk, "gather")
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in WRITES and arguments and self._folder in str(arguments[0]):
-            self.reach(f"{event} {str(arguments[0]).removeprefix(self._folder)}")
+        if event in WRITES and arguments and (found := self._watched.match(str(arguments[0]))):
+            self.reach(f"{event} {found[1]}{found.string[found.end() :]}")
 
     def _before(self, owner: Any, name: str) -> None:
         original: Callable[..., Any] = getattr(owner, name)
@@ -167,7 +171,9 @@ class Result:
         return cls(weights, losses, json.loads((folder / "steps.json").read_text()))
 
 
-def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int) -> Iterator[dict[str, Any]]:
+def kill_everywhere(
+    base: Path, ranks: int, victims: tuple[int, ...], every: int, *, again: bool = False
+) -> Iterator[dict[str, Any]]:
     """Kill at one point after the other, and go on each time; yields what came of it.
 
     Args:
@@ -175,12 +181,20 @@ def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int
         ranks: How many train.
         victims: Of these, who is killed.
         every: 1 for every point, 2 for every second one and so on.
+        again: Kill a run that goes on from a kill in its last step, and has logged steps to take again.
     """
     assert play(Plan(folder=base / "calm", ranks=ranks)) == [0] * ranks
     calm = Result.of(base / "calm")
+    if again:
+        names = json.loads((base / "calm" / "points.0.json").read_text())
+        last = max(number for number, name in enumerate(names, 1) if name == "step")
+        play(Plan(folder=base / "killed", ranks=ranks, victims=(0,), point=last))
+        _begin(base / "calm", base / "killed")
+        assert play(Plan(folder=base / "calm", ranks=ranks)) == [0] * ranks
     names = json.loads((base / "calm" / f"points.{victims[0]}.json").read_text())
     for point in range(1, len(names) + 1, every):
         folder = base / str(point)
+        _begin(folder, base / "killed")
         codes = play(Plan(folder=folder, ranks=ranks, victims=victims, point=point))
         latest = folder / "checkpoints" / store.LATEST
         named = int(latest.read_text()) if latest.exists() else 0
@@ -201,11 +215,21 @@ def kill_everywhere(base: Path, ranks: int, victims: tuple[int, ...], every: int
         shutil.rmtree(folder)
 
 
+def _begin(folder: Path, killed: Path) -> None:
+    """Put a folder in the state in which a run was killed, if one was."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    if killed.exists():
+        shutil.copytree(killed, folder)
+
+
 def main() -> None:
-    """A line of JSON for each point: `python tests/rank_runs.py FOLDER RANKS VICTIM[,VICTIM] EVERY`."""
-    folder, ranks, victims, every = sys.argv[1:]
+    """A line of JSON for each point: `python tests/rank_runs.py FOLDER RANKS VICTIM[,VICTIM] EVERY [again]`."""
+    folder, ranks, victims, every, *again = sys.argv[1:]
     warm_up(Path(folder) / "warm")
-    for found in kill_everywhere(Path(folder), int(ranks), tuple(map(int, victims.split(","))), int(every)):
+    for found in kill_everywhere(
+        Path(folder), int(ranks), tuple(map(int, victims.split(","))), int(every), again=bool(again)
+    ):
         print(json.dumps(found), flush=True)
 
 

@@ -141,8 +141,8 @@ def test_all_ranks_refuse_a_step_that_is_not_what_was_logged(run_of: Any, tmp_pa
         assert "holds 'release' and no step" in (folder / f"error.{rank}.txt").read_text()
 
 
-def killed(folder: Path, ranks: int, victims: str, every: int) -> list[dict[str, Any]]:
-    command = [sys.executable, rank_runs.__file__, str(folder), str(ranks), victims, str(every)]
+def killed(folder: Path, ranks: int, victims: str, every: int, *more: str) -> list[dict[str, Any]]:
+    command = [sys.executable, rank_runs.__file__, str(folder), str(ranks), victims, str(every), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -168,3 +168,12 @@ def test_a_kill_at_any_point_costs_the_steps_since_the_last_checkpoint_and_no_mo
     found = killed(tmp_path, ranks, victims, 1)
     assert len(found) > 60, "every write of three checkpoints, every word, every part of a step"
     check(found)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_second_kill_at_any_write_of_the_log_loses_and_doubles_no_line(tmp_path: Path) -> None:
+    found = killed(tmp_path, 1, "0", 1, "again")
+    moves = [one["point"].partition(".jsonl")[0] for one in found if one["point"].startswith("os.rename .")]
+    assert moves == ["os.rename .retaken", "os.rename .metrics", "os.rename .retaken"], "moved, cut, and emptied"
+    assert all(one["killed"] and one["again"] == [0] and one["same"] for one in found), found
