@@ -97,7 +97,9 @@ class Router:
 
     async def prefilled(self, holder: str, path: str, body: Json, headers: Json) -> tuple[Json, Json] | None:
         """The ticket, and what of the prompt was cached."""
-        first = {"stream": False, "max_tokens": 1, "min_tokens": 0, "kv_transfer_params": {"do_remote_decode": True}}
+        least = min(body.get("min_tokens") or 0, 1)  # at 0 the first token may end what must go on, and leave no ticket
+        first: Json = {"stream": False, "max_tokens": 1, "min_tokens": least}
+        first["kv_transfer_params"] = {"do_remote_decode": True}
         leg = {name: value for name, value in (body | first).items() if name != "stream_options"}
         try:
             async with self.http.post(holder + path, json=leg, headers=headers, timeout=PREFILL) as response:
