@@ -24,7 +24,7 @@ from tandem.cli import run as run_command
 from tandem.compat.scripts import write_scripts
 from tandem.deploy.port import free_ports
 from tandem.deploy.service import local_topology, running
-from tandem.errors import CheckpointError, TandemError
+from tandem.errors import CheckpointError, RecipeError, TandemError
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load
@@ -331,7 +331,7 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
     on = resolved(given, tmp_path / "on", stage="lora", USER_CONVERTED_CKPT_PATH=newest, TRAIN_ITERS="1")
     run_named(on, Recording())
     assert losses(on)[0] < curve[0], "the adapter goes on from where it was"
-    alone = resolved(given, tmp_path / "alone", stage="lora", USER_CONVERTED_CKPT_PATH=str(run.run.adapter))
+    alone = resolved(given, tmp_path / "alone", USER_CONVERTED_CKPT_PATH=str(run.run.adapter))
     with pytest.raises(CheckpointError, match="this is an adapter: `tandem lora merge BASE ADAPTER OUT` makes"):
         run_named(alone, Recording())
     whole = resolved(given, tmp_path / "whole", USER_CONVERTED_CKPT_PATH=newest)
@@ -339,6 +339,35 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
         filled(whole)
     with pytest.raises(CheckpointError, match="belongs to a run with other inputs: for was lora, now sft"):
         run_named(resolved(given, tmp_path), Recording())
+
+
+def test_lora_goes_on_with_an_adapter_in_pefts_format(given: dict[str, str], tmp_path: Path) -> None:
+    sets = ("lora.rank=3", "lora.alpha=5", "lora.targets=[q_proj, mlp.up_proj]")
+    first = resolved(given, tmp_path / "first", *sets, stage="lora", CONVERT_MG2HF="TRUE")
+    run_named(first, Recording())
+    adapter = shutil.copytree(first.run.adapter, tmp_path / "adapter")
+    variables = {"USER_CONVERTED_CKPT_PATH": str(adapter), "TRAIN_ITERS": "2"}
+    with pytest.raises(
+        RecipeError, match=r"give --set lora\.rank=3 --set lora\.alpha=5 --set lora\.rslora=false"
+    ) as refused:
+        run_named(resolved(given, tmp_path / "on", stage="lora", **variables), Recording())
+    assert not (tmp_path / "on" / "processed_for_input").exists(), "it is refused before data is prepared"
+    said = [one.strip("' ") for one in str(refused.value).partition("give ")[2].split("--set ") if one]
+
+    on = resolved(given, tmp_path / "on", *said, stage="lora", **variables)
+    decoder, base = filled(on), load(Path(given["ORIGINAL_HF_WEIGHT"]), torch.device("cpu"), torch.float32)
+    load_adapter(base, adapter)
+    assert all(torch.equal(one, base.get_parameter(name)) for name, one in decoder.named_parameters())
+    run_named(on, progress := Recording())
+    assert f"adapter: {adapter} is gone on with, with a fresh optimizer" in progress.notes
+    assert losses(on)[0] < losses(first)[0] - 0.05
+    run_named(on, again := Recording())
+    assert again.reused == ["prepare data", "lora"]
+    with (adapter / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(CheckpointError, match=r"other inputs: begins_from\.adapter was"):
+        run_named(on, Recording())
 
 
 def test_hosts_that_share_folders_throw_nothing_away(given: dict[str, str], tmp_path: Path) -> None:

@@ -32,11 +32,14 @@ def apply_lora(decoder: Decoder, config: LoraConfig, seed: int) -> None:
     Raises:
         RecipeError: As `resolved`, or dropout is asked for where there is none.
     """
-    names = resolved(decoder.config, config)
-    strength = Strength(rank=config.rank, alpha=config.alpha, rslora=config.rslora, dropout=config.dropout)
-    put_on(decoder, dict.fromkeys(names, strength), seed)
+    put_on(decoder, dict.fromkeys(resolved(decoder.config, config), strength_of(config)), seed)
     if not decoder.norm.weight.is_meta:
         fill_factors(decoder, initial_factors(decoder, seed))
+
+
+def strength_of(config: LoraConfig) -> Strength:
+    """What every target gets."""
+    return Strength(rank=config.rank, alpha=config.alpha, rslora=config.rslora, dropout=config.dropout)
 
 
 def put_on(decoder: Decoder, strengths: Mapping[str, Strength], seed: int = 0) -> None:

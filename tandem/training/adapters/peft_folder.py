@@ -17,11 +17,12 @@ from tandem.errors import ModelFolderError
 from tandem.files import json_bytes, whole_folder
 from tandem.model.decoder import Decoder
 from tandem.model.folder import unwritable
+from tandem.parallel.rows import keep_own, own_part
 from tandem.training.adapters.factors import Factors, fused
 from tandem.training.adapters.layers import Strength
 from tandem.training.adapters.lora import factors_of, put_on
 from tandem.training.adapters.peft_config import FILE, PeftConfig, peft_fields
-from tandem.training.adapters.peft_reading import TENSORS, read_adapter
+from tandem.training.adapters.peft_reading import TENSORS, Adapter, read_adapter
 from tandem.training.adapters.targets import places
 
 PREFIX = "base_model.model."
@@ -40,13 +41,27 @@ def load_adapter(decoder: Decoder, folder: Path, dropout: float = 0.0, seed: int
         RecipeError: As `apply_lora`.
     """
     adapter = read_adapter(folder, decoder.config)
-    for name, tensor in adapter.beside.items():
-        require_same_base(name, tensor, decoder.get_parameter(name), folder)
     put_on(decoder, {name: _with_dropout(one.strength, dropout) for name, one in adapter.factors.items()}, seed)
-    with torch.no_grad():
-        for name, one in adapter.factors.items():
-            for target, value in zip(factors_of(decoder, name), (one.a, one.b), strict=True):
-                target.copy_(value)
+    fill_from(adapter, decoder, folder)
+
+
+def fill_from(adapter: Adapter, decoder: Decoder, folder: Path) -> None:
+    """Copy an adapter's values into a decoder's factors; where they are sharded, this rank's rows.
+
+    Args:
+        adapter: What was read.
+        decoder: Has its base's weights, and factors of the adapter's shapes.
+        folder: Where the adapter lies, for messages.
+
+    Raises:
+        ModelFolderError: It came with other base weights than these.
+    """
+    for name, whole in adapter.beside.items():
+        own = own_part(decoder.get_parameter(name))
+        require_same_base(name, whole[own.rows.start : own.rows.stop], own.tensor, folder)
+    for name, one in adapter.factors.items():
+        for factor, value in zip(factors_of(decoder, name), (one.a, one.b), strict=True):
+            keep_own(factor, value)
 
 
 def save_factors(config: ModelConfig, factors: Mapping[str, Factors], folder: Path, base: str | None = None) -> None:

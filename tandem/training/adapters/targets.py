@@ -19,6 +19,7 @@ from tandem.catalogue.config import ModelConfig
 from tandem.catalogue.shapes import parameter_shapes
 from tandem.errors import RecipeError
 from tandem.model.families import FAMILIES
+from tandem.training.adapters.peft_config import short_names
 from tandem.training.settings.config import LoraConfig
 
 ALL_LINEAR = "all-linear"
@@ -80,6 +81,15 @@ def resolved(config: ModelConfig, lora: LoraConfig) -> list[str]:
     names = [name for name in parameter_shapes(config) if name in wanted]
     _require_room(config, names, lora.rank)
     return names
+
+
+def targets_for(config: ModelConfig, names: Collection[str]) -> list[str]:
+    """Targets that name these parameters and no others, in the checkpoint's words where it has some for them."""
+    wanted, known = set(names), places(config)
+    modules = [place.module for place in known if wanted.issuperset(place.ours)]
+    if wanted == {ours for place in known if place.module in modules for ours in place.ours}:
+        return short_names(modules, [place.module for place in known])
+    return sorted(name.removesuffix(".weight") for name in wanted)
 
 
 def _named(target: str, known: Iterable[Place], matrices: Iterable[str]) -> set[str]:

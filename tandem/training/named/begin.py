@@ -1,4 +1,4 @@
-"""What a run begins from: published weights, random ones, or a checkpoint, its own or another run's."""
+"""What a run begins from: published weights, random ones, an adapter, or a checkpoint, its own or another run's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from tandem.model.folder import fingerprint, load_own
 from tandem.model.skeleton import bare
 from tandem.parallel.world import World
 from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors
+from tandem.training.adapters.peft_folder import fill_from
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.checkpoints.lengthening import but_for_length
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.parallelize import trained
 from tandem.training.inputs import Inputs, digest
-from tandem.training.named.weights import CHECKPOINT, config_of, not_megatron, weights_of
+from tandem.training.named.adapter import adapter_at, identity
+from tandem.training.named.weights import CHECKPOINT, adapter_of, config_of, not_megatron, weights_of
 from tandem.training.settings.run import Run
 
 
@@ -34,6 +36,8 @@ class Base:
     config: ModelConfig
     checkpoint: Checkpoint | None
     """Another run's, whose weights are taken in place of the folder's or, of LoRA, beside them."""
+    adapter: Path | None
+    """Folder of one that is gone on with; None for a new one, or for no LoRA."""
 
     @property
     def model(self) -> str:
@@ -45,6 +49,8 @@ class Base:
         """Which checkpoint of another run its weights are of, and which run that is; raises as that."""
         if self.run.names_its_own:
             return _recorded(self.run.paths.checkpoints)
+        if self.adapter is not None:
+            return {"adapter": identity(self.adapter)}
         return None if self.checkpoint is None else self.checkpoint.identity
 
     def remarks(self) -> Iterator[str]:
@@ -70,13 +76,18 @@ class Base:
 
         Raises:
             CheckpointError: The checkpoint is damaged, or another model's.
-            ModelFolderError: The folder cannot be used.
+            ModelFolderError: The folder cannot be used, or the adapter's.
+            RecipeError: The adapter is not as the run's settings have it.
         """
         if self.run.resume.load == 0:
             decoder.initialise(self.run.seed)
         else:
             load_own(decoder, self.folder)
-        fill_factors(decoder, initial_factors(decoder, self.run.seed))
+        if self.adapter is not None:
+            assert self.run.lora is not None, "adapter_of has seen it"
+            fill_from(adapter_at(self.adapter, self.config, self.run.lora), decoder, self.adapter)
+        else:
+            fill_factors(decoder, initial_factors(decoder, self.run.seed))
         if self.checkpoint is not None and self.checkpoint.recorded is None:
             self.world.decided(partial(self._require_same_model, self.checkpoint))
             store = CheckpointStore(self.checkpoint.folder, {}, keep_last=1, world=self.world)
@@ -119,7 +130,7 @@ class Checkpoint:
     @property
     def is_gone(self) -> bool:
         """Whether it is there no more, and was the one that the run began from."""
-        named = self.recorded is not None and str(self.recorded["checkpoint"]).startswith(f"{self.path.name} ")
+        named = self.recorded is not None and str(self.recorded.get("checkpoint")).startswith(f"{self.path.name} ")
         return named and not self.path.exists()
 
     @property
@@ -153,18 +164,22 @@ def base_of(run: Run, world: World) -> Base:
     folder = Path(world.decided(lambda: str(weights_of(run))))
     told = world.decided(lambda: _checkpoint(run))
     checkpoint = None if told is None else Checkpoint(Path(told[0]), told[1], told[2])
-    return Base(run=run, world=world, folder=folder, config=config_of(run, folder), checkpoint=checkpoint)
+    adapter = world.decided(lambda: str(adapter_of(run) or ""))
+    return Base(
+        run=run, world=world, folder=folder, config=config_of(run, folder), checkpoint=checkpoint,
+        adapter=Path(adapter) if adapter else None,
+    )  # fmt: skip
 
 
 def _checkpoint(run: Run) -> tuple[str, int, Inputs | None] | None:
     """The checkpoint that weights alone are taken from; of several the latest, or the one that was when it began."""
     other = run.resume.checkpoint
-    if other is None or run.resume.load != 1 or weights_of(run) == other or run.names_its_own:
+    if other is None or run.resume.load != 1 or weights_of(run) == other or run.names_its_own or adapter_of(run):
         return None
     recorded = _recorded(run.paths.checkpoints)
     if one := CHECKPOINT.fullmatch(other.name):
         return str(other.parent), int(one[1]), recorded
-    if recorded and (one := CHECKPOINT.match(recorded["checkpoint"])):
+    if recorded and (one := CHECKPOINT.match(recorded.get("checkpoint", ""))):
         return str(other), int(one[1]), recorded
     step = CheckpointFolder(other).latest()
     assert step is not None, "weights_of has seen one"

@@ -26,7 +26,7 @@ def weights_of(run: Run) -> Path:
         CheckpointError: The other run's folder has no weights.
     """
     other = run.resume.checkpoint
-    if other is None or run.resume.load != 1:
+    if other is None or run.resume.load != 1 or adapter_of(run) is not None:
         return run.paths.weights
     if (not_megatron(other) / "config.json").is_file():
         return other
@@ -37,6 +37,14 @@ def weights_of(run: Run) -> Path:
         )
         raise CheckpointError(f"{other}: is no model folder and holds no checkpoint{fix}")
     return run.paths.weights
+
+
+def adapter_of(run: Run) -> Path | None:
+    """The folder in PEFT's format whose adapter a run of LoRA goes on training; None where it begins a new one."""
+    other = run.resume.checkpoint
+    if run.lora is None or run.resume.load != 1 or other is None or not (other / peft_config.FILE).is_file():
+        return None
+    return other
 
 
 def config_of(run: Run, folder: Path) -> ModelConfig:
@@ -72,6 +80,11 @@ def remarks_on(run: Run) -> Iterator[str]:
         yield f"{folder}: is not as large as {run.model}; its recipe is taken all the same"
     if run.lora is not None and (spare := rank_to_spare(config, run.lora)):
         yield spare
+    if run.lora is not None and (adapter := adapter_of(run)):
+        from tandem.training.named.adapter import adapter_at  # imports torch: only where an adapter must be looked at
+
+        adapter_at(adapter, config, run.lora)
+        yield f"adapter: {adapter} is gone on with, with a fresh optimizer"
 
 
 def hint_at_model(folder: Path) -> str:
@@ -91,7 +104,12 @@ def hint_at_model(folder: Path) -> str:
 
 def _hint_at_merging(folder: Path) -> str:
     there = (folder / peft_config.FILE).is_file()
-    return "; this is an adapter: `tandem lora merge BASE ADAPTER OUT` makes a model folder of it" if there else ""
+    if not there:
+        return ""
+    return (
+        "; this is an adapter: `tandem lora merge BASE ADAPTER OUT` makes a model folder of it, and as "
+        "USER_CONVERTED_CKPT_PATH (--set resume.checkpoint=…) the stage lora goes on training it"
+    )
 
 
 def not_megatron(folder: Path) -> Path:

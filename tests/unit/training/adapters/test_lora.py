@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from tiny import TINY
 
 from tandem.catalogue.generation import GenerationDefaults
 from tandem.catalogue.models import MODELS
+from tandem.catalogue.shrink import shrink
 from tandem.errors import ModelFolderError, RecipeError
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load, save
 from tandem.model.random_weights import random_decoder
 from tandem.training.adapters.lora import apply_lora, initial_factors, merge, strengths
-from tandem.training.adapters.targets import rank_to_spare, resolved
+from tandem.training.adapters.targets import rank_to_spare, resolved, targets_for
 from tandem.training.compute.parallelize import trained
 from tandem.training.settings.config import LoraConfig
 
@@ -144,3 +146,19 @@ def test_what_cannot_be_is_refused_by_name(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         adapted(family, tmp_path / "base", **fields)
+
+
+@pytest.mark.parametrize("family", sorted({model.config.family for model in MODELS.values()}))
+def test_targets_for_some_matrices_name_these_and_no_others(family: str) -> None:
+    config = shrink(next(model.config for model in MODELS.values() if model.config.family == family))
+    every, draw = resolved(config, LoraConfig(rank=1)), random.Random(family)
+    kind = draw.choice(every).partition(".")[2].partition(".")[2]
+    for wanted in (
+        every,
+        [name for name in every if name.startswith("layers.1.")],
+        [name for name in every if name.endswith(f".{kind}")],
+        draw.sample(every, 3),
+        every[:1],
+    ):
+        found = resolved(config, LoraConfig(rank=1, targets=tuple(targets_for(config, wanted))))
+        assert found == [name for name in every if name in wanted]
