@@ -95,7 +95,9 @@ class Resume(Section):
     load: Literal[0, 1, 2] = Field(
         default=1, description="0: random weights; 1: weights only; 2: a checkpoint with optimizer and position."
     )
-    checkpoint: Path | None = Field(default=None, description="Folder of another run's checkpoints, its export, or an adapter, to begin from.")
+    checkpoint: Path | None = Field(
+        default=None, description="Folder of another run's checkpoints, its export, or an adapter, to begin from."
+    )
     auto: bool | None = Field(
         default=None,
         description="Go on from the latest own checkpoint. Outranks `checkpoint`. Not given: go on if there is one.",
