@@ -24,10 +24,11 @@ from tandem.model.skeleton import bare
 from tandem.parallel.place import Place
 from tandem.parallel.world import World, joined
 from tandem.training.adapters.lora import apply_lora, fill_factors, initial_factors, merge
-from tandem.training.adapters.peft_folder import save_factors
+from tandem.training.adapters.peft_folder import fill_from, save_factors
 from tandem.training.compute.gathering import Gathering, collected
 from tandem.training.compute.loss import LossModel
 from tandem.training.compute.parallelize import materialise, parallelize
+from tandem.training.named.adapter import adapter_at
 from tandem.training.settings.config import LoraConfig
 
 CPU = torch.device("cpu")
@@ -55,7 +56,8 @@ def check(base: Path, out: Path, world: World) -> None:
     apply_lora(empty, LORA, SEED)
     parts = shared(empty, world, lambda one: fill_all(one, base))
     require_same(parts, whole, world)
-    check_exports(move_all(parts), move_all(whole), out, world)
+    check_adapters(move_all(parts), move_all(whole), base, out, world)
+    check_exports(parts, whole, out, world)
 
 
 def shared(decoder: Decoder, world: World, fill: Callable[[Decoder], None]) -> Decoder:
@@ -91,12 +93,26 @@ def move_all(decoder: Decoder) -> Decoder:
     return decoder
 
 
+def check_adapters(parts: Decoder, whole: Decoder, base: Path, out: Path, world: World) -> None:
+    """They are written the same, and a run that begins from them has the same."""
+    factors, folder = Gathering(parts, world).factors(), out / "adapter"
+    if world.leads:
+        save_factors(whole.config, factors, folder)
+        save_factors(whole.config, Gathering(whole, World()).factors(), out / "whole-adapter")
+    world.decided(lambda: None)  # written, for all
+    begun = bare(whole.config)
+    apply_lora(begun, LORA, SEED)
+    require_same(shared(begun, world, lambda one: fill_read(one, base, folder)), whole, world)
+
+
+def fill_read(decoder: Decoder, base: Path, adapter: Path) -> None:
+    load_own(decoder, base)
+    fill_from(adapter_at(adapter, decoder.config, LORA), decoder, adapter)
+
+
 def check_exports(parts: Decoder, whole: Decoder, out: Path, world: World) -> None:
     gathering = Gathering(parts, world)
-    factors = gathering.factors()
     if world.leads:
-        save_factors(whole.config, factors, out / "adapter")
-        save_factors(whole.config, Gathering(whole, World()).factors(), out / "whole-adapter")
         merge(whole)
         save(whole, out / "whole", GenerationDefaults(), {}, SHARD)
     target = out / "model" if world.leads else None
