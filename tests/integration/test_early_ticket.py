@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from test_apart import Service, greedy
 
 from tandem.deploy.port import free_ports
@@ -131,7 +132,7 @@ def test_blocks_arrive_while_the_prefill_goes_on(apart: Service, together: Servi
         async with session.post(apart.url(Role.GATEWAY) + "/v1/completions", json=body) as response:
             return await response.json()
 
-    got, seen = asyncio.run(watched())
+    got, seen = uvloop.run(watched())
     assert got["choices"] == together.post(Role.GATEWAY, "/v1/completions", body)[1]["choices"]
     assert tap.passed > KV_BYTES
     assert seen[0] - computed_before < LENGTH
@@ -145,7 +146,7 @@ def test_choices_are_the_same_apart(apart: Service, together: Service, kv_port: 
         async with Wiretap(kv_port).listening():
             return (await asyncio.to_thread(apart.post, Role.GATEWAY, "/v1/completions", body))[1]
 
-    assert asyncio.run(ask())["choices"] == together.post(Role.GATEWAY, "/v1/completions", body)[1]["choices"]
+    assert uvloop.run(ask())["choices"] == together.post(Role.GATEWAY, "/v1/completions", body)[1]["choices"]
 
 
 def test_a_deadline_ends_the_request_everywhere(apart: Service, kv_port: int) -> None:
@@ -155,9 +156,9 @@ def test_a_deadline_ends_the_request_everywhere(apart: Service, kv_port: int) ->
         async with Wiretap(kv_port).listening():
             return await asyncio.to_thread(apart.post, Role.GATEWAY, "/v1/completions", body)
 
-    status, answer = asyncio.run(ask())
+    status, answer = uvloop.run(ask())
     assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
-    asyncio.run(nothing_left(apart))
+    uvloop.run(nothing_left(apart))
 
 
 @pytest.mark.full
@@ -179,7 +180,7 @@ def test_a_client_that_goes_at_any_moment_leaves_nothing(apart: Service, kv_port
                 await ask_and_go(session, body, moment)
                 await nothing_left(apart)
 
-    asyncio.run(come_and_go())
+    uvloop.run(come_and_go())
     assert apart.metric(Role.PREFILL, "kv_leases_expired_total") == 0
 
 

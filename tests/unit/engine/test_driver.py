@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 import torch
+import uvloop
 from reference.ledger import LedgerModel, greedy
 from torch import Tensor
 
@@ -97,7 +98,7 @@ def run(driver: Driver, scenario: Scenario) -> None:
         finally:
             await driver.stop()
 
-    asyncio.run(around())
+    uvloop.run(around())
 
 
 def ask(count: int = 10, name: str = "r", prompt: list[int] = PROMPT, **fields) -> Request:
