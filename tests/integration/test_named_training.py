@@ -119,9 +119,14 @@ def test_the_documents_script_makes_a_model(given: dict[str, str], tmp_path: Pat
 def test_a_run_is_used_again_and_goes_on_where_it_was_stopped(given: dict[str, str], tmp_path: Path) -> None:
     whole, broken = resolved(given, tmp_path / "whole"), resolved(given, tmp_path / "broken")
     model = run_named(whole, Recording())
+    saved = whole.run.paths.checkpoints
+    left = shutil.copytree(saved / "iter_0000006", saved / ".iter_0000003.old.part")  # by a kill in the last pruning
     again = Recording()
     assert run_named(whole, again) == model
     assert again.reused == ["prepare data", "sft"]
+    assert not left.exists()
+    finished = resolved(given, tmp_path / "whole", train_auto_resume="false")
+    assert run_named(finished, Recording()) == model
     with pytest.raises(StoppedError):
         run_named(broken, StoppingAt(4))
     refused = resolved(given, tmp_path / "broken", train_auto_resume="false")
@@ -202,6 +207,12 @@ def test_texts_of_a_sample_are_blind_to_each_other_unless_told(given: dict[str, 
         (MODEL, {"SEQ_LEN": "4096"}, "auto", "takes 1024 tokens, a sample has 4096; lower SEQ_LEN, or raise MAX_PE"),
         ("llama3.2-1b", {}, "auto", "holds a qwen2 model, llama3.2-1b is a llama; give its own"),
         (MODEL, {}, "npu", "--device npu: this machine has none"),
+        (
+            MODEL,
+            {"CKPT_LOAD_TYPE": "2"},
+            "auto",
+            "holds no checkpoint to go on from; set CKPT_LOAD_TYPE=1",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_data_is_prepared(

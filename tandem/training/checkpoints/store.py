@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -33,6 +32,7 @@ from tandem.errors import CheckpointError
 from tandem.files import json_bytes, whole_folder, write_whole
 from tandem.parallel.world import World
 from tandem.training.checkpoints.folder import FIELDS, OWN, CheckpointFolder, sha256_of_fields
+from tandem.training.checkpoints.leftovers import discard, sweep
 from tandem.training.checkpoints.lengthening import lengthening
 from tandem.training.checkpoints.proof import Proof
 from tandem.training.checkpoints.shards import copied, read_shards, write_shard
@@ -139,7 +139,7 @@ class CheckpointStore:
         target = self.folder.at(state.step)
         if self._keeps:
             # There already only if a run was killed between writing it and naming it.
-            _discard(target)
+            discard(target)
         with whole_folder(target) if self._keeps else nullcontext() as own:
             part = Path(self._talk.gather(str(own or ""))[self._keeper])
             hashes = self._all_hashes(tensors, part)
@@ -207,18 +207,8 @@ class CheckpointStore:
         abandoned = [step for step in self.folder.steps() if step > newest]
         kept = [step for step in self.folder.steps() if step <= newest]
         for step in abandoned + kept[: -self._keep_last]:
-            _discard(self.folder.at(step))
-        for leftover in self.folder.path.glob(".*.part"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-
-def _discard(folder: Path) -> None:
-    """Remove a checkpoint; half a one never bears its name."""
-    if folder.exists():
-        part = folder.with_name(f".{folder.name}.old.part")
-        shutil.rmtree(part, ignore_errors=True)
-        folder.rename(part)
-        shutil.rmtree(part)
+            discard(self.folder.at(step))
+        sweep(self.folder.path)
 
 
 def _sha256_of(path: Path) -> str:

@@ -21,7 +21,7 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.parallelize import trained
 from tandem.training.inputs import Inputs, digest
 from tandem.training.named.adapter import adapter_at, identity
-from tandem.training.named.weights import CHECKPOINT, adapter_of, config_of, not_megatron, weights_of
+from tandem.training.named.weights import CHECKPOINT, adapter_of, config_of, weights_of
 from tandem.training.settings.run import Run
 
 
@@ -191,31 +191,3 @@ def _recorded(own: Path) -> Inputs | None:
     folder = CheckpointFolder(own)
     step = folder.latest()
     return None if step is None else folder.inputs_of(step).get("begins_from")
-
-
-def beginning(run: Run, world: World) -> Path | None:
-    """The other run whose checkpoints this one goes on from while it has none of its own; None for no other.
-
-    Raises:
-        CheckpointError: There are checkpoints that the run may not go on from, or none where it must.
-    """
-    told = world.decided(lambda: _beginning(run))
-    return None if told is None else Path(told)
-
-
-def _beginning(run: Run) -> str | None:
-    own, other = run.paths.checkpoints, run.resume.checkpoint
-    step = CheckpointFolder(own).latest()
-    if step is not None and run.resume.auto is False:
-        raise CheckpointError(
-            f"{own}: holds a checkpoint of step {step}, and the run may not go on from it; set train_auto_resume=true, "
-            "or another OUTPUT_SAVE_DIR, or train anew with --fresh"
-        )
-    if step is not None or run.resume.load < 2:
-        return None
-    if other is None or CheckpointFolder(not_megatron(other)).latest() is None:
-        raise CheckpointError(
-            f"{other or own}: holds no checkpoint to go on from; set CKPT_LOAD_TYPE=1, or USER_CONVERTED_CKPT_PATH to "
-            "the folder of one, with latest_checkpointed_iteration.txt"
-        )
-    return str(other)

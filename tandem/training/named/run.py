@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING
 from tandem.errors import UsageError
 from tandem.parallel.place import Place
 from tandem.training.alone import alone_at, require_unshared
+from tandem.training.checkpoints.leftovers import sweep
 from tandem.training.checkpoints.state import LATEST
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.named.data import prepared_data, prepared_prefix
-from tandem.training.named.identity import require_same_data
+from tandem.training.named.identity import finished, require_same_data
+from tandem.training.named.origin import origin_of
 from tandem.training.named.weights import hint_at_model, remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
@@ -81,6 +83,10 @@ def run_named(
         if fresh:
             staging.clear()
             _clear(run)
+        if run.launch.node_rank == 0 or run.hosts_apart:
+            sweep(run.paths.checkpoints)
+        if not data_only and finished(run).exported_from is None:
+            origin_of(run)
         data = prepared_data(run, progress, lambda key: None if data_only else require_same_data(run, key))
         staging.send_prepared()
         if data_only:

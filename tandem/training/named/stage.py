@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from tandem.catalogue.generation import read_generation_defaults
@@ -11,11 +13,12 @@ from tandem.parallel.world import joined
 from tandem.training.data.batches import TokenBatches
 from tandem.training.data.conversation_batches import ConversationBatches
 from tandem.training.data.open import open_conversations, open_texts
-from tandem.training.named.begin import base_of, beginning
+from tandem.training.named.begin import base_of
 from tandem.training.named.data import RunData
 from tandem.training.named.export import export
 from tandem.training.named.identity import finished, identity_of
 from tandem.training.named.memory import memory_demand
+from tandem.training.named.origin import origin_of
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.run import Run
 from tandem.training.stage import Stage, train
@@ -51,10 +54,12 @@ def train_and_export(run: Run, data: RunData, progress: Progress, place: Place, 
             told.note(remark)
         run.paths.logs.mkdir(parents=True, exist_ok=True)
         decoder = base.decoder()
+        origin = world.decided(lambda: str(origin_of(run) or ""))
         stage = Stage(
             name=run.stage, title=f"{run.model}: {run.stage}", config=config, folder=run.paths.logs, inputs=inputs,
-            checkpoints=run.paths.checkpoints, begins_from=beginning(run, world), world=world, nodes=run.launch.nodes,
-            process_logs=run.paths.process_logs, hosts_apart=run.hosts_apart, data=(data.prefix,),
+            checkpoints=run.paths.checkpoints, begins_from=Path(origin) if origin else None, world=world,
+            nodes=run.launch.nodes, process_logs=run.paths.process_logs, hosts_apart=run.hosts_apart,
+            data=(data.prefix,),
         )  # fmt: skip
         made_from = train(stage, decoder, batches, told, base.fill)
         if run.export:

@@ -12,9 +12,10 @@ from tandem.training.checkpoints.lengthening import in_words
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.sample import Sample
 from tandem.training.inputs import Inputs
-from tandem.training.named.begin import base_of, beginning
+from tandem.training.named.begin import base_of
 from tandem.training.named.data import data_there
 from tandem.training.named.identity import finished, identity_of
+from tandem.training.named.origin import origin_of
 from tandem.training.named.run import own_places
 from tandem.training.named.stage import open_batches
 from tandem.training.preflight.data import is_prepared
@@ -47,7 +48,7 @@ def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) 
         require_unshared(own, run.launch.nodes)
         yield good(f"{own}: begins anew; what the run has made before is thrown away")
         return
-    folder = beginning(run, World()) or own
+    folder = origin_of(run) or own
     step = CheckpointFolder(folder).latest()
     if step is None and not run.exported.is_dir():
         yield good(f"{own}: begins at step 0")
