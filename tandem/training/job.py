@@ -62,13 +62,17 @@ class Job(Section):
         """Folder of what it is made from."""
         return self.directory / "tokens" if self.stage == "pretrain" else self.base.folder
 
-    def inputs(self) -> Inputs:
-        """All that the result depends on; what it is made from must be there."""
+    def inputs(self, tokens: str | None = None) -> Inputs:
+        """All that the result depends on; what it is made from must be there.
+
+        Args:
+            tokens: The key of pretraining's, where these may not be made yet.
+        """
         # How often to save, and how many to keep, changes no result. What to do about a spike is often decided only
         # when it is there; what was done is in guard.jsonl.
         settings = self.config.model_dump(exclude={"save_every", "keep_last", "guard"})
-        return {
-            "tokens" if self.stage == "pretrain" else "base": key(self.stands_on),
+        base = {"base": key(self.stands_on)} if self.stage == "sft" else {"tokens": tokens or key(self.stands_on)}
+        return base | {
             "seed": self.recipe.seed,
             "model": self.recipe.model.model_dump(),
             "stage": settings,

@@ -29,6 +29,7 @@ from tandem.errors import CheckpointError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at, require_unshared
+from tandem.training.checkpoints.leftovers import sweep
 from tandem.training.data.corpus import Sources, gather, read_texts, write_corpus
 from tandem.training.data.prepare import prepare
 from tandem.training.data.rows.kinds import Kind
@@ -154,6 +155,8 @@ class _Run:
 
     def train(self, job: Job) -> Path:
         """Train a stage, or finish it, unless it is finished; returns the exported folder."""
+        if job.recipe.launch.node_rank == 0:
+            sweep(job.folder / "checkpoints")
         if job.recipe.launch.nodes == 1 and _is_done(job):
             self._progress.reuse(job.stage)
             return job.model
@@ -199,18 +202,32 @@ def require_tokens(job: Job, sources: Sources) -> None:
     """
     before = finished(job.base)
     if (made_from := before.made_from) is not None:
-        *_, tokens = _inputs(job.recipe, sources)
-        before.require({"tokens": made_from["tokens"]}, {"tokens": digest(tokens)})
+        before.require({"tokens": made_from["tokens"]}, {"tokens": tokens_key(job.recipe, sources)})
 
 
-def require_base(job: Job) -> None:
-    """Refuse to make a base model longer under what was fine-tuned from it.
+def tokens_key(recipe: Recipe, sources: Sources) -> str:
+    """The key of the tokens that these files make, or would."""
+    *_, tokens = _inputs(recipe, sources)
+    return digest(tokens)
+
+
+def require_base(job: Job, tokens: str | None = None) -> None:
+    """Refuse to make a base model longer, or another in its place, under what was fine-tuned from it.
+
+    Args:
+        job: Fine-tuning.
+        tokens: The key of pretraining's, where these may not be made yet.
 
     Raises:
         CheckpointError: It is fine-tuned already, and asked for with more steps than it has; or was made from other
             inputs.
     """
-    if finished(job).made_from is None or finished(job.base).exported_from is None or _is_done(job.base):
+    before, base = finished(job), finished(job.base)
+    if (made_from := before.made_from) is None:
+        return
+    if base.made_from is None:
+        before.require({"base": made_from["base"]}, {"base": digest(job.base.inputs(tokens))})
+    if base.exported_from is None or _is_done(job.base, tokens):
         return
     raise CheckpointError(
         f"{job.folder}: was fine-tuned from {job.base.folder} as it is, which is to be made longer; use another "
@@ -218,10 +235,10 @@ def require_base(job: Job) -> None:
     )
 
 
-def _is_done(job: Job) -> bool:
+def _is_done(job: Job, tokens: str | None = None) -> bool:
     """Whether there is nothing to train; refuses a stage that was made from other inputs."""
     before = finished(job)
-    return before.exported_from is not None and before.is_it(job.inputs())
+    return before.exported_from is not None and before.is_it(job.inputs(tokens))
 
 
 def _clear(directory: Path, *, fresh: bool, stages: tuple[str, ...]) -> None:

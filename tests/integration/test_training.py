@@ -108,10 +108,13 @@ def test_the_loss_goes_down(finished: Path) -> None:
 
 
 def test_second_run_uses_everything_again(recipe: Recipe, copy: Path) -> None:
+    saved = [copy / stage / "checkpoints" for stage in ("pretrain", "sft")]
+    left = [shutil.copytree(next(one.glob("iter_*")), one / ".iter_0000002.old.part") for one in saved]
     progress = Recording()
     prepare_and_train(recipe, copy, progress)
     assert progress.reused == ["corpus", "tokenizer", "tokens", "pretrain", "sft"]
     assert progress.begun == []
+    assert not any(one.exists() for one in left)
 
 
 def test_two_runs_are_equal_bit_for_bit(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
@@ -240,9 +243,20 @@ def test_a_base_model_is_not_made_longer_under_what_was_fine_tuned_from_it(sourc
     assert progress.begun == []
     assert "--no-resume" in where_it_begins(longer, copy, resume=True)["problem"]
     assert where_it_begins(longer, copy, resume=False)["good"].startswith(f"{copy}/sft: begins anew")
-    assert where_it_begins(build_recipe(fields_for(source), "test"), copy, resume=True).keys() == {"note"}
-    shutil.rmtree(copy / "tokens")
-    assert "comes out as it was" in where_it_begins(longer, copy, resume=False)["note"]
+    same = build_recipe(fields_for(source), "test")
+    assert where_it_begins(same, copy, resume=True).keys() == {"note"}
+    shutil.rmtree(copy / "tokens")  # what they would be is known
+    assert where_it_begins(same, copy, resume=True)["note"].endswith(
+        "is there, from the same inputs; the stage would train nothing"
+    )
+    assert "--no-resume" in where_it_begins(longer, copy, resume=True)["problem"]
+    assert "made longer after step 12: 16 steps" in where_it_begins(longer, copy, resume=False)["note"]
+    shutil.rmtree(copy / "pretrain")
+    assert "comes out as it was" in where_it_begins(same, copy, resume=True)["note"]
+    assert "sft: was trained from other inputs: base was" in where_it_begins(longer, copy, resume=True)["problem"]
+    with pytest.raises(CheckpointError, match=r"sft: was trained from other inputs: base was .* --no-resume"):
+        prepare_and_train(longer, copy, progress)
+    assert progress.begun == ["tokens"], "and no base model that it would be refused for in the end"
 
 
 def where_it_begins(recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from tandem.training.alone import at_work, require_unshared
 from tandem.training.data.corpus import Sources, gather
 from tandem.training.inputs import read_mark
 from tandem.training.job import Job, finished
-from tandem.training.pipeline import require_base, require_tokens
+from tandem.training.pipeline import require_base, require_tokens, tokens_key
 from tandem.training.plan.demand import Demand, Need
 from tandem.training.preflight.checkpoints import goes_on
 from tandem.training.preflight.finding import Finding, Remark, findings, good, note, problem
@@ -64,30 +64,31 @@ def _work(recipe: Recipe, out: Path, *, fresh: bool) -> Iterator[Remark]:
 
 def _checkpoints(job: Job, sources: Callable[[], Sources], *, fresh: bool, resume: bool) -> Iterator[Remark]:
     """Where each stage begins."""
+    tokens = tokens_key(job.recipe, sources())
     if not fresh:
         require_tokens(job, sources())
         if resume and job.stage == "sft":
-            require_base(job)
+            require_base(job, tokens)
     for one in (job,) if job.stage == "pretrain" else (job.base, job):
         anew = fresh or (one.stage == job.stage and not resume)
         if anew:
             yield good(f"{one.folder}: begins anew; what was made before is thrown away")
         else:
-            yield from _begins(one)
+            yield from _begins(one, tokens)
 
 
-def _begins(job: Job) -> Iterator[Remark]:
+def _begins(job: Job, tokens: str) -> Iterator[Remark]:
     before = finished(job)
     if before.made_from is None:
         yield good(f"{job.folder}: begins at step 0")
-    elif read_mark(job.stands_on) is None:
-        yield note(f"{job.folder}: goes on if {job.stands_on}, which is made first, comes out as it was")
-    elif before.is_it(job.inputs()):
+    elif job.stage == "sft" and read_mark(job.base.folder) is None:
+        yield note(f"{job.folder}: goes on if {job.base.folder}, which is made first, comes out as it was")
+    elif before.is_it(inputs := job.inputs(tokens)):
         yield note(f"{job.model}: is there, from the same inputs; the stage would train nothing")
     else:
         step = before.checkpoints.latest()
         assert step is not None, "what is not finished has a checkpoint, or was made from nothing"
-        yield from goes_on(before.checkpoints.path, step, job.inputs(), job.config)
+        yield from goes_on(before.checkpoints.path, step, inputs, job.config)
 
 
 def _need(recipe: Recipe, stage: StageConfig, device: DeviceName) -> Need:
