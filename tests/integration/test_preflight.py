@@ -30,6 +30,7 @@ from tandem.training.preflight.named import check_named
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
 from tandem.training.staging.lease import Lease
+from tandem.training.staging.staging import Staging
 
 MODEL = "qwen2-0.5b"
 SMALL = {"SEQ_LEN": "64", "GBS": "4", "MBS": "2", "TRAIN_ITERS": "2", "SAVE_INTERVAL": "1"}
@@ -258,7 +259,13 @@ def test_places_on_a_store(given: dict[str, str], tmp_path: Path) -> None:
         own = Location("s3", BUCKET, f"out/saved_models/{MODEL}")
         with Lease(Bucket.connect(own, server), own, tmp_path, print):
             found = list(check_named(settled(given, **variables), "cpu", variables, fresh=False))
+            second = settled(given, **variables, NNODES="2", NODE_RANK="1", MASTER_ADDR="first").run
+            with Staging(second, tmp_path / "data", server, said := Recording()).alone():
+                pass
         assert any(one.remark.text.startswith(f"{place}: {os.uname().nodename}, pid ") for one in found)
+        [note] = said.notes
+        assert note.startswith(f"{own}: {os.uname().nodename}, pid {os.getpid()}, at 20")
+        assert "has this place; unless that is this run's first host (first), it is another run" in note
         ((subject, text),) = problems(given, **variables | {"OUTPUT_SAVE_DIR": "s3://nobody/out"})
         assert (subject, "check the bucket's name" in text) == ("store", True)
         assert not (tmp_path / "cache").exists()

@@ -95,8 +95,7 @@ class Lease(AbstractContextManager["Lease"]):
         Raises:
             StorageError: The store refuses.
         """
-        seen = self._there()
-        return None if seen is None else _owner(seen)
+        return _holder(self._there())
 
     def require(self) -> None:
         """See that it is still held.
@@ -179,6 +178,10 @@ class Followed:
         self._name: str | None = None
         self._looked = 0.0
 
+    def holder(self) -> str | None:
+        """As `Lease.holder`: the first host of this run, or of another one."""
+        return _holder(self._bucket.read((self._location / NAME).key))
+
     def require(self) -> None:
         """See that the first host still has it; to be called once it does, and at most `RENEW_S` behind.
 
@@ -208,6 +211,10 @@ def _fields(content: bytes) -> dict[str, Any]:
         fields = json.loads(content)
         return fields if isinstance(fields, dict) else {}
     return {}
+
+
+def _holder(content: bytes | None) -> str | None:
+    return None if content is None else _owner(content)
 
 
 def _owner(content: bytes | None) -> str:

@@ -40,15 +40,25 @@ class Staging:
         self._run, self._prepared, self._progress, self._environment = run, prepared, progress, environment
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._leads = run.launch.node_rank == 0
+        self._followed = self._followed_lease()
         self._lease = self._new_lease()
         self._checkpoints = self._stored_checkpoints()
 
     def alone(self) -> AbstractContextManager[object]:
         """Within the block no other run has the same checkpoints on a store; of several hosts the first sees to it.
 
+        The others cannot know whether who has them is their own first host, and say who it is: if another run, their
+        first host is refused, and they would wait for it in vain.
+
         Raises:
             StorageError: Another run has them, or the store refuses.
         """
+        if self._followed is not None and (holder := self._followed.holder()) is not None:
+            self._progress.note(
+                f"{self._location(self._run.paths.checkpoints)}: {holder}, has this place; unless that is this run's "
+                f"first host ({self._run.launch.master_addr}), it is another run: end one of the two on all hosts, or "
+                "give this one another place (OUTPUT_SAVE_DIR, --out)"
+            )
         return self._lease or nullcontext()
 
     def take_in(self, *, fresh: bool) -> None:
@@ -124,16 +134,23 @@ class Staging:
         Raises:
             StorageError: The store refuses.
         """
-        return self._lease.holder() if self._lease else None
+        lease = self._lease or self._followed
+        return lease.holder() if lease else None
 
     def _stored_checkpoints(self) -> StoredCheckpoints | None:
         paths, launch = self._run.paths, self._run.launch
         if (location := self._location(paths.checkpoints)) is None:
             return None
         hosts = Hosts(count=launch.nodes, rank=launch.node_rank)
-        bucket = self._bucket(location)
-        require = (self._lease or Followed(bucket, location)).require
-        return StoredCheckpoints(paths.checkpoints, bucket, location, hosts, self._run.training.keep_last, require)
+        lease = self._lease or self._followed
+        assert lease is not None, "every host looks at the lease of checkpoints on a store"
+        keep_last = self._run.training.keep_last
+        return StoredCheckpoints(paths.checkpoints, self._bucket(location), location, hosts, keep_last, lease.require)
+
+    def _followed_lease(self) -> Followed | None:
+        if (location := self._location(self._run.paths.checkpoints)) is None or self._leads:
+            return None
+        return Followed(self._bucket(location), location)
 
     def _new_lease(self) -> Lease | None:
         folder = self._run.paths.checkpoints
