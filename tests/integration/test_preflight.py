@@ -250,6 +250,16 @@ def test_places_on_a_store(given: dict[str, str], tmp_path: Path) -> None:
         assert any("is fetched when the run begins" in one.remark.text for one in found)
         assert any(one.remark.text.startswith(f"{location}: 1 object, ") for one in found)
         assert list(Bucket.connect(location, server).list("")) == ["data.jsonl"], "what was written to try it is gone"
+        begun = {"USER_CONVERTED_CKPT_PATH": f"s3://{BUCKET}/first", "CKPT_LOAD_TYPE": "1"}
+        location = Location("s3", BUCKET, "first/latest_checkpointed_iteration.txt")
+        Bucket.connect(location, server).write(location.key, b"3")
+        for kind in ("1", "2"):
+            settings = settled(given, **variables | begun | {"CKPT_LOAD_TYPE": kind})
+            found = list(check_named(settings, "cpu", variables, fresh=False))
+            assert [one.remark.text for one in found if one.remark.verdict == "problem"] == []
+            assert any(one.remark.text.startswith(f"s3://{BUCKET}/first: is fetched when") for one in found)
+            assert any(one.subject == "model" and one.remark.verdict == "good" for one in found)
+        Bucket.connect(location, server).delete([location.key])
         write, refusing = Bucket.write, Bucket.connect(Location("s3", "nobody", ""), server)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Bucket, "write", lambda bucket, key, content: write(refusing, key, content))

@@ -44,14 +44,16 @@ def check_named(
         environment: The process's variables: credentials, interfaces.
         fresh: Whether the run's own checkpoints are to be thrown away first.
     """
-    run, launch = resolved.run, resolved.run.launch
+    asked, launch = resolved.run, resolved.run.launch
+    # What it begins from and is on a store is no file yet; without it everything else can be looked at.
+    run = asked if (away := _other_away(asked)) is None else _without_other(asked)
     sample, need = cache(partial(sampled_data, run)), cache(lambda: memory_demand(run, device).need)
     whole = not missing_files(run, fetched=True) and not _is_away(run)
     model = not (lack_of(run.paths.weights / "config.json") or lack_of(run.paths.tokenizer))
     looks: dict[str, Look] = {
         "settings": lambda: map(note, resolved.notes),
-        "files": lambda: _files(run),
-        "store": lambda: look_at_stores(run, Staging(run, prepared_prefix(run), environment, Silence())),
+        "files": lambda: _files(run, away),
+        "store": lambda: look_at_stores(asked, Staging(asked, prepared_prefix(asked), environment, Silence())),
         "data": lambda: look_at_data(run, sample),
         "model": lambda: look_at_model(run),
         "work": lambda: look_at_work(run),
@@ -62,11 +64,22 @@ def check_named(
         "hosts": lambda: look_at_meeting(launch, device, environment),
         "machine": lambda: look_at_machine(launch, device, _weight_files(run) if model else 0, _inputs(run)),
     }
-    unseen = {*(() if whole else ("data", "checkpoints")), *(() if model else ("model",))}
-    return findings({subject: look for subject, look in looks.items() if subject not in unseen})
+    seen = {"data": whole, "checkpoints": whole and away is None, "model": model}
+    return findings({subject: look for subject, look in looks.items() if seen.get(subject, True)})
 
 
-def _files(run: Run) -> Iterator[Remark]:
+def _other_away(run: Run) -> Path | None:
+    """What a run shall begin from, where that is on a store and has not been fetched."""
+    other = run.resume.checkpoint
+    stored = other is not None and run.mirror is not None and run.mirror.location(other) is not None
+    return other if stored and other is not None and lack_of(other) else None
+
+
+def _without_other(run: Run) -> Run:
+    return run.model_copy(update={"resume": run.resume.model_copy(update={"checkpoint": None})})
+
+
+def _files(run: Run, other: Path | None) -> Iterator[Remark]:
     yield from map(problem, missing_files(run))
     if run.mirror is None:
         return
@@ -74,6 +87,8 @@ def _files(run: Run) -> Iterator[Remark]:
     away = {paths.tokenizer: lack_of(paths.tokenizer), paths.weights: lack_of(paths.weights / "config.json")}
     if paths.data and not paths.prepared:
         away[paths.data] = lack_of(paths.data)
+    if other is not None:
+        away[other] = lack_of(other)
     for path, lacks in away.items():
         if lacks and (location := run.mirror.location(path)):
             yield note(f"{location}: is fetched when the run begins; what is in it can be seen only then")
