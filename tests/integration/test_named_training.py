@@ -186,10 +186,15 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     wrong: dict[str, dict[str, str]] = {
         "holds no checkpoint to go on from": {"CKPT_LOAD_TYPE": "2"},
         "is no model folder and holds no checkpoint": {"USER_CONVERTED_CKPT_PATH": str(tmp_path)},
+        "is one checkpoint, and a run goes on from the latest": other
+        | {"USER_CONVERTED_CKPT_PATH": f"{checkpoints}/iter_0000003"},
+        r"other inputs: stage\.lr was .*; take its weights alone": other | {"LR": "2e-3"},
     }
-    for message, variables in wrong.items():
+    for number, (message, variables) in enumerate(wrong.items()):
+        root = tmp_path / f"wrong-{number}"
         with pytest.raises(CheckpointError, match=message):
-            run_named(resolved(given, tmp_path / message, **variables, **text), Recording())  # type: ignore[arg-type]
+            run_named(resolved(given, root, **variables, **text), Recording())  # type: ignore[arg-type]
+        assert not list(root.rglob("*.bin")), "it is refused before data is prepared"
 
 
 def test_texts_of_a_sample_are_blind_to_each_other_unless_told(given: dict[str, str], tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tandem.errors import CheckpointError
 from tandem.files import read_json_object
 from tandem.training.checkpoints.finished import Finished
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.inputs import Inputs
+from tandem.training.named.origin import origin_of
 from tandem.training.settings.config import StageConfig, StepConfig
 from tandem.training.settings.run import Run
 
@@ -65,10 +68,15 @@ def finished(run: Run) -> Finished:
 def require_same_data(run: Run, data: str) -> None:
     """Refuse data that the run was not trained on so far, before they are made in place of others.
 
+    What it goes on from may be another run's checkpoints.
+
     Raises:
-        CheckpointError: They differ, or settings do.
+        CheckpointError: They differ, or settings do; or as `origin_of`.
     """
     before = finished(run)
+    if before.exported_from is None and (origin := origin_of(run)) is not None:
+        alone = "take its weights alone (CKPT_LOAD_TYPE=1)"
+        before = replace(before, place=origin, checkpoints=CheckpointFolder(origin), elsewhere=alone)
     if (made_from := before.made_from) is not None:
         asked_for = settings_of(run, data)
         stage = {name: made_from["stage"].get(name) for name in asked_for["stage"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tandem.errors import CheckpointError
 from tandem.training.checkpoints.folder import CheckpointFolder
-from tandem.training.named.weights import not_megatron
+from tandem.training.named.weights import CHECKPOINT, not_megatron
 from tandem.training.settings.run import Run
 
 
@@ -25,6 +25,11 @@ def origin_of(run: Run) -> Path | None:
         )
     if step is not None or run.resume.load < 2:
         return None
+    if other is not None and CHECKPOINT.fullmatch(other.name):
+        raise CheckpointError(
+            f"{other}: is one checkpoint, and a run goes on from the latest in its folder; set "
+            f"USER_CONVERTED_CKPT_PATH={other.parent}, or CKPT_LOAD_TYPE=1 for the weights of this one alone"
+        )
     if other is None or CheckpointFolder(not_megatron(other)).latest() is None:
         raise CheckpointError(
             f"{other or own}: holds no checkpoint to go on from; set CKPT_LOAD_TYPE=1, or USER_CONVERTED_CKPT_PATH to "
