@@ -151,6 +151,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         part.rename(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = error.filename or str(path)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

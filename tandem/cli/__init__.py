@@ -17,6 +17,8 @@ import tandem
 from tandem.errors import TandemError, UsageError, printable
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import cyclopts
 
 COMMANDS = {
@@ -111,12 +113,25 @@ def _said(text: str, code: int) -> int:
 
 def main() -> None:
     """Entry point of the `tandem` command."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as in `nohup`
     try:
+        if heeded:
+            signal.signal(signal.SIGINT, press)
         _prepare()
         code = _written(run(sys.argv[1:]))
     except KeyboardInterrupt:
         code = _said("stopped", 130)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in `nohup`
+    except Exception:
+        if not pressed:  # of which some libraries make an error of their own, as pydantic does
+            raise
+        code = _said("stopped", 130)
+    if heeded:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is Python's own end, which answers with tracebacks
     sys.exit(code)
 

@@ -52,6 +52,23 @@ def handled(by: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block no signal is heard, nor Ctrl-C ever by processes that it starts; what came is heard after it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    try:
+        with handled(lambda number, frame: came.append(number)):  # other threads may hear it for this one
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in came:
+        signal.raise_signal(number)
+
+
+@contextmanager
 def between_steps() -> Iterator[Callable[[], bool]]:
     """Within the block, the first signal only makes the yielded question answer True; a second one interrupts at once.
 

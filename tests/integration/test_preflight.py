@@ -82,11 +82,13 @@ def test_the_command_finds_nothing_wrong_with_a_good_run(
     assert not work.exists()
 
 
-def test_what_the_system_refuses_is_one_problem_among_others(given: dict[str, str]) -> None:
+def test_what_the_system_refuses_is_one_problem_among_others(given: dict[str, str], tmp_path: Path) -> None:
     found = problems(given, ORIGINAL_TRAIN_DATA_PATH=f"/{'x' * 300}.jsonl", ORIGINAL_HF_WEIGHT="/dev/null")
     files = [text for subject, text in found if subject == "files"]
     assert "cannot be looked at (File name too long)" in files[0]
     assert files[1].startswith("/dev/null/config.json: is not there")
+    (loop := tmp_path / "loop").symlink_to(loop)
+    assert [subject for subject, _ in problems(given, OUTPUT_SAVE_DIR=str(loop))] == ["folders"]
 
 
 def test_all_that_is_wrong_is_told_at_once(

@@ -34,6 +34,8 @@ def no_room() -> Iterator[None]:
 def test_what_has_no_room_is_named_and_keeps_nobody_from_being_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
         write_whole(tmp_path / "file", b"one")
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'"), whole_folder(tmp_path / "a") as part:
+        (part / "file").write_bytes(b"one")  # the system does not say which
     place = tmp_path / "run"
     with alone_at(place, Recording(), work="trains", wait=False):
         assert at_work(place) == "another process (unknown)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Fingerprints:
         Raises:
             DataError: It cannot be read.
         """
-        name = str(path.resolve())
+        name = os.path.realpath(path)
         try:
             state = path.stat()
             now = [state.st_size, state.st_mtime_ns]
@@ -46,7 +47,7 @@ class Fingerprints:
         Raises:
             DataError: It cannot be read any more.
         """
-        return Fingerprints(self.known).of(path) != str(self.known[str(path.resolve())][2])
+        return Fingerprints(self.known).of(path) != str(self.known[os.path.realpath(path)][2])
 
 
 def tokenizer_digests(folder: Path) -> dict[str, str]:

@@ -11,6 +11,8 @@ from tandem.training.data.rows.kinds import AUTO, Stage
 
 ROW_MEGABYTES = 8
 """More than the longest books have; tokenising one of them takes 1 GB."""
+MOST_WORKERS = 1024
+"""More than machines have cores; as the setting `data.workers` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class PrepareSpec:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers {self.workers}: at least one must do the work; raise it")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise UsageError(f"workers {self.workers}: is more than a machine has cores; give at most {MOST_WORKERS}")
         if self.row_megabytes < 1:
             raise UsageError(f"row_megabytes {self.row_megabytes}: leaves no room for a row; raise it")
         if self.seq_length is not None and self.seq_length < 2:

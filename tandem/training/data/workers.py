@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from tandem.errors import ProcessError
 from tandem.training.data.encoding import Encoded, Encoder, Encoding
 from tandem.training.data.readers.blocks import BLOCK_BYTES, Block
+from tandem.training.interruption import deferred
 
 WORTH_A_PROCESS = 8 * BLOCK_BYTES
 """Bytes of input for each worker below which starting it takes longer than its work."""
@@ -51,7 +51,8 @@ def encode_blocks(
     waiting: deque[tuple[Block, Future[Encoded]]] = deque()
     try:
         for block in blocks:
-            waiting.append((block, pool.submit(_encode, encoding, block)))
+            with deferred():  # workers are started here
+                waiting.append((block, pool.submit(_encode, encoding, block)))
             if len(waiting) >= AHEAD * workers:
                 yield _done(waiting, encoder)
         while waiting:
@@ -73,9 +74,8 @@ def _done(waiting: deque[tuple[Block, Future[Encoded]]], encoder: Encoder) -> tu
 
 
 def _begin() -> None:
-    """A worker's life: one thread of work, Ctrl-C left to the parent, and an end when the parent has ended."""
+    """A worker's life: one thread of work, and an end when the parent has ended."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

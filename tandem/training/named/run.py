@@ -103,7 +103,7 @@ def own_places(run: Run) -> list[Path]:
 
     Hosts may share the folders; each is alone in its own name.
     """
-    folders = dict.fromkeys(path.resolve() for path in (run.paths.checkpoints, run.paths.logs))
+    folders = dict.fromkeys(Path(os.path.realpath(path)) for path in (run.paths.checkpoints, run.paths.logs))
     return [folder / f"host-{run.launch.node_rank}" for folder in folders]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tandem.catalogue.drawing import size_text
+from tandem.files import there
 from tandem.training.preflight.finding import Remark, good, problem
 
 
@@ -46,8 +47,8 @@ def _names(folders: list[Path]) -> str:
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the nearest above it that is there."""
-    return next(one for one in (path, *path.absolute().parents) if one.exists())
+    """The path itself, or the nearest above it that is there; a link to nowhere is there, and stands in the way."""
+    return next(one for one in (path, *path.absolute().parents) if there(one))
 
 
 def held(folder: Path, pattern: str) -> int:

@@ -14,6 +14,7 @@ No torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -136,7 +137,7 @@ class Run(Section):
     def names_its_own(self) -> bool:
         """Whether the checkpoints to load from are its own, as the documents have it of a run that goes on."""
         other = self.resume.checkpoint
-        return other is not None and other.resolve() == self.paths.checkpoints.resolve()
+        return other is not None and os.path.realpath(other) == os.path.realpath(self.paths.checkpoints)
 
     @property
     def reads(self) -> Literal["pretrain", "sft"]:

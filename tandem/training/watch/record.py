@@ -12,6 +12,7 @@ A disk that is full for a while ends no run (`growing.py`), nor does a picture t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ class Record(AbstractContextManager["Record"]):
         self._board = Board(folder / "tensorboard", step, note) if can_write() else None
         self._painter = Painter(folder, title)
         write_whole(folder / FORMULA, f"{formula}\n".encode())
-        write_whole(folder / DATA, "".join(f"{prefix.absolute()}\n" for prefix in data).encode())
+        write_whole(folder / DATA, os.fsencode("".join(f"{prefix.absolute()}\n" for prefix in data)))
         self._say(f"{title}: after step {step}; {formula}")
 
     def append(self, report: StepReport) -> None:

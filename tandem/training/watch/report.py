@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _steady(reports: Sequence[StepReport]) -> Sequence[StepReport]:
 
 
 def _skipped_rows(data: Path) -> tuple[SkippedFile, ...] | None:
-    prefixes = [Path(line) for line in data.read_text(encoding="utf-8").splitlines()] if data.exists() else []
+    prefixes = [Path(line) for line in os.fsdecode(data.read_bytes()).split("\n")[:-1]] if data.exists() else []
     if not prefixes or not all(mark_path(prefix).exists() for prefix in prefixes):
         return None
     files = [path for prefix in prefixes if (path := skipped_path(prefix)).exists()]

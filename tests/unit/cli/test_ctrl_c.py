@@ -40,6 +40,28 @@ def test_it_is_answered_in_one_line(module: str, words: list[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "tandem: stopped\n")
 
 
+WRAPPED = """
+import os, signal, sys
+import tandem.cli
+
+def run(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except KeyboardInterrupt:
+        raise ValueError("an error of a library's own") from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+tandem.cli.run = run
+tandem.cli.main()
+"""
+
+
+def test_a_library_that_makes_an_error_of_its_own_of_it_changes_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", WRAPPED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "tandem: stopped\n")
+
+
 def test_next_to_nothing_is_imported_before() -> None:
     code = "import sys; import tandem.cli; print(len(set(sys.modules) - before))"
     done = subprocess.run(

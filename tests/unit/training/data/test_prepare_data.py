@@ -347,6 +347,30 @@ def test_a_second_one_waits(parquet: Path, folder: Path) -> None:
     assert f"pid {os.getpid()}) prepares data there; waiting" in progress.notes[0]
 
 
+def test_ctrl_c_while_workers_start_is_answered_in_one_line(parquet: Path, folder: Path, tmp_path: Path) -> None:
+    code = "import signal, tandem.cli; signal.signal(signal.SIGINT, signal.default_int_handler); tandem.cli.main()"
+    words = ["data", "prepare", str(parquet), "--tokenizer", str(folder), "--out", str(tmp_path / "d"), "--workers"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words, "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        while "spawn_main" not in commands_below(run.pid):
+            assert run.poll() is None
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, said
+    assert said == "prepare data: begins\ntandem: stopped\n", said
+
+
+def commands_below(process: int) -> str:
+    """The command lines of its children."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return " ".join(Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    except OSError:  # one has ended meanwhile
+        return ""
+
+
 def test_command_line(parquet: Path, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["data", "prepare", str(parquet), "--tokenizer", str(folder), "--out", str(tmp_path / "o" / "d")]
     assert run([*words, "--json", "--seq-length", "64"]) == 0
@@ -355,4 +379,5 @@ def test_command_line(parquet: Path, folder: Path, capsys: pytest.CaptureFixture
     assert run([*words[:-1], str(tmp_path), "--kind", "text"]) == 2
     assert "is a folder; add how" in capsys.readouterr().err
     assert run([*words, "--workers", "0"]) == 2
+    assert run([*words, "--workers", "9" * 20]) == 2
     assert run([*words, "--seq-length", "1"]) == 2

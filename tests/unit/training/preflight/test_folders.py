@@ -21,10 +21,13 @@ def test_too_little_room_is_a_problem(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_named_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    inside, there = look_at_folders({Path("/proc/x/y"): 1, Path("/proc/z"): 1, tmp_path / "file" / "x": 0})
-    assert (inside.verdict, there.verdict) == ("problem", "problem")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    places = {Path("/proc/x/y"): 1, Path("/proc/z"): 1, tmp_path / "file" / "x": 0, tmp_path / "link" / "x": 0}
+    inside, there, link = look_at_folders(places)
+    assert (inside.verdict, there.verdict, link.verdict) == ("problem", "problem", "problem")
     assert inside.text.startswith("/proc/x/y, /proc/z: /proc cannot be written to (")
     assert there.text.startswith(f"{tmp_path}/file/x: {tmp_path}/file cannot be written to (Not a directory)")
+    assert link.text.startswith(f"{tmp_path}/link/x: {tmp_path}/link cannot be written to (")
 
 
 def test_what_is_there_already_is_counted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -51,6 +52,15 @@ def stage(tmp_path: Path) -> Path:
         for step, seconds in ((3, 40.0), (4, 4.0), (5, 3.0)):
             record.append(report(step, seconds))
     return folder
+
+
+def test_data_in_a_folder_whose_name_is_no_utf8(stage: Path, tmp_path: Path) -> None:
+    data = (tmp_path / "elsewhere").rename(tmp_path / os.fsdecode(b"else\xffwhere")) / "data"
+    with Record(stage, "tiny: sft", 5, "MFU = formula", data=[data]):
+        pass
+    (summary,) = summaries(stage)
+    assert summary.skipped_rows is not None
+    assert [file.path for file in summary.skipped_rows] == [str(skipped_path(data))]
 
 
 def test_a_folder_holds_every_step_once_and_the_documents_files(stage: Path) -> None:
