@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from chaos.fleet import Shape
-from chaos.instance import Instance
+from chaos.instance import START, Instance
 from chaos.standing import Standing, standing
 
 from tandem.gateway.config import GatewayConfig
@@ -274,4 +274,4 @@ async def until(holds: Callable[[], bool], reading: list[asyncio.Task[Stream]]) 
 
 
 async def within(scenario: Coroutine[Any, Any, None]) -> None:
-    await asyncio.wait_for(scenario, 60)
+    await asyncio.wait_for(scenario, 60 + START)  # an instance may have to come back

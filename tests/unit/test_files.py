@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,23 +21,24 @@ from tandem.files import NotRegularError, json_bytes, read_json_object, there, w
 from tandem.training.alone import alone_at, at_work
 
 
-@pytest.fixture
+@contextmanager
 def no_room() -> Iterator[None]:
-    """No file may have a byte more, as on a full disk."""
+    """No file may have a byte more, as on a full disk; the one that pytest may be writing its own lines to neither."""
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
 
 
-@pytest.mark.usefixtures("no_room")
 def test_what_has_no_room_is_named_and_keeps_nobody_from_being_alone(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
+    with no_room(), pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
         write_whole(tmp_path / "file", b"one")
     with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'"), whole_folder(tmp_path / "a") as part:
         (part / "file").write_bytes(b"one")  # the system does not say which
     place = tmp_path / "run"
-    with alone_at(place, Recording(), work="trains", wait=False):
+    with no_room(), alone_at(place, Recording(), work="trains", wait=False):
         assert at_work(place) == "another process (unknown)"
 
 
