@@ -65,8 +65,8 @@ def listening(host: str, port: int | None) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def test_it_answers_under_its_name_and_role(tiny_model: Path, tmp_path: Path) -> None:
-    with serving(tiny_model, tmp_path, "--served-model-name", "mine"):
+def test_it_answers_under_its_name_and_role_and_ends_at_ctrl_c(tiny_model: Path, tmp_path: Path) -> None:
+    with serving(tiny_model, tmp_path, "--served-model-name", "mine") as process:
         topology = read_topology(tmp_path / "topology.yaml")
         url = topology.of(Role.GATEWAY)[0].url
         body = json.dumps({"model": "mine", "prompt": "def", "max_tokens": 3}).encode()
@@ -77,31 +77,38 @@ def test_it_answers_under_its_name_and_role(tiny_model: Path, tmp_path: Path) ->
         for role in (Role.PREFILL, Role.DECODE):
             with urllib.request.urlopen(f"{topology.of(role)[0].url}/identity", timeout=60) as answer:
                 assert json.load(answer)["role"] == role
+        assert_nothing_stays_behind(process, tmp_path, [signal.SIGINT], 0)
 
 
+def assert_nothing_stays_behind(
+    process: subprocess.Popen[str], folder: Path, signals: list[signal.Signals], code: int | None
+) -> None:
+    pids = children(process.pid)
+    assert len(pids) == 3
+    for number in signals:
+        os.kill(process.pid, number)
+    ended = process.wait(PATIENCE)
+    assert code is None or ended == code
+    wait_until(lambda: not any(map(running, pids)), f"{pids} are still running")
+    for instance in read_topology(folder / "topology.yaml").instances:
+        assert not listening(instance.host, instance.port)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("signals", "code"),
     [
-        ([signal.SIGINT], 0),
-        pytest.param([signal.SIGTERM], 0, marks=pytest.mark.full),
-        pytest.param([signal.SIGINT, signal.SIGINT], None, marks=pytest.mark.full),
-        pytest.param([signal.SIGKILL], -signal.SIGKILL, marks=pytest.mark.full),
+        ([signal.SIGTERM], 0),
+        ([signal.SIGINT, signal.SIGINT], None),
+        ([signal.SIGKILL], -signal.SIGKILL),
     ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C twice", "SIGKILL"],
+    ids=["SIGTERM", "Ctrl-C twice", "SIGKILL"],
 )
 def test_however_it_ends_nothing_stays_behind(
     signals: list[signal.Signals], code: int | None, tiny_model: Path, tmp_path: Path
 ) -> None:
     with serving(tiny_model, tmp_path) as process:
-        pids = children(process.pid)
-        assert len(pids) == 3
-        for number in signals:
-            os.kill(process.pid, number)
-        ended = process.wait(PATIENCE)
-        assert code is None or ended == code
-        wait_until(lambda: not any(map(running, pids)), f"{pids} are still running")
-        for instance in read_topology(tmp_path / "topology.yaml").instances:
-            assert not listening(instance.host, instance.port)
+        assert_nothing_stays_behind(process, tmp_path, signals, code)
 
 
 def test_a_dead_instance_is_named_and_ends_the_service(tiny_model: Path, tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def heads(shards: Shards) -> Tensor:
     return whole
 
 
-@pytest.mark.parametrize("count", [2, 4])
+FOUR = pytest.param(4, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("count", [2, FOUR])
 def test_ranks_compute_what_one_process_does(
     folder: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +166,7 @@ def test_whoever_is_told_may_close(pair: RankedModel) -> None:
     assert closed.wait(SOON)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, FOUR])
 def test_death_within_a_step_ends_the_step(folder: Path, count: int) -> None:
     model = start_model(folder, caches(count))
     compute(model)
