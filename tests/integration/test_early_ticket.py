@@ -106,8 +106,8 @@ def prompt(number: int) -> list[int]:
 
 
 def alone(service: Service, body: dict[str, Any]) -> Any:
-    """The choices of the decode instance when it is asked for all of it; what it pulled it does not use again."""
-    return service.post(Role.DECODE, "/v1/completions", body)[1]["choices"]
+    """The choices of the decode instance when it computes all of it; it finds no block that it pulled by this salt."""
+    return service.post(Role.DECODE, "/v1/completions", body | {"cache_salt": "alone"})[1]["choices"]
 
 
 def test_blocks_arrive_while_the_prefill_goes_on(apart: Service, kv_port: int) -> None:

@@ -119,7 +119,17 @@ CASES: dict[str, tuple[ModelConfig, TokenizerKind]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "transport"), [*((name, "shm") for name in CASES), ("llama3.2-1b", "tcp")])
+ALIKE = ("mistral-7b", "qwen2.5-0.5b", "glm-hf")
+"""Models whose blocks hold nothing that those of another do not."""
+
+
+@pytest.mark.parametrize(
+    ("name", "transport"),
+    [
+        *(pytest.param(name, "shm", marks=[pytest.mark.full] * (name in ALIKE)) for name in CASES),
+        ("llama3.2-1b", "tcp"),
+    ],
+)
 def test_served_apart_equals_served_together(name: str, transport: Transport, tmp_path: Path) -> None:
     folder = tmp_path / name
     config, tokenizer = CASES[name]

@@ -154,7 +154,7 @@ LENGTHS = (40, 64, 65, 100, 128, 129, 200, 300)
 PROMPTS = [TOKENS[:length] for length in LENGTHS]
 COUNT = 6
 """Tokens of an answer: what a wrong block changes shows at once."""
-ALIKE = {"mistral-7b": "yi-6b", "qwen2.5-0.5b": "yi-6b", "glm-hf": "glm4-9b"}
+ALIKE = ("mistral-7b", "qwen2.5-0.5b", "glm-hf")
 """Models whose blocks depend on nothing that those of another do not."""
 
 

@@ -21,7 +21,7 @@ CONFIG = ModelConfig(
     family="llama",
     vocab_size=16384,
     hidden_size=1024,
-    layers=3,
+    layers=1,
     # Every matrix is large enough for memory of its own, which goes back to the system when it is freed.
     attention=GQA(heads=8, kv_heads=8, head_dim=256),
     position=Rope(theta=1e4, dims=256),
@@ -66,7 +66,7 @@ def test_fresh_memory_is_a_tensor_like_any_other(shape: tuple[int, ...], dtype: 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model of 200 MB in three forms."""
+    """The same model of 109 MB in three forms."""
     base = tmp_path_factory.mktemp("memory")
     decoder = random_decoder(CONFIG, DTYPES[OWN], 0)
     save(decoder, base / "single", GenerationDefaults(), {})
