@@ -59,7 +59,7 @@ def chosen_alone(decoder: Decoder, sequences: list[Tensor]) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v3"])
+@pytest.mark.parametrize("name", [pytest.param("mixtral-8x7b", marks=pytest.mark.full), "deepseek-v3"])
 def test_tokens_are_counted_once_however_a_batch_is_cut_and_biases_follow(name: str) -> None:
     expected = chosen_alone(small(name), [rank_suite.conversation(place) for place in range(rank_suite.GLOBAL_BATCH)])
     means = [sum(loads) / len(loads) for loads in expected]
