@@ -33,13 +33,14 @@ def no_room() -> Iterator[None]:
 
 
 def test_what_has_no_room_is_named_and_keeps_nobody_from_being_alone(tmp_path: Path) -> None:
-    with no_room(), pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
-        write_whole(tmp_path / "file", b"one")
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'"), whole_folder(tmp_path / "a") as part:
-        (part / "file").write_bytes(b"one")  # the system does not say which
-    place = tmp_path / "run"
-    with no_room(), alone_at(place, Recording(), work="trains", wait=False):
-        assert at_work(place) == "another process (unknown)"
+    with no_room():
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/file'"):
+            write_whole(tmp_path / "file", b"one")
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/a'"), whole_folder(tmp_path / "a") as part:
+            (part / "file").write_bytes(b"one")  # the system does not say which
+        place = tmp_path / "run"
+        with alone_at(place, Recording(), work="trains", wait=False):
+            assert at_work(place) == "another process (unknown)"
 
 
 def test_written_files_are_replaced_whole(tmp_path: Path) -> None:
