@@ -24,7 +24,7 @@ from tandem.cli import run as run_command
 from tandem.compat.scripts import write_scripts
 from tandem.deploy.port import free_ports
 from tandem.deploy.service import local_topology, running
-from tandem.errors import CheckpointError, RecipeError, TandemError
+from tandem.errors import CheckpointError, RecipeError, TandemError, UsageError
 from tandem.model.context import CausalContext
 from tandem.model.decoder import Decoder
 from tandem.model.folder import load
@@ -174,6 +174,13 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
         run_named(named, again := Recording())
         assert again.reused == ["prepare data", "pretrain"]
         assert not any("is taken only if" in note for note in named.notes)
+
+    adrift: list[dict[str, str]] = [itself, {"RUN_TYPE": "retrain"}]
+    adrift += [{name: str(model)} for name in ("USER_CONVERTED_CKPT_PATH", "ORIGINAL_HF_WEIGHT", "TOKENIZER_PATH")]
+    for variables in adrift:  # what the run needs is not thrown away
+        with pytest.raises(UsageError, match="--fresh throws"):
+            run_named(resolved(given, tmp_path / "first", **variables, **text), Recording(), fresh=True)  # type: ignore[arg-type]
+    assert (model / "config.json").exists()
 
     weights = {"USER_CONVERTED_CKPT_PATH": str(model)}
     progress = Recording()

@@ -15,7 +15,6 @@ run from a file. torch is imported only by those that train.
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from tandem.errors import UsageError
 from tandem.parallel.place import Place
-from tandem.training.alone import alone_at, require_unshared
+from tandem.training.alone import alone_at
 from tandem.training.checkpoints.leftovers import sweep
-from tandem.training.checkpoints.state import LATEST
 from tandem.training.launch.work import carry_out, tell_runtime
+from tandem.training.named.anew import clear, require_spared
 from tandem.training.named.data import prepared_data, prepared_prefix
 from tandem.training.named.identity import finished, require_same_data
 from tandem.training.named.origin import origin_of
@@ -60,12 +59,12 @@ def run_named(
         ProcessError: A rank failed.
         RecipeError: Adapters are asked for that the model has no place for.
         StorageError: Something on an object store is not there, cannot be fetched or sent, or is another run's place.
-        UsageError: Another process trains there, several hosts are told to make anew what they share, or the device
-            is not there.
+        UsageError: Another process trains there, what is to be made anew is shared by several hosts or holds what the
+            run needs, or the device is not there.
     """
     run = resolved.run
     if fresh:
-        require_unshared(run.paths.checkpoints, run.launch.nodes)
+        require_spared(run)
     if missing := missing_files(run):
         raise UsageError("; ".join(missing))
     if not data_only:
@@ -82,7 +81,7 @@ def run_named(
             progress.note(note)
         if fresh:
             staging.clear()
-            _clear(run)
+            clear(run)
         if run.launch.node_rank == 0 or run.hosts_apart:
             sweep(run.paths.checkpoints)
         if not data_only and finished(run).exported_from is None:
@@ -145,12 +144,3 @@ def take_part(run: Run, progress: Progress, place: Place, device: DeviceName) ->
 
     data = prepared_data(run, Silence())
     train_and_export(run, data, progress, place, device)
-
-
-def _clear(run: Run) -> None:
-    """Remove what this run made; whatever else is in its folders stays."""
-    own, logs = run.paths.checkpoints, run.paths.logs
-    for path in (*own.glob("iter_*"), run.exported, run.adapter):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (own / LATEST, run.mark, *(logs / f"{name}.jsonl" for name in ("metrics", "retaken", "guard"))):
-        path.unlink(missing_ok=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tandem.parallel.world import World
-from tandem.training.alone import at_work, require_unshared
+from tandem.training.alone import at_work
 from tandem.training.checkpoints.folder import CheckpointFolder
 from tandem.training.checkpoints.lengthening import in_words
 from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.sample import Sample
 from tandem.training.inputs import Inputs
+from tandem.training.named.anew import require_spared
 from tandem.training.named.begin import base_of
 from tandem.training.named.data import data_there
 from tandem.training.named.identity import finished, identity_of
@@ -41,11 +42,11 @@ def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) 
 
     Raises:
         CheckpointError: There are checkpoints or an export of other inputs, or none where it must go on.
-        UsageError: Several hosts are told to throw away what they share.
+        UsageError: As `require_spared`.
     """
     own = run.paths.checkpoints
     if fresh:
-        require_unshared(own, run.launch.nodes)
+        require_spared(run)
         yield good(f"{own}: begins anew; what the run has made before is thrown away")
         return
     folder = origin_of(run) or own
