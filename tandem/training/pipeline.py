@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tandem.errors import CheckpointError
+from tandem.errors import CheckpointError, UsageError
 from tandem.parallel.place import Place
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at, require_unshared
@@ -68,7 +68,8 @@ def prepare_and_train(
         DataError: A data file is broken, or there is too little data.
         DivergenceError: Training diverged.
         ProcessError: A rank failed.
-        UsageError: Another process is at work in the directory, or several hosts are told to make anew what they share.
+        UsageError: Another process is at work in the directory, its path is no UTF-8, or several hosts are told to make
+            anew what they share.
     """
     job = Job(recipe=recipe, directory=directory, stage="sft")
     with _prepared(job, progress, device, fresh=fresh, again=() if resume else ("sft",)) as run:
@@ -102,6 +103,7 @@ def _prepared(
 ) -> Iterator[_Run]:
     """A pass whose cheap stages are done, and those to be made anew removed; of several hosts, the first does that."""
     launch, directory = job.recipe.launch, job.directory
+    require_utf8(directory)
     if fresh or again:
         require_unshared(directory, launch.nodes)
     with alone_at(directory / f"host-{launch.node_rank}", progress, work="trains", wait=False):
@@ -192,6 +194,18 @@ def _inputs(recipe: Recipe, sources: Sources) -> tuple[Inputs, Inputs, Inputs]:
                  "max_length": recipe.model.max_position}  # fmt: skip
     tokens = {"corpus": digest(corpus), "tokenizer": digest(tokenizer), "longest": recipe.sft.seq_length}
     return corpus, tokenizer, tokens
+
+
+def require_utf8(directory: Path) -> None:
+    """Refuse a folder that not all who write there can be told of.
+
+    Raises:
+        UsageError: Its path is no UTF-8.
+    """
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{directory}: the path is no UTF-8, and tables and tokens need one; use another") from None
 
 
 def require_tokens(job: Job, sources: Sources) -> None:

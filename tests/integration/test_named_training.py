@@ -343,6 +343,8 @@ def test_lora_leaves_an_adapter_and_a_merged_model(given: dict[str, str], tmp_pa
     merged = run_named(run, Recording())
     curve = losses(run)
     assert curve[-1] < curve[0]
+    modes = {path.stat().st_mode for folder in (merged, run.run.adapter) for path in folder.iterdir()}
+    assert len(modes) == 1, "who may serve the model may read the adapter"
     base = load(Path(given["ORIGINAL_HF_WEIGHT"]), torch.device("cpu"), torch.float32)
     load_adapter(base, run.run.adapter)
     merge(base)

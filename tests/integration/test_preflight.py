@@ -23,10 +23,14 @@ from tandem.storage.bucket import Bucket
 from tandem.storage.location import Location
 from tandem.text.trainer import train_tokenizer
 from tandem.training.alone import alone_at
+from tandem.training.job import Job
 from tandem.training.named.memory import memory_demand
 from tandem.training.named.run import run_named
 from tandem.training.preflight.finding import UNKNOWN
 from tandem.training.preflight.named import check_named
+from tandem.training.preflight.recipe import check_recipe
+from tandem.training.settings.config import build_recipe
+from tandem.training.settings.recipe import read_fields
 from tandem.training.settings.resolve import Resolved, assignments, resolve
 from tandem.training.settings.run import StageName
 from tandem.training.staging.lease import Lease
@@ -225,6 +229,16 @@ def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
     ]
     assert "lr was 2.5e-05, now 0.5" in dict(problems(given, LR="0.5"))["checkpoints"]
     assert "may not go on from it" in dict(problems(given, train_auto_resume="false"))["checkpoints"]
+
+
+def test_a_new_model_in_a_folder_whose_name_is_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / os.fsdecode(b"\xff")
+    assert run_command(["train", "pretrain", "quickstart", "--device", "cpu", "--out", str(out)]) == 2
+    assert "\\udcff: the path is no UTF-8" in capsys.readouterr().err
+    job = Job(recipe=build_recipe(read_fields("quickstart"), "quickstart"), directory=out, stage="pretrain")
+    found = check_recipe(job, "cpu", {}, fresh=False, resume=True)
+    assert ["the path is no UTF-8" in one.remark.text for one in found if one.subject == "work"] == [True]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recipe_for_a_new_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

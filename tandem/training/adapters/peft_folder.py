@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tandem.catalogue.config import ModelConfig
@@ -89,7 +89,8 @@ def save_factors(config: ModelConfig, factors: Mapping[str, Factors], folder: Pa
     try:
         with whole_folder(folder) as part:
             (part / FILE).write_bytes(json_bytes(fields))
-            save_file(tensors, part / TENSORS, metadata={"format": "pt"})
+            # Not by its own `save_file`, which lets nobody else read what it wrote, whatever the umask says.
+            (part / TENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
     except (OSError, SafetensorError) as error:
         raise unwritable(folder, error if isinstance(error, OSError) else OSError(0, str(error))) from None
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
+from tandem.errors import UsageError
 from tandem.files import write_whole
 from tandem.training.launch.process_log import log_path, logged
 from tandem.training.launch.ranks import Hosts, run_ranks
@@ -41,6 +43,7 @@ def carry_out(
     Raises:
         ProcessError: A rank failed.
         KeyboardInterrupt: They were told to stop, and did.
+        UsageError: Several ranks are needed, and a path of the work is no UTF-8.
     """
     hosts = Hosts.of(launch, device)
     if not hosts.needs_processes:
@@ -51,11 +54,21 @@ def carry_out(
         progress.note(f"host {hosts.rank} of {hosts.count} meets the others at {hosts.master}, port {hosts.port}")
     logs.mkdir(parents=True, exist_ok=True)
     file = logs / f"run-{hosts.rank}-{os.getpid()}.json"  # two runs may share the folder of their logs
-    write_whole(file, work.model_dump_json(indent=2).encode())
+    write_whole(file, _told(work, logs))
     try:
         run_ranks([sys.executable, "-m", "tandem", "train", "rank", str(file), "--device", device], hosts, logs)
     finally:
         file.unlink(missing_ok=True)
+
+
+def _told(work: BaseModel, logs: Path) -> bytes:
+    try:
+        return work.model_dump_json(indent=2).encode()
+    except PydanticSerializationError:
+        raise UsageError(
+            f"{logs}: this path, or another of the run, is no UTF-8, and several ranks cannot be told of it; rename "
+            "it, or train on one rank (--ranks 1)"
+        ) from None
 
 
 def tell_runtime(logs: Path) -> None:

@@ -11,7 +11,7 @@ from tandem.training.alone import at_work, require_unshared
 from tandem.training.data.corpus import Sources, gather
 from tandem.training.inputs import read_mark
 from tandem.training.job import Job, finished
-from tandem.training.pipeline import require_base, require_tokens, tokens_key
+from tandem.training.pipeline import require_base, require_tokens, require_utf8, tokens_key
 from tandem.training.plan.demand import Demand, Need
 from tandem.training.preflight.checkpoints import goes_on
 from tandem.training.preflight.finding import Finding, Remark, findings, good, note, problem
@@ -56,6 +56,7 @@ def _data(recipe: Recipe, sources: Sources) -> Iterator[Remark]:
 
 def _work(recipe: Recipe, out: Path, *, fresh: bool) -> Iterator[Remark]:
     place = out / f"host-{recipe.launch.node_rank}"
+    require_utf8(out)
     if fresh:
         require_unshared(out, recipe.launch.nodes)
     if other := at_work(place):

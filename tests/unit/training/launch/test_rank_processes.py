@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from recording import Recording
 
 from tandem.errors import ProcessError, UsageError
 from tandem.parallel.place import Place
@@ -18,6 +20,8 @@ from tandem.training import interruption
 from tandem.training.guard.diagnosis import HUNG, Report, report_path
 from tandem.training.launch import ranks
 from tandem.training.launch.ranks import PEER_LOST, STOPPED, Hosts, run_ranks
+from tandem.training.launch.work import carry_out
+from tandem.training.settings.config import Launch
 
 
 def command(program: str) -> list[str]:
@@ -50,6 +54,17 @@ def test_a_system_where_they_cannot_meet_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.delattr(os, "memfd_create")
     with pytest.raises(UsageError, match=r"train on one rank \(--ranks 1\), or on Linux"):
         run_ranks(command("pass"), Hosts(ranks=2), tmp_path / "logs")
+
+
+def test_a_path_that_ranks_cannot_be_told_of_is_refused(tmp_path: Path) -> None:
+    class Work(BaseModel):
+        folder: Path
+
+    logs, work = tmp_path / os.fsdecode(b"\xff"), Work(folder=Path("x"))
+    work.folder = logs
+    with pytest.raises(UsageError, match="is no UTF-8, and several ranks cannot be told of it; rename it, or"):
+        carry_out(work, Launch(ranks=2), logs, Recording(), "cpu", lambda progress: None)
+    assert list(logs.iterdir()) == []
 
 
 def test_the_rank_that_failed_by_itself_is_named_with_its_last_words(tmp_path: Path) -> None:
