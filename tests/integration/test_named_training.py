@@ -162,6 +162,9 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
     random = run_named(resolved(given, tmp_path / "random", CKPT_LOAD_TYPE="0", **text), drawn)  # type: ignore[arg-type]
     assert not same(random, model)
     assert not any("is read" in note for note in drawn.notes)
+    retrain = {"RUN_TYPE": "retrain", **text, "TRAIN_ITERS": "4"}  # of weights that were drawn once
+    run_named(resolved(given, tmp_path / "random", **retrain), longer := Recording())  # type: ignore[arg-type]
+    assert [report.step for report in longer.reports] == [4]
 
     on = Recording()  # weights, optimizer and position of another run, here already at its end
     other = {"CKPT_LOAD_TYPE": "2", "USER_CONVERTED_CKPT_PATH": checkpoints}
@@ -196,11 +199,13 @@ def test_what_a_run_begins_from(given: dict[str, str], tmp_path: Path) -> None:
         "is one checkpoint, and a run goes on from the latest": other
         | {"USER_CONVERTED_CKPT_PATH": f"{checkpoints}/iter_0000003"},
         r"other inputs: stage\.lr was .*; take its weights alone": other | {"LR": "2e-3"},
+        r"other inputs: stage\.steps was 3, now 2; take its weights alone": other | {"TRAIN_ITERS": "2"},
+        "holds a whole model and no adapters": {"USER_CONVERTED_CKPT_PATH": checkpoints, "stage": "lora"},
     }
     for number, (message, variables) in enumerate(wrong.items()):
         root = tmp_path / f"wrong-{number}"
         with pytest.raises(CheckpointError, match=message):
-            run_named(resolved(given, root, **variables, **text), Recording())  # type: ignore[arg-type]
+            run_named(resolved(given, root, **(text | variables)), Recording())  # type: ignore[arg-type]
         assert not list(root.rglob("*.bin")), "it is refused before data is prepared"
 
 
@@ -280,9 +285,10 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
     config = chosen_config(named.config, tiny=True, shape=None, full=False)
     write_random_folder(config, named.tokenizer, other, dtype="bfloat16", seed=1)
     with pytest.raises(CheckpointError, match=f"iter_0000003: began from other weights than those in {other}"):
-        filled(resolved(given, tmp_path, **{**variables, "ORIGINAL_HF_WEIGHT": str(other)}))  # type: ignore[arg-type]
+        run_named(resolved(given, tmp_path / "refused", **{**variables, "ORIGINAL_HF_WEIGHT": str(other)}), Recording())  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="iter_0000003: holds a whole model and no adapters, which lora cannot"):
-        filled(resolved(given, tmp_path, **{**variables, "stage": "lora"}))  # type: ignore[arg-type]
+        run_named(resolved(given, tmp_path / "refused", **{**variables, "stage": "lora"}), Recording())  # type: ignore[arg-type]
+    assert not list((tmp_path / "refused").rglob("*.bin")), "it is refused before data is prepared"
     part = newest / "rank_00000.safetensors"
     content = bytearray(part.read_bytes())
     content[-1] ^= 1

@@ -212,7 +212,10 @@ def test_a_run_that_is_under_way_or_was_another(given: dict[str, str]) -> None:
         with pytest.raises(UsageError, match=r"log/host-0: another process .* trains there"):
             run_named(settled(given, **other), Recording())
     run_named(resolved, Recording())
-    assert problems(given) == []
+    assert problems(given, train_auto_resume="false") == []  # it is finished
+    beside = {"CKPT_SAVE_PATH": f"{place.parent}_beside", "USER_CONVERTED_CKPT_PATH": str(place.parent)}
+    told = problems(given, **beside, CKPT_LOAD_TYPE="2", LR="0.5", INPUT_PROCESSED_DIR=f"{place.parent}_data")
+    assert [(subject, "lr was 2.5e-05, now 0.5" in text) for subject, text in told] == [("checkpoints", True)]
     checkpoint = resolved.run.paths.checkpoints / "iter_0000002" / "rank_00000.safetensors"
     # The shard has a table of names beside the numbers.
     assert checkpoint.stat().st_size == pytest.approx(memory_demand(resolved.run, "cpu").need.checkpoint, rel=0.05)

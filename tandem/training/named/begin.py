@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tandem.catalogue.config import ModelConfig
@@ -21,6 +20,7 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.compute.parallelize import trained
 from tandem.training.inputs import Inputs, digest
 from tandem.training.named.adapter import adapter_at, identity
+from tandem.training.named.identity import made_before
 from tandem.training.named.weights import CHECKPOINT, adapter_of, config_of, weights_of
 from tandem.training.settings.run import Run
 
@@ -38,17 +38,24 @@ class Base:
     """Another run's, whose weights are taken in place of the folder's or, of LoRA, beside them."""
     adapter: Path | None
     """Folder of one that is gone on with; None for a new one, or for no LoRA."""
+    before: Inputs | None
+    """What it was made from so far, where it is told to go on: it began as that says, whatever it is told now."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its first weights are drawn, and not read."""
+        return self.run.resume.load == 0 or (self.before is not None and self.before.get("model") == self.run.model)
 
     @property
     def model(self) -> str:
         """Which weights it stands on: a hash of the folder's, or the model's name where they are random."""
-        return fingerprint(self.folder) if self.run.resume.load else self.run.model
+        return self.run.model if self.is_random else fingerprint(self.folder)
 
     @property
     def begins_from(self) -> Inputs | None:
         """Which checkpoint of another run its weights are of, and which run that is; raises as that."""
-        if self.run.names_its_own:
-            return _recorded(self.run.paths.checkpoints)
+        if self.before is not None:
+            return self.before.get("begins_from")
         if self.adapter is not None:
             return {"adapter": identity(self.adapter)}
         return None if self.checkpoint is None else self.checkpoint.identity
@@ -75,11 +82,11 @@ class Base:
         """Give a decoder its first values, or this rank's rows of them; all ranks call this together.
 
         Raises:
-            CheckpointError: The checkpoint is damaged, or another model's.
+            CheckpointError: The checkpoint is damaged.
             ModelFolderError: The folder cannot be used, or the adapter's.
             RecipeError: The adapter is not as the run's settings have it.
         """
-        if self.run.resume.load == 0:
+        if self.is_random:
             decoder.initialise(self.run.seed)
         else:
             load_own(decoder, self.folder)
@@ -89,11 +96,18 @@ class Base:
         else:
             fill_factors(decoder, initial_factors(decoder, self.run.seed))
         if self.checkpoint is not None and self.checkpoint.recorded is None:
-            self.world.decided(partial(self._require_same_model, self.checkpoint))
             store = CheckpointStore(self.checkpoint.folder, {}, keep_last=1, world=self.world)
             store.load_weights(trained(decoder), self.checkpoint.step)
 
-    def _require_same_model(self, checkpoint: Checkpoint) -> None:
+    def require_usable(self) -> None:
+        """Refuse another run's checkpoint that this one cannot take weights from.
+
+        Raises:
+            CheckpointError: It is another model's or broken, or has adapters where the run has none, or the reverse.
+        """
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.recorded is not None:
+            return
         made_from = checkpoint.there.inputs_of(checkpoint.step)
         if made_from["model"] not in (self.model, self.run.model):
             raise CheckpointError(
@@ -167,7 +181,7 @@ def base_of(run: Run, world: World) -> Base:
     adapter = world.decided(lambda: str(adapter_of(run) or ""))
     return Base(
         run=run, world=world, folder=folder, config=config_of(run, folder), checkpoint=checkpoint,
-        adapter=Path(adapter) if adapter else None,
+        adapter=Path(adapter) if adapter else None, before=world.decided(lambda: _before(run)),
     )  # fmt: skip
 
 
@@ -184,6 +198,10 @@ def _checkpoint(run: Run) -> tuple[str, int, Inputs | None] | None:
     step = CheckpointFolder(other).latest()
     assert step is not None, "weights_of has seen one"
     return str(other), step, None
+
+
+def _before(run: Run) -> Inputs | None:
+    return made_before(run).made_from if run.resume.load == 2 or run.names_its_own else None
 
 
 def _recorded(own: Path) -> Inputs | None:

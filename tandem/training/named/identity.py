@@ -8,6 +8,7 @@ from tandem.errors import CheckpointError
 from tandem.files import read_json_object
 from tandem.training.checkpoints.finished import Finished
 from tandem.training.checkpoints.folder import CheckpointFolder
+from tandem.training.checkpoints.lengthening import is_longer
 from tandem.training.inputs import Inputs
 from tandem.training.named.origin import origin_of
 from tandem.training.settings.config import StageConfig, StepConfig
@@ -65,19 +66,35 @@ def finished(run: Run) -> Finished:
     )
 
 
-def require_same_data(run: Run, data: str) -> None:
-    """Refuse data that the run was not trained on so far, before they are made in place of others.
-
-    What it goes on from may be another run's checkpoints.
+def made_before(run: Run) -> Finished:
+    """What the run has trained before; of one that goes on from another run's checkpoints what that one has.
 
     Raises:
-        CheckpointError: They differ, or settings do; or as `origin_of`.
+        CheckpointError: As `finished` and `origin_of`.
     """
     before = finished(run)
     if before.exported_from is None and (origin := origin_of(run)) is not None:
         alone = "take its weights alone (CKPT_LOAD_TYPE=1)"
-        before = replace(before, place=origin, checkpoints=CheckpointFolder(origin), elsewhere=alone)
-    if (made_from := before.made_from) is not None:
-        asked_for = settings_of(run, data)
-        stage = {name: made_from["stage"].get(name) for name in asked_for["stage"]}
-        before.require({name: made_from.get(name) for name in asked_for} | {"stage": stage}, asked_for)
+        return replace(before, place=origin, checkpoints=CheckpointFolder(origin), elsewhere=alone)
+    return before
+
+
+def require_same_settings(run: Run, data: str | None = None) -> None:
+    """Refuse settings, and data, that the run was not trained with so far, before data is made in place of others.
+
+    Args:
+        run: What to do.
+        data: Key of the data that is about to be prepared; None while that is not known.
+
+    Raises:
+        CheckpointError: They differ; or as `made_before`.
+    """
+    before = made_before(run)
+    if (made_from := before.made_from) is None:
+        return
+    known = run.length.steps or run.length.samples
+    asked_for = settings_of(run, data or made_from.get("data", ""), run.stage_config(0) if known else None)
+    stage = {name: made_from["stage"].get(name) for name in asked_for["stage"]}
+    told = {name: made_from.get(name) for name in asked_for} | {"stage": stage}
+    if not (known and is_longer(told, asked_for)):
+        before.require(told, asked_for)

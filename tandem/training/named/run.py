@@ -27,8 +27,7 @@ from tandem.training.checkpoints.leftovers import sweep
 from tandem.training.launch.work import carry_out, tell_runtime
 from tandem.training.named.anew import clear, require_spared
 from tandem.training.named.data import prepared_data, prepared_prefix
-from tandem.training.named.identity import finished, require_same_data
-from tandem.training.named.origin import origin_of
+from tandem.training.named.identity import made_before, require_same_settings
 from tandem.training.named.weights import hint_at_model, remarks_on
 from tandem.training.progress import Progress, Silence
 from tandem.training.settings.resolve import Resolved
@@ -84,9 +83,9 @@ def run_named(
             clear(run)
         if run.launch.node_rank == 0 or run.hosts_apart:
             sweep(run.paths.checkpoints)
-        if not data_only and finished(run).exported_from is None:
-            origin_of(run)
-        data = prepared_data(run, progress, lambda key: None if data_only else require_same_data(run, key))
+        if not data_only:
+            _require_beginning(run)
+        data = prepared_data(run, progress, lambda key: None if data_only else require_same_settings(run, key))
         staging.send_prepared()
         if data_only:
             return data.prefix.parent
@@ -136,6 +135,16 @@ def _require_device(run: Run, device: DeviceName) -> None:
         from tandem.parallel.device import choose_device
 
         choose_device(device)
+
+
+def _require_beginning(run: Run) -> None:
+    """Refuse what the run can neither go on nor begin from now, and not when hours of preparing data are over."""
+    made_before(run)
+    if run.resume.checkpoint is not None and run.resume.load == 1:
+        from tandem.parallel.world import World  # imports torch: only where another run must be looked at
+        from tandem.training.named.begin import base_of
+
+        base_of(run, World()).require_usable()
 
 
 def take_part(run: Run, progress: Progress, place: Place, device: DeviceName) -> None:

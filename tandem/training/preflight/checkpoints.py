@@ -13,9 +13,9 @@ from tandem.training.checkpoints.store import CheckpointStore
 from tandem.training.data.sample import Sample
 from tandem.training.inputs import Inputs
 from tandem.training.named.anew import require_spared
-from tandem.training.named.begin import base_of
+from tandem.training.named.begin import Base, base_of
 from tandem.training.named.data import data_there
-from tandem.training.named.identity import finished, identity_of
+from tandem.training.named.identity import finished, identity_of, made_before, require_same_settings
 from tandem.training.named.origin import origin_of
 from tandem.training.named.run import own_places
 from tandem.training.named.stage import open_batches
@@ -49,23 +49,28 @@ def look_at_checkpoints(run: Run, sample: Callable[[], Sample], *, fresh: bool) 
         require_spared(run)
         yield good(f"{own}: begins anew; what the run has made before is thrown away")
         return
-    folder = origin_of(run) or own
+    before, base = made_before(run), base_of(run, World())
+    base.require_usable()
+    folder = before.checkpoints.path
     step = CheckpointFolder(folder).latest()
-    if step is None and not run.exported.is_dir():
+    if step is None and before.exported_from is None:
         yield good(f"{own}: begins at step 0")
     elif is_prepared(run, sample):
-        yield from _goes_on(run, folder, step)
+        yield from _goes_on(run, base, folder, step)
     else:
+        require_same_settings(run)
         yield note(f"{folder}: goes on from step {step} if the data, which is prepared first, comes out as it was")
 
 
-def _goes_on(run: Run, folder: Path, step: int | None) -> Iterator[Remark]:
+def _goes_on(run: Run, base: Base, folder: Path, step: int | None) -> Iterator[Remark]:
     data = data_there(run)
-    base, config = base_of(run, World()), run.stage_config(open_batches(run, data).samples)
+    config = run.stage_config(open_batches(run, data).samples)
     inputs = identity_of(run, data.key, config, base.model, base.begins_from)
     if finished(run).is_it(inputs):
         yield note(f"{run.exported}: is there, from the same inputs; the run would train nothing")
-    elif step is not None:
+        return
+    origin_of(run)
+    if step is not None:
         yield from goes_on(folder, step, inputs, config)
 
 

@@ -9,6 +9,8 @@ from tandem.catalogue.generation import read_generation_defaults
 from tandem.model.examination import Examination, examine, find_tokenizer
 from tandem.model.folder import own_dtype
 from tandem.model.verdict import MOST_SHOWN
+from tandem.parallel.world import World
+from tandem.training.named.begin import base_of
 from tandem.training.named.weights import config_of, remarks_on, weights_of
 from tandem.training.preflight.finding import Remark, good, note, problem
 from tandem.training.settings.run import Run
@@ -24,7 +26,7 @@ def look_at_model(run: Run) -> Iterator[Remark]:
     folder = weights_of(run)
     config = config_of(run, folder)
     read_generation_defaults(run.paths.weights)
-    if run.resume.load == 0:
+    if base_of(run, World()).is_random:
         tokenizer = find_tokenizer(run.paths.tokenizer, config)
         yield good(f"{folder}: its shape is taken, with random weights; {tokenizer.file} of {tokenizer.ids:,} ids")
     else:
