@@ -20,6 +20,8 @@ Recompute = Literal["none", "selective", "full"]
 Precision = Literal["float32", "bfloat16"]
 MOST_TOKENS = 1 << 28
 """In a step: several times as many as the largest runs have, and what a host still holds (24 bytes each)."""
+LARGEST = 1_000_000
+"""Of a new model's sizes: several times as many as the largest models have, and what libraries still count with."""
 
 
 class Section(BaseModel):
@@ -31,11 +33,11 @@ class Section(BaseModel):
 class ModelShape(Section):
     """A decoder of the Llama family; its vocabulary is the tokenizer's."""
 
-    hidden_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=LARGEST)
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
     kv_heads: int = Field(gt=0)
-    feed_forward_size: int = Field(gt=0)
+    feed_forward_size: int = Field(gt=0, le=LARGEST)
     max_position: int = Field(gt=0, description="Longest sequence the exported model claims, in tokens.")
     rope_theta: float = Field(default=10000.0, gt=0)
     norm_eps: float = Field(default=1e-5, gt=0)
@@ -75,7 +77,7 @@ class ModelShape(Section):
 class TokenizerShape(Section):
     """A byte-level BPE tokenizer, trained on the corpus."""
 
-    vocab_size: int = Field(ge=263, description="Number of ids, special tokens included.")
+    vocab_size: int = Field(ge=263, le=LARGEST, description="Number of ids, special tokens included.")
 
 
 class Data(Section):

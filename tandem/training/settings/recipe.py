@@ -49,7 +49,7 @@ def _read(path: Path) -> str:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers that are none, or too deep
         raise RecipeError(f"{where}: is no YAML ({' '.join(str(error).split())}); mend that line") from None
     if not isinstance(fields, dict):
         raise RecipeError(f"{where}: holds no fields; start from a recipe that is built in")

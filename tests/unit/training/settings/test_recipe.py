@@ -71,6 +71,8 @@ def test_yaml_files_are_read(tmp_path: Path) -> None:
         ({"sft__warmup_steps": 9}, "warmup_steps 9 are more than steps 4"),
         ({"sft__balance": 0.1}, r"sft\.balance 0\.1 is for mixtures of experts; remove it"),
         ({"sft__seq_length": 99}, r"sft\.seq_length 99 is above model\.max_position 64"),
+        ({"model__hidden_size": 10**13}, r"model\.hidden_size = 10{13}: write a number of at most 1e\+06$"),
+        ({"tokenizer__vocab_size": 10**13}, r"tokenizer\.vocab_size = 10{13}: write a number of at most 1e\+06$"),
         ({"model__heads": 3}, "hidden_size 32 is not divisible by 3 heads"),
         ({"model__kv_heads": 3}, "not divisible by 3 kv heads"),
         ({"tokenizer__vocab_size": 10}, r"tokenizer\.vocab_size = 10: write a number of at least 263$"),
@@ -96,7 +98,7 @@ def test_missing_recipes_are_refused(name: str, message: str) -> None:
         read_recipe(name)
 
 
-@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+@pytest.mark.parametrize("text", ["a: [", "just words", "", "a: 2020-99-99", f"a: {'9' * 5000}", "[" * 100_000])
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yaml"):
