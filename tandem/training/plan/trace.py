@@ -16,8 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tandem.catalogue.config import GQA, ModelConfig, MoE
 from tandem.model.decoder import Decoder
-from tandem.training.adapters.layers import Strength
-from tandem.training.adapters.lora import put_on
+from tandem.training.adapters.lora import put_on, strength_of
 from tandem.training.adapters.targets import resolved
 from tandem.training.compute.balance import Balance
 from tandem.training.compute.batch_loss import backward
@@ -77,7 +76,7 @@ def _traced(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
         _announce(model, live)
         # Every micro-batch after the first has the same highest points.
         batch = _batch(config, footing, min(footing.micro_batches, 2))
-        for tensor in (batch.tokens, batch.targets, batch.segments):
+        for tensor in (batch.tokens, batch.targets, batch.segments, batch.samples):
             if tensor is not None:
                 live.leave_out(tensor)
         with live:
@@ -91,9 +90,7 @@ def _traced(config: ModelConfig, footing: Footing) -> dict[str, Snapshot]:
 def _model(config: ModelConfig, footing: Footing) -> Decoder:
     model = Decoder(config).unfreeze().train()
     if footing.lora is not None:
-        strength = Strength(rank=footing.lora.rank, alpha=footing.lora.alpha, rslora=footing.lora.rslora,
-                            dropout=footing.lora.dropout)  # fmt: skip
-        put_on(model, dict.fromkeys(resolved(config, footing.lora), strength))
+        put_on(model, dict.fromkeys(resolved(config, footing.lora), strength_of(footing.lora)))
         model.train()
     if footing.ranks > 1:  # FSDP itself gathers the parameters in the type that is computed in
         _round(model, getattr(torch, footing.precision))
@@ -118,7 +115,8 @@ def _rows(config: ModelConfig, footing: Footing) -> int:
 def _batch(config: ModelConfig, footing: Footing, micro_batches: int) -> Batch:
     shape = (footing.micro_batch * micro_batches, footing.seq_length)
     tokens = torch.zeros(shape, dtype=torch.int64)
-    return Batch(tokens=tokens, targets=tokens.clone(), segments=tokens.clone() if footing.packed else None)
+    batch = Batch(tokens=tokens, targets=tokens.clone(), segments=tokens.clone() if footing.packed else None)
+    return batch.numbered(0)
 
 
 def _announce(model: Decoder, live: LiveBytes) -> None:

@@ -56,6 +56,7 @@ def measured(config: ModelConfig, footing: Footing) -> int:
     tokens = torch.randint(config.vocab_size, (footing.micro_batch * footing.micro_batches, footing.seq_length),
                            generator=generator)  # fmt: skip
     batch = Batch(tokens=tokens, targets=tokens.clone(), segments=torch.zeros_like(tokens) if footing.packed else None)
+    batch = batch.numbered(0)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -84,6 +85,7 @@ def measured(config: ModelConfig, footing: Footing) -> int:
         ("llama3-8b", "layers=4", SMALL),
         ("llama3-8b", "layers=4", replace(SMALL, recompute="full")),
         ("llama3-8b", "layers=4", replace(SMALL, lora=LoraConfig(rank=4))),
+        ("llama3-8b", "layers=4", replace(SMALL, lora=LoraConfig(rank=4, dropout=0.1))),
         ("mixtral-8x7b", "layers=3", replace(SMALL, precision="bfloat16")),
     ],
 )
