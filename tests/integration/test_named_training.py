@@ -300,6 +300,7 @@ def test_weights_alone_come_from_a_checkpoint(given: dict[str, str], tmp_path: P
 def filled(run: Resolved) -> Decoder:
     """What the first step of a run begins from."""
     base = base_of(run.run, World())
+    base.require_usable()
     decoder = base.decoder()
     materialise(LossModel(decoder), torch.device("cpu"), base.fill)
     return decoder
