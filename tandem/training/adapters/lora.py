@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem.errors import RecipeError
 from tandem.model.block import Block
 from tandem.model.decoder import Decoder
 from tandem.parallel.rows import keep_own
 from tandem.training.adapters.dropout import key_of
 from tandem.training.adapters.layers import Adapted, LoraBlock, LoraLinear, Strength, attach, factor_names, merge_layer
-from tandem.training.adapters.targets import resolved
+from tandem.training.adapters.targets import refuse_dropout, resolved
 from tandem.training.settings.config import LoraConfig
 
 
@@ -30,7 +29,7 @@ def apply_lora(decoder: Decoder, config: LoraConfig, seed: int) -> None:
     On the meta device the factors stay empty; `fill_factors` fills them once they have memory.
 
     Raises:
-        RecipeError: As `resolved`, or dropout is asked for where there is none.
+        RecipeError: As `resolved`.
     """
     put_on(decoder, dict.fromkeys(resolved(decoder.config, config), strength_of(config)), seed)
     if not decoder.norm.weight.is_meta:
@@ -43,13 +42,15 @@ def strength_of(config: LoraConfig) -> Strength:
 
 
 def put_on(decoder: Decoder, strengths: Mapping[str, Strength], seed: int = 0) -> None:
-    """Freeze the decoder and put empty factors beside parameters, by their names; raises as `apply_lora`."""
+    """Freeze the decoder and put empty factors beside parameters, by their names; raises as `refuse_dropout`."""
+    refuse_dropout(decoder.config, (name for name, strength in strengths.items() if strength.dropout))
     decoder.requires_grad_(False)
     for name, strength in strengths.items():
         module, part = _holder(decoder, name)
         attach(module, part, strength)
         if strength.dropout:
-            _dropping(module, name).key = key_of(seed, name)
+            assert isinstance(module, LoraLinear), "all others are refused"
+            module.key = key_of(seed, name)
     for block in decoder.layers:
         block.__class__ = LoraBlock
 
@@ -114,12 +115,3 @@ def _drawn(name: str, shape: torch.Size, seed: int, *, table: bool) -> Tensor:
     if table:
         return torch.randn(shape, generator=generator)
     return torch.rand(shape, generator=generator).sub_(0.5).mul_(2 / math.sqrt(shape[-1]))
-
-
-def _dropping(module: nn.Module, name: str) -> LoraLinear:
-    if isinstance(module, LoraLinear) and name.startswith("layers."):
-        return module
-    raise RecipeError(
-        f"lora dropout: {name.removesuffix('.weight')} cannot have any (PEFT has none on stacked experts and "
-        "embeddings, and a loss may need the head whole); set dropout to 0 or leave the target out"
-    )

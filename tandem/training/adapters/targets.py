@@ -69,7 +69,8 @@ def resolved(config: ModelConfig, lora: LoraConfig) -> list[str]:
     """The parameters that are to be adapted, in the decoder's order.
 
     Raises:
-        RecipeError: A target names nothing in this model, or what cannot be adapted; or the rank is above that of all.
+        RecipeError: A target names nothing in this model, or what cannot be adapted, or have dropout; or the rank is
+            above that of all.
     """
     targets = lora.targets
     known = [*places(config), *stacked_places(config)]
@@ -80,6 +81,8 @@ def resolved(config: ModelConfig, lora: LoraConfig) -> list[str]:
     refuse_tables(config, wanted)
     names = [name for name in parameter_shapes(config) if name in wanted]
     _require_room(config, names, lora.rank)
+    if lora.dropout:
+        refuse_dropout(config, names)
     return names
 
 
@@ -141,6 +144,21 @@ def refuse_tables(config: ModelConfig, wanted: Collection[str]) -> None:
         )
     if config.normalised_head and "head.weight" in wanted:
         raise RecipeError("lora targets: PEFT cannot adapt a head whose rows are scaled to length one; leave it out")
+
+
+def refuse_dropout(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuse dropout on what is no linear layer of a block.
+
+    Raises:
+        RecipeError: It is among the parameters.
+    """
+    shapes = parameter_shapes(config)
+    for name in names:
+        if not LAYER.match(name) or len(shapes[name]) > 2 or name.endswith(".router.weight"):
+            raise RecipeError(
+                f"lora dropout: {name.removesuffix('.weight')} cannot have any (PEFT has none on stacked experts and "
+                "embeddings, and a loss may need the head whole); set dropout to 0 or leave the target out"
+            )
 
 
 def _ends(name: str, target: str) -> bool:

@@ -148,6 +148,14 @@ def test_what_cannot_be_is_refused_by_name(
         adapted(family, tmp_path / "base", **fields)
 
 
+def test_dropout_on_a_mixture_is_refused_by_its_shape_alone() -> None:
+    config = MODELS["mixtral-8x7b"].config
+    for targets in ("all-linear", ("w1",), ("gate",), ("lm_head",)):
+        with pytest.raises(RecipeError, match="cannot have any"):
+            resolved(config, LoraConfig(rank=8, dropout=0.1, targets=targets))
+    assert resolved(config, LoraConfig(dropout=0.1, targets=("q_proj",)))
+
+
 @pytest.mark.parametrize("family", sorted({model.config.family for model in MODELS.values()}))
 def test_targets_for_some_matrices_name_these_and_no_others(family: str) -> None:
     config = shrink(next(model.config for model in MODELS.values() if model.config.family == family))
