@@ -80,7 +80,7 @@ def test_text_comes_in_pieces_as_it_does_at_once(tokenizers, kind: str) -> None:
     tokenizer = tokenizers[kind]
 
     @given(st.lists(st.integers(0, 1100) | st.integers(0, 300), max_size=30))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=300, deadline=None)
     def check(ids: list[int]) -> None:
         detokenizer = Detokenizer(tokenizer)
         parts = [detokenizer.push(token) for token in ids]
