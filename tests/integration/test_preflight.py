@@ -286,6 +286,12 @@ def test_places_on_a_store(given: dict[str, str], tmp_path: Path) -> None:
         assert (subject, "/.probe-" in text) == ("store", True)
         place = settled(given, **variables).run.paths.checkpoints
         own = Location("s3", BUCKET, f"out/saved_models/{MODEL}")
+        pointer = (own / "latest_checkpointed_iteration.txt").key
+        Bucket.connect(own, server).write(pointer, b"3")  # by another machine
+        found = list(check_named(settled(given, **variables, CKPT_LOAD_TYPE="2"), "cpu", variables, fresh=False))
+        assert [one.remark.text for one in found if one.remark.verdict == "problem"] == []
+        assert any(one.remark.text.startswith(f"{place}: gets the checkpoint of step 3") for one in found)
+        Bucket.connect(own, server).delete([pointer])
         with Lease(Bucket.connect(own, server), own, tmp_path, print):
             found = list(check_named(settled(given, **variables), "cpu", variables, fresh=False))
             second = settled(given, **variables, NNODES="2", NODE_RANK="1", MASTER_ADDR="first").run

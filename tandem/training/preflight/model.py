@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tandem.catalogue.drawing import size_text
 from tandem.catalogue.generation import read_generation_defaults
+from tandem.errors import CheckpointError
 from tandem.model.examination import Examination, examine, find_tokenizer
 from tandem.model.folder import own_dtype
 from tandem.model.verdict import MOST_SHOWN
@@ -26,13 +28,21 @@ def look_at_model(run: Run) -> Iterator[Remark]:
     folder = weights_of(run)
     config = config_of(run, folder)
     read_generation_defaults(run.paths.weights)
-    if base_of(run, World()).is_random:
+    if _is_drawn(run):
         tokenizer = find_tokenizer(run.paths.tokenizer, config)
         yield good(f"{folder}: its shape is taken, with random weights; {tokenizer.file} of {tokenizer.ids:,} ids")
     else:
         yield from _weights(run, examine(folder, run.paths.tokenizer))
     for remark in remarks_on(run):
         yield note(remark)
+
+
+def _is_drawn(run: Run) -> bool:
+    """Whether no weights are read; what a run goes on from says so, and is looked at by itself."""
+    if run.resume.load == 2:
+        with suppress(CheckpointError):
+            return base_of(run, World()).is_random
+    return run.resume.load == 0
 
 
 def _weights(run: Run, found: Examination) -> Iterator[Remark]:

@@ -48,24 +48,36 @@ def check_named(
     # What it begins from and is on a store is no file yet; without it everything else can be looked at.
     run = asked if (away := _other_away(asked)) is None else _without_other(asked)
     sample, need = cache(partial(sampled_data, run)), cache(lambda: memory_demand(run, device).need)
+    staging = cache(lambda: Staging(asked, prepared_prefix(asked), environment, Silence()))
     whole = not missing_files(run, fetched=True) and not _is_away(run)
     model = not (lack_of(run.paths.weights / "config.json") or lack_of(run.paths.tokenizer))
     looks: dict[str, Look] = {
         "settings": lambda: map(note, resolved.notes),
         "files": lambda: _files(run, away),
-        "store": lambda: look_at_stores(asked, Staging(asked, prepared_prefix(asked), environment, Silence())),
+        "store": lambda: look_at_stores(asked, staging()),
         "data": lambda: look_at_data(run, sample),
         "model": lambda: look_at_model(run),
         "work": lambda: look_at_work(run),
-        "checkpoints": lambda: look_at_checkpoints(run, sample, fresh=fresh),
+        "checkpoints": lambda: _checkpoints(run, staging(), sample if whole and away is None else None, fresh=fresh),
         "ranks": lambda: look_at_ranks(launch, device),
         "memory": lambda: look_at_memory(need(), launch, device),
         "folders": lambda: look_at_folders(_wanted(run, need(), sample if whole else None)),
         "hosts": lambda: look_at_meeting(launch, device, environment),
         "machine": lambda: look_at_machine(launch, device, _weight_files(run) if model else 0, _inputs(run)),
     }
-    seen = {"data": whole, "checkpoints": whole and away is None, "model": model}
+    seen = {"data": whole, "model": model}
     return findings({subject: look for subject, look in looks.items() if seen.get(subject, True)})
+
+
+def _checkpoints(run: Run, staging: Staging, sample: Callable[[], Sample] | None, *, fresh: bool) -> Iterator[Remark]:
+    """Where the run begins; what is here says that only where no store knows better, and the inputs are here."""
+    if not fresh and (step := staging.away()) is not None:
+        yield note(
+            f"{run.paths.checkpoints}: gets the checkpoint of step {step}, which is on the store, when the run begins; "
+            "whether it goes on from that can be seen only then"
+        )
+    elif sample is not None:
+        yield from look_at_checkpoints(run, sample, fresh=fresh)
 
 
 def _other_away(run: Run) -> Path | None:

@@ -79,15 +79,22 @@ class StoredCheckpoints:
         """
         shutil.rmtree(self._folder / ".sending", ignore_errors=True)
         step = self._named()
-        agreed = self._agreed()
-        here = step in agreed["named"] and (self._folder / LATEST).exists()
-        ours = self._hosts.count == 1 and (step is None or here)
+        ours = self._is_ours(step)
         if not ours:
             self._replace(step, listener, note)
         elif step is None:
             self._agree([None], None)  # whatever it had, it is to be sent again
         self._sent = {self._mark_of(path) for path in self._iterations()}
         return not ours
+
+    def away(self) -> int | None:
+        """The step that the store names and that is yet to be fetched, if there is one; nothing is changed.
+
+        Raises:
+            StorageError: As `take_in`.
+        """
+        step = self._named()
+        return None if self._is_ours(step) else step
 
     def clear(self) -> None:
         """Remove all checkpoints from the store, the pointer first."""
@@ -117,6 +124,11 @@ class StoredCheckpoints:
             shutil.rmtree(linked, ignore_errors=True)
         self._sent.add(self._mark_of(new)) if new.exists() else None
         return True
+
+    def _is_ours(self, step: int | None) -> bool:
+        """Whether what is here decides, where the store names a step."""
+        here = step in self._agreed()["named"] and (self._folder / LATEST).exists()
+        return self._hosts.count == 1 and (step is None or here)
 
     def _send(self, folder: Path, hurry: Callable[[], bool], ahead: Callable[[], None]) -> None:
         step = _step_of(folder)

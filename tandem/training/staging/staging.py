@@ -137,6 +137,14 @@ class Staging:
         lease = self._lease or self._followed
         return lease.holder() if lease else None
 
+    def away(self) -> int | None:
+        """The step that the run goes on from once it is fetched; None where what is here decides, or nothing is there.
+
+        Raises:
+            StorageError: The store refuses.
+        """
+        return None if self._checkpoints is None else self._checkpoints.away()
+
     def _stored_checkpoints(self) -> StoredCheckpoints | None:
         paths, launch = self._run.paths, self._run.launch
         if (location := self._location(paths.checkpoints)) is None:
