@@ -160,9 +160,12 @@ def train(stage: StageName, what: str, options: Options) -> int:
     """Do one stage of whatever was asked for, or show the plan, or what it could fail of."""
     import os
 
+    from tandem.errors import UsageError
     from tandem.training.settings.choice import choose
     from tandem.training.settings.config import Recipe
 
+    if options.data_only and (options.plan or options.json) and not options.check:
+        raise UsageError("--plan and --json show the plan and prepare nothing; give them without --data-only")
     given = choose(what, stage, environment=os.environ, options=_values(options), root=options.out)
     if options.check:
         return _check(given, stage, options)

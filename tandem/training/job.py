@@ -87,7 +87,9 @@ def finished(job: Job) -> Finished:
         place=job.folder,
         checkpoints=CheckpointFolder(job.folder / "checkpoints"),
         exported_from=read_mark(job.folder) if job.model.exists() else None,
-        elsewhere="use another folder" + (", fine-tune anew with --no-resume" if job.stage == "sft" else ""),
+        way_out="use another folder, "
+        + ("fine-tune anew with --no-resume, " if job.stage == "sft" else "")
+        + "or train anew with --fresh",
     )
 
 

@@ -321,8 +321,9 @@ def test_data_that_was_prepared_before(
         assert run_command(["train", "sft", MODEL, "--plan"]) == 0
     assert any(line.startswith("sft: ") and "; 6 steps of" in line for line in capsys.readouterr().out.splitlines())
     pair = str(prepared / "data_packed_input_ids_document")  # as Megatron's users name it
-    run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=pair), again := Recording())
-    assert again.reused == ["sft"]
+    for name in (pair, f"{pair}.idx", f"{pair}.bin"):
+        run_named(resolved(without, tmp_path / "two", USER_PROCESSED_DATA_DIR=name), again := Recording())
+        assert again.reused == ["sft"]
     with pytest.raises(TandemError, match="must hold one file"):
         run_named(
             resolved(without, tmp_path / "three", stage="pretrain", USER_PROCESSED_DATA_DIR=str(prepared)), Recording()

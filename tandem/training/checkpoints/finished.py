@@ -20,8 +20,8 @@ class Finished:
     checkpoints: CheckpointFolder
     exported_from: Inputs | None
     """None where nothing is exported."""
-    elsewhere: str
-    """How to train beside it, for messages."""
+    way_out: str
+    """What to do where it is not what is asked for, for messages."""
 
     @property
     def made_from(self) -> Inputs | None:
@@ -44,7 +44,7 @@ class Finished:
         if self.checkpoints.latest() is None:
             raise CheckpointError(
                 f"{self.checkpoints.path}: holds no checkpoint, and {self.place} is made longer than "
-                f"{made_from['stage']['steps']} steps from its last one; {self.elsewhere}, or train anew with --fresh"
+                f"{made_from['stage']['steps']} steps from its last one; {self.way_out}"
             )
         return False
 
@@ -55,7 +55,4 @@ class Finished:
             CheckpointError: Something does.
         """
         if different := differences(made_from, asked_for):
-            raise CheckpointError(
-                f"{self.place}: was trained from other inputs: {different}; {self.elsewhere}, or train anew with "
-                "--fresh"
-            )
+            raise CheckpointError(f"{self.place}: was trained from other inputs: {different}; {self.way_out}")

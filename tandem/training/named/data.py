@@ -94,10 +94,14 @@ def _spec(run: Run, raw: Path) -> PrepareSpec:
 
 
 def _prefix(path: Path, run: Run) -> Path:
-    """The prefix of files that lie in a folder, or that the path itself is; Megatron's name their whole pair."""
+    """The prefix of files that lie in a folder, or that the path itself is; Megatron's name their whole pair.
+
+    One file of the pair, as people complete names, means the pair.
+    """
     ending = _index(Path("x"), run).name.removeprefix("x")
+    pair = ending.removesuffix(".idx")
     if not path.is_dir():
-        return path.with_name(path.name.removesuffix(ending.removesuffix(".idx")))
+        return path.with_name(path.name.removesuffix(ending).removesuffix(f"{pair}.bin").removesuffix(pair))
     found = sorted(path.glob(f"*{ending}"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"

@@ -62,7 +62,7 @@ def finished(run: Run) -> Finished:
         place=run.exported,
         checkpoints=CheckpointFolder(run.paths.checkpoints),
         exported_from=read_json_object(run.mark, CheckpointError) if exported else None,
-        elsewhere="set another OUTPUT_SAVE_DIR",
+        way_out="set another OUTPUT_SAVE_DIR, or train anew with --fresh",
     )
 
 
@@ -75,7 +75,7 @@ def made_before(run: Run) -> Finished:
     before = finished(run)
     if before.exported_from is None and (origin := origin_of(run)) is not None:
         alone = "take its weights alone (CKPT_LOAD_TYPE=1)"
-        return replace(before, place=origin, checkpoints=CheckpointFolder(origin), elsewhere=alone)
+        return replace(before, place=origin, checkpoints=CheckpointFolder(origin), way_out=alone)
     return before
 
 

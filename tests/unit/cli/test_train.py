@@ -27,6 +27,7 @@ def test_stages_that_do_not_exist_are_refused_by_name(capsys: pytest.CaptureFixt
         (["sft", "quickstart"], "recipe quickstart: needs a folder for the run; give --out"),
         (["sft", "quickstart", "--data", "x", "--set", "seed=1"], "takes no --data, --set; edit its file"),
         (["sft", "quickstart", "--data-only"], "makes a new model, and --data-only is for named ones"),
+        (["sft", "yi-6b", "--data-only", "--plan"], "--plan and --json show the plan and prepare nothing"),
         (["sft", "quickstart", "--ranks", "0"], "launch.ranks = 0: write a number above 0"),
         (["sft", "yi-6b", "--set", "lr=1"], "--set lr: there is no such setting; did you mean"),
         (["sft", "yi-6b", "--data", "/none", "--weights", "/no"], "/none: is not there; raw data"),
