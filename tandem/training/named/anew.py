@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def clear(run: Run) -> None:
 
 def _is_made_by(run: Run, path: Path) -> bool:
     """Whether a path is one of the run's checkpoints or what it exports, or lies in one."""
-    own, place = run.paths.checkpoints.resolve(), path.resolve()
+    own, place = (Path(os.path.realpath(one)) for one in (run.paths.checkpoints, path))  # also of links in a circle
     if place == own or not place.is_relative_to(own):
         return False
     name = place.relative_to(own).parts[0]
