@@ -125,13 +125,14 @@ def _work(plan: Plan, place: Place) -> int:
         try:
             train(_stage(plan, world), decoder, Conversations(packed=False), progress,
                   lambda parts: fill_factors(parts, whole.named_parameters()))  # fmt: skip
+            # One rank may be killed at its last words while another is here.
+            parts = decoder.named_parameters()
+            result = {name: collected(one, range(len(one)), world).contiguous() for name, one in parts}
         except KeyboardInterrupt:
             return 130
         except TandemError as error:
             (plan.folder / f"error.{rank}.txt").write_text(str(error))
             return 1
-        parts = decoder.named_parameters()
-        result = {name: collected(one, range(len(one)), world).contiguous() for name, one in parts}
         if world.leads:
             save_file(result, plan.folder / "result.safetensors")
             (plan.folder / "steps.json").write_text(json.dumps([report.step for report in progress.reports]))

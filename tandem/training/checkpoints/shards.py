@@ -42,7 +42,8 @@ def write_shard(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Path:
         rank: Which one this is.
 
     Raises:
-        CheckpointError: The disk is full, or the system does not let it be written.
+        CheckpointError: The disk is full, or the system does not let it be written; or another rank, which has ended,
+            took the folder along.
     """
     path = folder / f"rank_{rank:05d}.safetensors"
     own = {name: tensor for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
@@ -50,7 +51,9 @@ def write_shard(tensors: Mapping[str, Tensor], folder: Path, rank: int) -> Path:
     try:
         with _each_for_itself():
             save(own, storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True), no_dist=True)
-        [file] = part.glob("*.safetensors")
+        file = next(part.glob("*.safetensors"), None)
+        if file is None:
+            raise CheckpointError(f"{path}: its folder was removed while it was written; has another rank ended?")
         file.rename(path)
     except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}); free disk space and go on") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from tandem.errors import CheckpointError
+from tandem.training.checkpoints import shards
 from tandem.training.checkpoints.folder import sha256_of_fields
 from tandem.training.checkpoints.shards import copied
 from tandem.training.checkpoints.state import LATEST, TrainState
@@ -89,3 +91,18 @@ def test_the_copy_of_a_sharded_tensor_stays_in_host_memory() -> None:
     assert isinstance(copy["a"], DTensor)
     assert copy["a"].to_local().device.type == copy["b"].device.type == "cpu"
     assert (copy["a"].shape, copy["a"].placements) == (own.shape, own.placements)
+
+
+def test_a_folder_that_is_removed_while_a_part_is_written_is_no_fault_of_the_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader removes it when it sees that another rank has ended; this one may still be writing."""
+    original = shards.save
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        shutil.rmtree(tmp_path / "step")
+
+    monkeypatch.setattr(shards, "save", overtaken)
+    with pytest.raises(CheckpointError, match=r"rank_00000\.safetensors: its folder was removed while it was written"):
+        shards.write_shard({"model.weight": torch.zeros(3)}, tmp_path / "step", 0)
