@@ -9,7 +9,8 @@
     <process logs>/run-<host>.json               the run, as the ranks read it
 
 The process that the user starts prepares the data. Then it trains itself, or starts this host's ranks, which read the
-run from a file. torch is imported only by those that train.
+run from a file. torch is imported only by those that train, and where another run's weights or an adapter to begin from
+must be looked at before.
 """
 
 from __future__ import annotations

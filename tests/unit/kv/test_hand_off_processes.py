@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,10 @@ def mapped_caches() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:tandem-kv")
 
 
+@pytest.mark.parametrize("run", [pytest.param(asyncio.run, marks=pytest.mark.full), uvloop.run])
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize(("ranks", "our_ranks"), [(1, 1), (2, 4), (8, 2)])
-def test_blocks_arrive(transport: str, ranks: int, our_ranks: int) -> None:
+def test_blocks_arrive(run: Callable[[Any], None], transport: str, ranks: int, our_ranks: int) -> None:
     async def scenario() -> None:
         shards = empty(LARGE, COUNT, our_ranks)
         with held_elsewhere(COUNT, 1, ranks, transport, every=0.005) as holder:
@@ -63,7 +65,7 @@ def test_blocks_arrive(transport: str, ranks: int, our_ranks: int) -> None:
             with pytest.raises(TransferError, match="refused: the ticket is unknown or used"):
                 await fetch(holder, shards, transport)
 
-    uvloop.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
